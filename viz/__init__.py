@@ -21,6 +21,7 @@ from headscope.viz._labels import ABSENT, absent, head_name, measured, shown_tok
 from headscope.viz._scale import ranks
 from headscope.viz._table import top
 from headscope.viz.component.head_grid import head_grid
+from headscope.viz.component.long_view import long_view
 from headscope.viz.component.thumbnails import thumbnail_row, thumbnails
 from headscope.viz.component.token_view import token_view
 
@@ -34,6 +35,7 @@ __all__ = [
     "head_name",
     "interval",
     "load",
+    "long_view",
     "measured",
     "names",
     "ranks",

@@ -94,32 +94,6 @@ def whiskers(values: Array, low: Array, high: Array) -> dict[str, Any]:
     }
 
 
-def clickable(size: int) -> dict[str, Any]:
-    """Describe invisible markers: heatmaps report no clicks to Streamlit."""
-    hidden = {"marker": {"opacity": 0}}
-    return {
-        "mode": "markers",
-        "marker": {"opacity": 0, "size": size},
-        # Without these a click would fade the markers that are not selected into view.
-        "selected": hidden,
-        "unselected": hidden,
-    }
-
-
-def outline(fig: Any, rows: tuple[float, float], columns: tuple[float, float]) -> None:
-    """Draw a rectangle around some cells."""
-    # Two lines, because one colour is lost on one end of the scale.
-    for colour, width in (("#000000", 5), ("#ffffff", 2)):
-        fig.add_shape(
-            type="rect",
-            x0=columns[0],
-            x1=columns[1],
-            y0=rows[0],
-            y1=rows[1],
-            line={"color": colour, "width": width},
-        )
-
-
 def cell_axis(name: str, count: int, **more: Any) -> dict[str, Any]:
     """Describe an axis along cells, which end where the axis ends."""
     return {

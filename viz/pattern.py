@@ -3,15 +3,12 @@
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import (
     CELLS,
     Bound,
     block_size,
-    cell_axis,
-    clickable,
     coarse,
     crowded,
     frame,
@@ -19,9 +16,8 @@ from headscope.viz._frame import (
     holes,
     menu,
     missing,
-    outline,
 )
-from headscope.viz._labels import POSITIONS, combinations, positions, title, token_row, units
+from headscope.viz._labels import POSITIONS, combinations, positions, token_row
 from headscope.viz._scale import finite
 
 TICKS = 48
@@ -85,55 +81,6 @@ def figure(
             for one, ((down, _), (across, _)) in zip(drawn, sides, strict=True)
         ]
         fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1])])
-    return fig
-
-
-def overview(array: xr.DataArray, tile: int, window: tuple[slice, slice]) -> Any:
-    """Draw a pooled map over token positions, and outline the window that is looked at closer.
-
-    The map has the dims query_tile and key_tile, of so many tokens a tile. A click on a tile, or a
-    box, selects invisible markers, whose x and y are token positions.
-
-    >>> pooled = xr.DataArray([[1.0, 0.0], [0.4, 0.6]], dims=("query_tile", "key_tile"))
-    >>> overview(pooled, 8, (slice(0, 4), slice(0, 4))).data[1].x.tolist()
-    [3.5, 3.5, 11.5]
-    """
-    array = array.transpose("query_tile", "key_tile")
-    values = finite(array).astype(np.float32)
-    rows, columns = np.nonzero(values > 0)
-    starts = [np.arange(size) * tile for size in values.shape]
-    middle = (tile - 1) / 2
-    fig = frame(
-        array,
-        height=480,
-        notes=[f"each cell is {tile} × {tile} tokens; click one, or select a box, to look closer"],
-        xaxis=cell_axis("looked at (key), token", len(starts[1]) * tile),
-        yaxis=cell_axis("looks (query), token", len(starts[0]) * tile)
-        | {"range": [len(starts[0]) * tile - 0.5, -0.5]},
-        clickmode="event+select",
-        hovermode="closest",
-        hoverdistance=-1,
-        showlegend=False,
-    )
-    centres: dict[str, Any] = {"x": starts[1] + middle, "y": starts[0] + middle}
-    fig.add_trace(heatmap(array, values, fit=True, hoverinfo="skip", **centres))
-    fig.add_trace(
-        go.Scatter(
-            x=centres["x"][columns],
-            y=centres["y"][rows],
-            **clickable(6),
-            customdata=np.stack(
-                [starts[0][rows], starts[1][columns], values[rows, columns]], axis=-1
-            ).astype(np.float32),
-            hovertemplate=(
-                "queries from %{customdata[0]}, keys from %{customdata[1]}<br>"
-                f"{title(array)}: %{{customdata[2]:.3g}} {units(array)}<extra></extra>"
-            ),
-            name="tiles",
-        )
-    )
-    rows_seen, columns_seen = ((side.start - 0.5, side.stop - 0.5) for side in window)
-    outline(fig, rows_seen, columns_seen)
     return fig
 
 

@@ -19,6 +19,7 @@ from headscope.app.dashboard import capture_scores
 from headscope.app.report.scores import Score, collect, heads_table
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes.models.pair import Pair
+from headscope.viz.component.long_view import SIDE as BLOCKS
 from headscope.viz.component.thumbnails import SIDE
 
 if TYPE_CHECKING:
@@ -217,12 +218,20 @@ def layer(key: RunKey, ids: tuple[int, ...], number: int) -> Layer:
         return run_until_layer(model(key), ids, number)
 
 
-@st.cache_data(max_entries=64, show_spinner="Pooling the map …")
-def pooled(
-    key: RunKey, ids: tuple[int, ...], number: int, head: int, tile: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Pool the whole map of one head into tiles."""
-    return layer(key, ids, number).pooled(head, tile)
+@st.cache_resource(max_entries=16, show_spinner="Pooling the map …")
+def overview(key: RunKey, ids: tuple[int, ...], number: int, head: int) -> xr.Dataset:
+    """Pool the whole map of one head into blocks, with what each token receives and its entropy."""
+    import xarray as xr
+
+    from headscope.kernels import statistics
+
+    tile = -(-len(ids) // BLOCKS)
+    found = layer(key, ids, number).overview(head, tile)
+    return xr.Dataset(
+        {name: (statistics.load(name).dims, values) for name, values in found.items()},
+        coords={"token": ("query", model(key).words(ids)), "layer": number, "head": head},
+        attrs={"tile": tile},
+    )
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

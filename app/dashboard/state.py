@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from headscope.app.dashboard.components.plain import plain
+from headscope.viz.component.long_view import MAPS, WIDEST
 from headscope.viz.component.token_view import MODES, SCALES
 
 # Of this session: the screen in view; its fields, with what they are where the address is silent;
@@ -15,6 +16,8 @@ from headscope.viz.component.token_view import MODES, SCALES
 SCREEN, SHOWN, SAID = "screen", "shown_fields", "said_fields"
 # How the token view stands; the browser says so, and no widget has these.
 TOKEN_VIEW = ("mode", "scale", "hide", "token")
+# The same of a long view: blocks, words to find, and the window.
+LONG_VIEW = ("map", "find", "queries", "keys")
 MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 
@@ -148,6 +151,51 @@ def keep_token_view(view: Mapping[str, Any]) -> None:
     st.query_params.update(
         {name: [] if view[name] in (None, False) else str(view[name]) for name in TOKEN_VIEW}
     )
+
+
+def long_view(length: int) -> dict[str, Any]:
+    """Read from the address how the long view of so many tokens stands."""
+    given: dict[str, Any] = {
+        name: values[-1] for name in ("map",) if (values := _asked(name, MAPS))
+    }
+    if words := st.query_params.get("find"):
+        given["find"] = words
+    sides = {name: st.query_params.get(name, "") for name in ("queries", "keys")}
+    window = {name: _window(text, length) for name, text in sides.items()}
+    if all(window.values()):
+        return given | window
+    if bad := {name: text for name, text in sides.items() if text}:
+        st.session_state.setdefault("bad_params", []).extend(
+            f"The link asks for {name} = {text!r}; a window is two tokens of {length}, such as "
+            f"queries=0-{WIDEST - 1}, at most {WIDEST} apart, of queries and of keys."
+            for name, text in bad.items()
+        )
+        st.query_params.update(dict.fromkeys(bad, []))
+    return given
+
+
+def _window(text: str, length: int) -> list[int] | None:
+    """Read the first and the last token of one side of a window; None where it is none.
+
+    >>> _window("700-827", 900), _window("700-827", 800), _window("7", 900)
+    ([700, 828], None, None)
+    """
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal()):
+        return None
+    start, stop = int(first), int(last) + 1
+    return [start, stop] if start < stop <= min(length, start + WIDEST) else None
+
+
+def keep_long_view(view: Mapping[str, Any]) -> None:
+    """Put into the address how the long view stands."""
+
+    def text(value: Any) -> str | list[str]:
+        if not value or value == MAPS[0]:
+            return []
+        return value if isinstance(value, str) else f"{int(value[0])}-{int(value[1]) - 1}"
+
+    st.query_params.update({name: text(view[name]) for name in LONG_VIEW})
 
 
 def link() -> str:

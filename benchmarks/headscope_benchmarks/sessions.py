@@ -34,14 +34,15 @@ class Visits(NamedTuple):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[tuple[str, int]]:
-    """Serve a folder; yields the address and the process."""
+def serve(folder: Path, script: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Serve a folder, or another app in the same way; yields the address and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        command(folder, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    line = command(folder, port)
+    if script is not None:
+        line[line.index("run") + 1] = str(script)
+    server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
         for _ in range(240):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
 Array = npt.NDArray[np.float32]
-POOLED = ("pooled_mean", "pooled_max")
+OVERVIEW = ("pooled_mean", "pooled_max", "received", "entropy")
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that has done its work
@@ -48,9 +48,13 @@ class Layer:
         places = (torch.from_numpy(rows), torch.from_numpy(columns))
         return head_weights(self.call.query, self.call.key, head, *places, self.spec).cpu().numpy()
 
-    def pooled(self, head: int, tile: int) -> dict[str, Array]:
-        """Pool one head's map into tiles of so many tokens: ``pooled_mean`` and ``pooled_max``."""
-        request = Request(stats=POOLED, tile=tile)
+    def overview(self, head: int, tile: int) -> dict[str, Array]:
+        """Pool one head's map into tiles of so many tokens, with what every token receives.
+
+        By name: ``pooled_mean``, ``pooled_max``, ``received`` and, where rows are shares of one
+        whole, ``entropy``.
+        """
+        request = Request(stats=OVERVIEW[:3] if self.spec.sigmoid else OVERVIEW, tile=tile)
         results = head_statistics(self.call.query, self.call.key, head, request, self.spec)
         return {name: result.cpu().numpy() for name, result in results.items()}
 

@@ -131,6 +131,8 @@ def token_coords(model: Model, prompts: Prompts) -> dict[str, Any]:
         "token_id": (("prompt", "query"), token_id),
         "length": (("prompt",), length),
     }
+    if prompts.encoded is not None:
+        coords["roles"] = (("prompt",), np.array(list(map(_roles, prompts.encoded.spans))))
     if prompts.pixels is not None:
         # A run is shown again later, and its images may have moved away.
         coords["pixels"] = (("prompt", "colour", "height", "width"), prompts.pixels.numpy())
@@ -142,6 +144,16 @@ def token_coords(model: Model, prompts: Prompts) -> dict[str, Any]:
         coords[f"{name}_token_id"] = (("prompt", name), token_id)
         coords[f"{name}_length"] = (("prompt",), length)
     return coords
+
+
+def _roles(spans: Mapping[str, Sequence[Sequence[int]]]) -> str:
+    """Write where the parts of a task's prompt stand: first token and end, role by role.
+
+    >>> _roles({"key": [(4, 5), (9,)]})
+    '{"key": [[4, 6], [9, 10]]}'
+    """
+    ends = {role: [(at[0], at[-1] + 1) for at in places if at] for role, places in spans.items()}
+    return json.dumps(ends)
 
 
 def _tokens(

@@ -1,5 +1,6 @@
 """Real clicks on the Heads screen in Chromium."""
 
+import re
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
@@ -7,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.writing import split
+from headscope.viz._labels import shown_token
 
 pytestmark = pytest.mark.browser
 
@@ -72,80 +74,87 @@ def test_click_arrows_link_and_download(page, address, tmp_path):
     assert "prompt=1" in page.url
 
 
-def spot(page: Page, query: float, key: float) -> list[float]:
-    """Find a place of the overview, in pixels, through plotly's own axes."""
-    return page.evaluate(
-        """([query, key]) => {
-            const plot = document.querySelector('.st-key-overview_chart .js-plotly-plot');
-            plot.scrollIntoView({block: 'center', behavior: 'instant'});
-            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-            const x = xaxis._offset + xaxis.d2p(key), y = yaxis._offset + yaxis.d2p(query);
-            return [box.x + x, box.y + y];
-        }""",
-        [query, key],
-    )
-
-
-def edges(page: Page) -> list[str]:
-    """Read the first query and the first key of the window as the browser drew it."""
-    return page.evaluate(
-        """() => {
-            const {x, y} = document.querySelector('.st-key-pattern_chart .js-plotly-plot').data[0];
-            return [y[0], x[0]];
-        }"""
-    )
-
-
-def test_a_click_and_a_box_move_the_window_of_a_long_text(page, address, bundled):
+@pytest.fixture(scope="module")
+def long_text(bundled) -> str:
     told = tasks.make("story", tokenizer=bundled.tokenizer, n=30, seed=3).prompts
-    text = " ".join([word for prompt in told for word in split(prompt.clean)][:900])
-    words = bundled.words(bundled.encode(text))
-    page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': text})}")
-    settled(page)
-    page.wait_for_selector(".st-key-overview_chart .js-plotly-plot")
-    assert edges(page) == ["0: &lt;bos&gt;", "0: &lt;bos&gt;"]
+    return " ".join([word for prompt in told for word in split(prompt.clean)][:900])
 
-    # The middle of a tile of 16 tokens, where the window of 64 is put.
-    middle = spot(page, 727.5, 311.5)
-    page.mouse.move(*middle)
-    page.mouse.click(*middle)
-    page.wait_for_function("location.search.includes('queries=696')")
-    page.wait_for_function("location.search.includes('keys=280')")
-    wait_for_edges(page, [f"696: {words[696]}", f"280: {words[280]}"])
 
-    page.get_by_text("Attention of L1H3, exact").first.wait_for()
-    draw_box(page, spot(page, 400, 300), spot(page, 520, 410))
-    page.wait_for_function("location.search.includes('side=128')")
-    page.wait_for_function("!location.search.includes('queries=696')")
-    first, key = (int(parse_qs(urlsplit(page.url).query)[name][0]) for name in ("queries", "keys"))
-    assert abs(first - 400) <= 4
-    assert abs(key - 300) <= 4
-    wait_for_edges(page, [f"{first}: {words[first]}", f"{key}: {words[key]}"])
+def tokens(page: Page) -> list[str]:
+    return page.locator(".st-key-token_view [role=option]").all_text_contents()
+
+
+def pointed(page: Page) -> tuple[list[int], list[int]]:
+    """Read the tokens of the block under the mouse, as its tip says them."""
+    said = page.locator(".st-key-long_view .tip").text_content()
+    found = re.findall(r"(?:queries|keys) (\d+)–(\d+)", said)
+    return tuple([int(first), int(last)] for first, last in found)
+
+
+@pytest.mark.parametrize("width", [900, 1280, 1920])
+def test_a_window_of_a_long_text_is_dragged_and_kept_in_the_link(
+    width, new_page, address, bundled, long_text
+):
+    page = new_page(width, 1200)
+    words = [shown_token(word, 200) for word in bundled.words(bundled.encode(long_text))]
+    page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': long_text})}")
+    view = page.locator(".st-key-long_view")
+    view.get_by_role("grid").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+    page.wait_for_timeout(500)
+    frame = view.locator(".cells").bounding_box()
+    ends = []
+    for across, down in ((0.3, 0.5), (0.42, 0.63)):
+        at = frame["x"] + across * frame["width"], frame["y"] + down * frame["height"]
+        page.mouse.move(*at)
+        ends.append((at, pointed(page)))
+    page.mouse.move(*ends[0][0])
+    page.mouse.down()
+    page.mouse.move(*ends[1][0], steps=6)
+    page.mouse.up()
+    (_, (queries, keys)), (_, (last_queries, last_keys)) = ends
+    page.wait_for_function(f"location.search.includes('queries={queries[0]}-{last_queries[1]}')")
+    page.wait_for_function(f"location.search.includes('keys={keys[0]}-{last_keys[1]}')")
+    expected = words[queries[0] : last_queries[1] + 1] + words[keys[0] : last_keys[1] + 1]
+    expect(page.locator(".st-key-token_view [role=option]")).to_have_count(len(expected))
+    assert tokens(page) == expected
 
     link = page.url
+    grid = view.get_by_role("grid")
+    grid.focus()
+    for pressed in ("PageUp", "Home", "ArrowDown", "Enter"):
+        page.keyboard.press(pressed)
+    page.wait_for_function("location.search.includes('queries=0-127')")
+    expect(page.get_by_role("heading", name="L1H3")).to_be_visible()
+    page.go_back()
+    expect(view.locator(".crumbs")).to_contain_text(f"queries {queries[0]}–{last_queries[1]}")
+    view.get_by_role("button", name="Whole text").click()
+    page.wait_for_function("!location.search.includes('queries=')")
+    expect(page.locator(".st-key-token_view")).to_have_count(0)
+
     page.goto("about:blank")
     page.goto(link)
-    settled(page)
-    wait_for_edges(page, [f"{first}: {words[first]}", f"{key}: {words[key]}"])
+    expect(view.locator(".crumbs")).to_contain_text(f"queries {queries[0]}–{last_queries[1]}")
+    expect(page.locator(".st-key-token_view [role=option]")).to_have_count(len(expected))
+    assert tokens(page) == expected
 
 
-def wait_for_edges(page: Page, wanted: list[str]) -> None:
-    settled(page)
-    for _ in range(100):
-        if edges(page) == wanted:
-            return
-        page.wait_for_timeout(100)
-    assert edges(page) == wanted
-
-
-def draw_box(page: Page, start: list[float], end: list[float]) -> None:
-    """Draw a box with plotly's own tool."""
-    page.locator(".st-key-overview_chart").hover()
-    page.locator(".st-key-overview_chart [data-val=select]").click()
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*end, steps=8)
-    page.mouse.up()
+def test_words_of_a_long_text_are_found(page, address, long_text):
+    page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': long_text})}")
+    view = page.locator(".st-key-long_view")
+    wanted = " ".join(long_text.split()[400:402])
+    find = view.get_by_label("Find")
+    find.fill("nothing")
+    # Keys that are typed are not those of the page.
+    find.press("ArrowLeft")
+    find.fill(wanted)
+    find.press("Enter")
+    count = f" {long_text} ".count(f" {wanted} ")
+    expect(view.locator(".found")).to_contain_text(f"1 of {count}: token ")
+    page.wait_for_function("location.search.includes('find=')")
+    expect(view.locator(".found")).to_contain_text(f"1 of {count}: token ")
+    expect(page.get_by_role("heading", name="L1H3")).to_be_visible()
+    expect(page.locator(".st-key-token_view [role=option]").first).to_be_visible()
 
 
 def test_the_grid_has_arrow_keys_of_its_own_and_enter_picks(page, address):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import screen
 import xarray as xr
+from browser_views import dense_overview
 from playwright.sync_api import Page, expect
 
 from headscope import viz
@@ -201,6 +202,128 @@ def test_thumbnails_pick_the_head_that_is_drawn_on_its_tokens(new_page, tmp_path
     page.mouse.click(side["x"] + 1.9 * side["width"], side["y"] + 3.1 * side["height"])
     expect(page.locator(".title").nth(1)).to_have_text("Attention: L3H1")
     expect(page.locator(".said.out")).to_have_text("5 t5 attends to: 5 t5  1.00")
+
+
+WEIGHT = (8, 48, 107)
+
+
+def planted_overview(*places: tuple[int, int], margins: bool = False) -> xr.Dataset:
+    """A text of 600 tokens in blocks of 4 whose large weights are in these blocks."""
+    weights = np.tril(np.full((600, 600), 1e-6))
+    for row, column in places:
+        weights[4 * row + 1, 4 * column + 2] = 1.0
+    words = [f" w{at % 100}" for at in range(600)]
+    words[250:253] = [" <b>", "Needle", "\n"]
+    found = dense_overview(weights, 4).assign_coords(token=("query", words))
+    return found if margins else found.drop_vars(["received", "entropy"])
+
+
+def middle(page: Page, place: tuple[int, int], tmp_path) -> tuple[float, float]:
+    """Find a block on the screen, by a large weight that is planted there alone."""
+    page.mouse.move(0, 0)
+    opened(page, viz.long_view(planted_overview(place)), tmp_path)
+    page.wait_for_selector(".crumbs [aria-current]")
+    return screen.off_centre(screen.pixels(page, ".marks"), WEIGHT, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("width", [900, 1280, 1920])
+def test_a_drag_chooses_the_blocks_that_it_goes_over(width, new_page, tmp_path):
+    page = new_page(width, 1000)
+    for one, other in (((100, 20), (70, 62)), ((149, 3), (9, 140)), ((33, 31), (34, 31))):
+        start, end = middle(page, one, tmp_path), middle(page, other, tmp_path)
+        page.mouse.move(*start)
+        page.mouse.down()
+        page.mouse.move(*end, steps=5)
+        page.mouse.up()
+        for side, blocks in zip(("queries", "keys"), zip(one, other, strict=True), strict=True):
+            first, last = 4 * min(blocks), 4 * max(blocks) + 4
+            if last - first > 512:
+                first, last = (first + last) // 2 - 256, (first + last) // 2 + 256
+            assert page.evaluate(f"state.{side}") == [first, last]
+    page.mouse.click(*start)
+    assert page.evaluate("[state.queries, state.keys]") == [[70, 198], [62, 190]]
+    page.get_by_role("button", name="Whole text (600 tokens)").click()
+    assert page.evaluate("[state.queries, state.keys]") == [None, None]
+
+
+def test_a_long_view_is_worked_by_keys_and_heard(new_page, tmp_path):
+    page = new_page()
+    opened(page, viz.long_view(planted_overview((90, 40), margins=True)), tmp_path)
+    grid = page.get_by_role("grid")
+    expect(grid).to_have_attribute("aria-rowcount", "150")
+    grid.focus()
+    page.keyboard.press("PageDown")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("gridcell")).to_have_attribute(
+        "aria-label",
+        re.compile(
+            r"^1.00e-06 largest weight, queries 592–595: “ w92 .*nats, keys 4–7: .*receives?"
+        ),
+    )
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.get_by_text("selected queries 584–595, keys 4–11; Enter")).to_be_attached()
+    page.keyboard.press("Enter")
+    assert page.evaluate("[state.queries, state.keys]") == [[584, 596], [4, 12]]
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    assert page.evaluate("state.queries[1] - state.queries[0]") == 128
+    for name, value in (("first of the queries", 300), ("last of the queries", 309)):
+        page.get_by_label(name).fill(str(value))
+        page.get_by_label(name).press("Tab")
+    assert page.evaluate("state.queries") == [300, 310]
+
+
+def test_words_are_found_and_a_window_is_put_around_them(new_page, tmp_path):
+    page = new_page()
+    overview = planted_overview((90, 62), (80, 62), (62, 9), (110, 30))
+    overview = overview.assign_coords(roles='{"needle": [[250, 252]]}')
+    opened(page, viz.long_view(overview), tmp_path)
+    find = page.get_by_label("Find")
+    find.fill("W7 W8")
+    expect(page.locator(".found")).to_have_text("6 matches")
+    find.fill("<B>NEEDLE")
+    expect(page.locator(".found")).to_have_text("1 match")
+    before = page.locator(".marks").screenshot()
+    page.keyboard.press("Enter")
+    expect(page.locator(".found")).to_contain_text("1 of 1: token 250, “ w47 w48 w49 <b>Needle ")
+    assert page.locator(".marks").screenshot() != before
+    # As key, with the first of the two blocks that attend to it most; then as query.
+    assert page.evaluate("[state.queries, state.keys]") == [[258, 386], [187, 315]]
+    assert page.evaluate("state.find") == "<B>NEEDLE"
+    page.get_by_label("as").select_option("queries")
+    page.get_by_role("button", name="Next match").click()
+    assert page.evaluate("[state.queries, state.keys]") == [[187, 315], [0, 128]]
+
+    places = page.get_by_label("Jump to")
+    options = places.locator("option").all_text_contents()
+    assert options[0] == "needle: 250–251"
+    assert options[1] == "heaviest block off the diagonal, 1: 1.00"
+    places.select_option("0")
+    page.get_by_role("button", name="Go to the chosen place").click()
+    assert page.evaluate("state.queries") == [187, 315]
+    places.select_option("1")
+    page.get_by_role("button", name="Go to the chosen place").click()
+    assert page.evaluate("[state.queries, state.keys]") == [[186, 314], [0, 128]]
+    find.fill("nothing of this")
+    page.get_by_role("button", name="Next match").click()
+    expect(page.locator(".found")).to_have_text("0 matches")
+
+
+def test_a_page_holds_one_window_and_says_how_to_make_another(pattern, new_page, tmp_path):
+    window = pattern.assign_coords(query=[20, 21, 22, 23], key=[8, 9, 10, 11])
+    window = window.assign_coords(key_token=("key", list("abcd")))
+    page = new_page()
+    opened(page, viz.long_view(planted_overview((90, 40)), window=window), tmp_path)
+    expect(page.locator(".crumbs")).to_contain_text("queries 20–23, keys 8–11")
+    expect(page.get_by_role("option", name="<b>bold</b>")).to_be_visible()
+    page.get_by_label("first of the queries").fill("19")
+    page.get_by_label("first of the queries").press("Tab")
+    expect(page.locator(".note")).to_contain_text("queries=slice(19, 24), keys=slice(8, 12)")
+    expect(page.get_by_role("option", name="<b>bold</b>")).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

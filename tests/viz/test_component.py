@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from browser_views import unpacked
+from browser_views import dense_overview, read_codes, unpacked
 from refusals import check_refusal
 
 from headscope import viz
+from headscope.probes import capture
 from headscope.viz.component import view
 from headscope.viz.component.token_view import codes
 
@@ -138,6 +139,67 @@ def test_a_state_that_a_token_view_lacks_is_refused(state):
     check_refusal("state", viz.token_view, pattern(), state=state)
 
 
+@pytest.mark.parametrize(("count", "tile"), [(300, 1), (517, 2), (700, 1)])
+def test_joined_blocks_are_those_of_the_whole_matrix(count, tile):
+    weights = causal(count)
+    data = viz.long_view(dense_overview(weights, tile)).data
+    assert data["blocks"] <= 256
+    assert (data["tile"], data["length"]) == (-(-count // 256 // tile) * tile, count)
+    expected = dense_overview(weights, data["tile"])
+    for name in ("pooled_max", "pooled_mean"):
+        found = read_codes(data["maps"][name]).reshape(data["blocks"], -1)
+        np.testing.assert_allclose(found, expected[name], rtol=5.1e-3, atol=0)
+    starts = range(0, count, data["tile"])
+    parts = {
+        "received": [expected["received"].values[at : at + data["tile"]].max() for at in starts],
+        "entropy": [expected["entropy"].values[at : at + data["tile"]].mean() for at in starts],
+    }
+    for name, values in parts.items():
+        np.testing.assert_allclose(read_codes(data["margins"][name]), values, rtol=5.1e-3)
+
+
+def test_an_overview_of_the_fused_kernels_is_a_dense_pool(bundled):
+    ids = list(range(5, 60))
+    dense = capture(bundled, [ids], stats=("pattern",))["pattern"].values[0].astype(float)
+    stats = ("pooled_max", "pooled_mean", "received", "entropy")
+    found = capture(bundled, [ids], stats=stats, tile=3)
+    for layer, head in ((0, 0), (2, 5)):
+        data = viz.long_view(found.isel(prompt=0, layer=layer, head=head)).data
+        expected = dense_overview(dense[layer, head], 3)
+        assert data["title"] == f"Attention of L{layer}H{head}"
+        for name in ("pooled_max", "pooled_mean"):
+            pooled = read_codes(data["maps"][name]).reshape(data["blocks"], -1)
+            np.testing.assert_allclose(pooled, expected[name], rtol=5.1e-3, atol=1e-6)
+
+
+def test_a_long_view_has_the_text_the_roles_and_the_window():
+    words = ("query", [WORDS[3], *(f" w{at}" for at in range(39))])
+    overview = dense_overview(causal(40), 2)
+    overview = overview.assign_coords(roles='{"needle": [[7, 9]]}', token=words)
+    window = pattern(5, query=np.arange(8, 13), key=np.arange(3, 8))
+    data = viz.long_view(overview, window=window, state={"find": "w3"}).data
+    assert json.loads(unpacked(data["tokens"], "u1").tobytes())[0] == WORDS[3]
+    assert data["roles"] == {"needle": [[7, 9]]}
+    assert data["state"] == {"queries": [8, 13], "keys": [3, 8], "find": "w3"}
+    assert data["window"]["first"] == [8, 3]
+    assert "<img" not in viz.long_view(overview).page()
+
+
+def test_an_overview_of_any_length_is_small():
+    count, rows = 256, np.arange(256)
+    weights = np.where(rows <= rows[:, None], RNG.uniform(size=(count, count)) ** 8, 0)
+    overview = dense_overview(weights, 1)
+    assert len(json.dumps(viz.long_view(overview).data)) < 260_000
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"map": "sum"}, {"queries": [0, 9]}, {"queries": [0, 9], "keys": [5, 99]}, {"colour": "red"}],
+)
+def test_a_state_that_a_long_view_lacks_is_refused(state):
+    check_refusal("state", viz.long_view, dense_overview(causal(40), 2), state=state)
+
+
 def filled(value: float, dims: str, *shape: int) -> xr.DataArray:
     return xr.DataArray(np.broadcast_to(value, shape), dims=dims.split())
 
@@ -147,6 +209,7 @@ def filled(value: float, dims: str, *shape: int) -> xr.DataArray:
     [
         ("array", viz.head_grid, filled(1, "type layer head", 2, 2, 2)),
         ("array", viz.head_grid, filled(1, "head", 2)),
+        ("overview", viz.long_view, xr.Dataset({"pooled_max": filled(1, "query key", 2, 2)})),
         ("maps", viz.thumbnails, filled(1, "query key", 2, 2)),
         ("maps", viz.thumbnails, filled(-1, "layer head query key", 1, 1, 2, 2)),
         ("maps", viz.thumbnails, filled(np.nan, "layer head query key", 1, 1, 2, 2)),

@@ -327,19 +327,6 @@ def test_a_window_names_the_words_of_its_keys():
     assert list(drawn.x) == ["2: c", "3: d"]
 
 
-def test_an_overview_says_which_tokens_a_click_means():
-    weights, dims = [[0.9, 0.0], [0.25, 0.75]], ("query_tile", "key_tile")
-    pooled = xr.DataArray(weights, dims=dims, attrs={"units": "share"})
-    figure = viz.load("pattern").overview(pooled, 32, (slice(10, 20), slice(3, 9)))
-    cells, marks = figure.data
-    assert list(cells.x) == list(cells.y) == [15.5, 47.5]
-    # What is never seen cannot be clicked.
-    assert list(zip(marks.y, marks.x, strict=True)) == [(15.5, 15.5), (47.5, 15.5), (47.5, 47.5)]
-    assert marks.customdata[1].tolist() == [32, 0, 0.25]
-    frame = figure.layout.shapes[-1]
-    assert (frame.y0, frame.y1, frame.x0, frame.x1) == (9.5, 19.5, 2.5, 8.5)
-
-
 def test_show_shows_the_named_variables_or_all_but_intervals(monkeypatch):
     shown: list[str] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure.layout.title.text))

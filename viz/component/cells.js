@@ -35,7 +35,8 @@ class CellGrid {
   }
 
   // spec: label, rows, columns (names), first (positions of the first row and column, of tokens),
-  // smallest, largest (px a cell), upright (names of columns),
+  // smallest, largest (px a cell), upright (names of columns), fluid (cells may end between pixels),
+  // margin (px to paint on, right and below),
   // paint(context, box), describe(row, column) -> lines, picked, onPick, onMove
   show(spec) {
     this.spec = spec;
@@ -59,11 +60,12 @@ class CellGrid {
     const left = widest(spec.rows) + 8;
     const top = spec.upright ? across + 8 : 18;
     // Edges of cells lie on pixels of the screen, so that a hit and what is seen agree.
-    const room = (this.width - left - 3) / spec.columns.length;
-    const cell = Math.max(snap(Math.min(room, spec.largest)), spec.smallest);
+    const margin = 3 + (spec.margin ?? 0);
+    const room = Math.min((this.width - left - margin) / spec.columns.length, spec.largest);
+    const cell = Math.max(spec.fluid ? room : snap(room), spec.smallest);
     this.box = { left, top, cell, gap: cell >= 8 ? 1 : 0 };
-    const width = left + cell * spec.columns.length + 3;
-    const height = top + cell * spec.rows.length + 3;
+    const width = left + cell * spec.columns.length + margin;
+    const height = top + cell * spec.rows.length + margin;
     Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -115,15 +117,31 @@ class CellGrid {
   }
 
   hit(event) {
+    const [row, column] = this.spot(event);
+    const { rows, columns } = this.spec;
+    const inside = row >= 0 && column >= 0 && row < rows.length && column < columns.length;
+    return inside ? [row, column] : null;
+  }
+
+  // The cell that is nearest to an event, for what began inside.
+  near(event) {
+    return this.bounded(this.spot(event));
+  }
+
+  bounded([row, column]) {
+    const { rows, columns } = this.spec;
+    const within = (place, size) => Math.min(Math.max(place, 0), size - 1);
+    return [within(row, rows.length), within(column, columns.length)];
+  }
+
+  spot(event) {
     const frame = this.canvas.getBoundingClientRect();
     // Browsers put a canvas on whole pixels, wherever the layout has it.
     const ratio = window.devicePixelRatio || 1;
     const snap = (place) => Math.round(place * ratio) / ratio;
     const column = Math.floor((event.clientX - snap(frame.left) - this.box.left) / this.box.cell);
     const row = Math.floor((event.clientY - snap(frame.top) - this.box.top) / this.box.cell);
-    const { rows, columns } = this.spec;
-    const inside = row >= 0 && column >= 0 && row < rows.length && column < columns.length;
-    return inside ? [row, column] : null;
+    return [row, column];
   }
 
   move(at, spoken = false) {
@@ -164,13 +182,9 @@ class CellGrid {
   }
 
   key(event) {
-    const step = MOVES[event.key];
     const at = this.at ?? this.spec.picked ?? [0, 0];
-    if (step) {
-      const { rows, columns } = this.spec;
-      const within = (place, size) => Math.min(Math.max(place, 0), size - 1);
-      this.move([within(at[0] + step[0], rows.length), within(at[1] + step[1], columns.length)], true);
-      this.cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (MOVES[event.key]) {
+      this.step(MOVES[event.key]);
     } else if (event.key === "Enter" || event.key === " ") {
       this.pick(at);
     } else if (event.key === "Escape") {
@@ -179,6 +193,12 @@ class CellGrid {
       return false;
     }
     return true;
+  }
+
+  step([down, across]) {
+    const at = this.at ?? this.spec.picked ?? [0, 0];
+    this.move(this.bounded([at[0] + down, at[1] + across]), true);
+    this.cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   destroy() {

@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-SCRIPTS = ("base", "cells", "heads", "lines", "token_view", "attention_heads", "row_list", "mount")
+SCRIPTS = (
+    "base", "cells", "heads", "lines", "token_view", "attention_heads", "row_list", "long_view",
+    "mount",
+)  # fmt: skip
 FOLDER = Path(__file__).parent
 
 

@@ -32,8 +32,9 @@ def draw_pattern(
     window = None
     try:
         if isinstance(ids, tuple) and len(ids) > cache.WHOLE:
-            window = pattern_window.controls(len(ids))
-            pattern_window.overview(key, ids, (layer, head), window, f"{name}-overview")
+            window = pattern_window.choose(key, capture, ids, (layer, head))
+            if window is None:
+                return None
             array = pattern_window.compute(key, ids, (layer, head), window)
         else:
             array = cache.weights(key, ids, layer, head)
@@ -41,11 +42,12 @@ def draw_pattern(
         error(refusal)
         return None
     image = "pixels" in capture.coords
-    if window is None and not image:
-        count = array.sizes["query"] + array.sizes["key"] * (array.attrs["attention"] == "cross")
-        view = viz.token_view(array, state=state.token_view(count))
+    if not image:
+        view = viz.token_view(array)
+        count = len(view.data["queries"]) + len(view.data["keys"] or ())
+        view.data["state"] = state.token_view(count)
         mount(view, "token_view", state=state.keep_token_view)
-        return None
+        return window
     words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
@@ -58,18 +60,15 @@ def draw_pattern(
     query = st.select_slider(
         "One query token: where it looks",
         places,
-        places[0 if image else -1],
+        places[0],
         format_func=labels.__getitem__,
         key=f"token_{places[0]}_{len(places)}",
     )
-    if window is not None and isinstance(ids, tuple):
-        row = pattern_window.row(key, ids, (layer, head), query)
-    else:
-        row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
+    row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
-    shown = patches.lay(row) if image else row
+    shown = patches.lay(row)
     st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
-    return window
+    return None
 
 
 def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:

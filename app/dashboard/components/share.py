@@ -4,11 +4,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from headscope.app.dashboard import state
+from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components.pattern_window import Window
 
 
-def draw(path: Path, layer: int, head: int, window: Window | None) -> None:
+def draw(
+    path: Path, layer: int, head: int, window: Window | None, ids: cache.Tokens | None = None
+) -> None:
     """Show the link of the view, and the Python that computes what it shows."""
     st.code(state.link(), language=None, wrap_lines=True)
     text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
@@ -20,7 +22,14 @@ def draw(path: Path, layer: int, head: int, window: Window | None) -> None:
         "",
         f"opened = run.open({str(path)!r})",
     ]
-    if window is None:
+    if window is None and isinstance(ids, tuple) and len(ids) > cache.WHOLE:
+        stats = "('pooled_max', 'pooled_mean', 'received', 'entropy')"
+        lines += [
+            "from headscope import viz",
+            f"cap = capture(open_model(opened), {prompts}, stats={stats}, tile={-(-len(ids) // 256)})",
+            f"viz.long_view(cap.isel(prompt=0, layer={layer}, head={head}))",
+        ]
+    elif window is None:
         lines += [
             f"cap = capture(open_model(opened), {prompts}, stats=('lse',), keep=('q', 'k'))",
             f"pattern(cap, layer={layer}, head={head})",

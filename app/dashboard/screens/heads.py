@@ -126,7 +126,8 @@ def _head_page(
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(f"L{layer}H{head}", width="stretch")
         compare_tray.button(layer, head)
-        share_place = st.popover("Share", icon=":material/share:")
+        # Asked for when it is opened: what draws code is a megabyte.
+        share_place = st.popover("Share", icon=":material/share:", key="share", on_change="rerun")
     lacking = "attention_map" in capture.coords and not bool(capture["attention_map"][layer])
     if lacking:
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw or to score.")
@@ -155,8 +156,9 @@ def _head_page(
                     vocabulary_pairs.draw(key, ids, layer, head)
                 else:
                     window = head_detail.draw_pattern(key, capture, ids, layer, head, name)
-    with share_place:
-        share.draw(path, layer, head, window)
+    if share_place.open:
+        with share_place:
+            share.draw(path, layer, head, window, ids)
     return ids
 
 
@@ -165,8 +167,11 @@ def _about(manifest: Mapping[str, object], results: Mapping[str, xr.Dataset]) ->
         for name, result in results.items():
             if note := _note(result):
                 st.markdown(f"**{name}**: {note}")
-    with st.expander("Provenance", icon=":material/fingerprint:"):
-        st.json(dict(manifest), expanded=1)
+    provenance = st.expander(
+        "Provenance", icon=":material/fingerprint:", key="provenance", on_change="rerun"
+    )
+    if provenance.open:
+        provenance.json(dict(manifest), expanded=1)
 
 
 def _note(result: xr.Dataset) -> str:

@@ -1,7 +1,5 @@
 """The Heads screen, run by Streamlit's own test harness: its state is the link."""
 
-import base64
-import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser_views import browser_views, unpacked, weights
+from browser_views import browser_views, dense_overview, read_codes, unpacked, weights
 from streamlit.testing.v1 import AppTest
 
 from headscope.analyses._runtime import taxonomy
 from headscope.app.dashboard import cache
 from headscope.app.dashboard.components import head_filters
+from headscope.app.pipeline import capture_run
 from headscope.probes import Model, capture, pattern
 from headscope.probes.prompts import tasks
+from headscope.probes.prompts.tokens import encode
 from headscope.probes.prompts.writing import split
 from headscope.probes.storage import run_folder
 
@@ -96,74 +96,70 @@ def long_text(bundled: Model) -> str:
     return " ".join(words[:900])
 
 
-def drawn(app: AppTest, key: str) -> dict[str, Any]:
-    """Read a figure as the browser gets it."""
-    charts = [one.proto for one in app.get("plotly_chart") if f"-{key}" in one.proto.id]
-    assert len(charts) == 1, key
-    figure: dict[str, Any] = json.loads(charts[0].spec)
-    return figure
-
-
-def values(array: Any) -> np.ndarray[Any, Any]:
-    """Decode an array of a figure."""
-    if isinstance(array, list):
-        return np.array(array)
-    flat = np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"])
-    return flat.reshape([int(one) for one in str(array.get("shape", len(flat))).split(",")])
+def long(app: AppTest) -> dict[str, Any]:
+    return browser_views(app)["long_view"]
 
 
 def test_a_long_text_has_an_overview_and_an_exact_window(screen, bundled, long_text):
-    app = screen(layer="1", head="3", side="128", queries="700", keys="640", text=long_text)
+    app = screen(layer="1", head="3", queries="700-827", keys="640-743", text=long_text)
     assert not app.warning
     ids = bundled.encode(long_text)
-    found = capture(bundled, [ids], stats=("lse", "pooled_max"), keep=("q", "k"), tile=16)
-    exact = pattern(found, 1, 3, queries=slice(700, 828), keys=slice(640, 768)).values
+    found = capture(bundled, [ids], stats=("lse",), keep=("q", "k"))
+    exact = pattern(found, 1, 3).values.astype(float)
+    view = long(app)
+    assert (view["tile"], view["length"]) == (-(-len(ids) // 256), len(ids))
+    expected = dense_overview(exact, view["tile"])
+    for name in ("pooled_max", "pooled_mean"):
+        pooled = read_codes(view["maps"][name]).reshape(view["blocks"], -1)
+        np.testing.assert_allclose(pooled, expected[name], rtol=5.1e-3, atol=1e-6)
+    assert view["state"] == {"queries": [700, 828], "keys": [640, 744]}
 
-    overview = drawn(app, "overview_chart")
-    pooled = found["pooled_max"].values[0, 1, 3]
-    np.testing.assert_allclose(values(overview["data"][0]["z"]), pooled, atol=1e-6)
-    box = overview["layout"]["shapes"][0]
-    assert (box["y0"], box["y1"], box["x0"], box["x1"]) == (699.5, 827.5, 639.5, 767.5)
-
-    window = drawn(app, "pattern_chart")["data"][0]
-    np.testing.assert_allclose(values(window["z"]), exact, atol=2e-5)
+    window = browser_views(app)["token_view"]
+    np.testing.assert_allclose(weights(window), exact[700:828, 640:744], rtol=5.1e-3, atol=2e-5)
     words = bundled.words(ids)
-    assert window["x"][5] == f"645: {words[645]}"
-    assert window["y"][7] == f"707: {words[707]}"
-    row = drawn(app, "row_chart")
-    assert f"Where L1H3 looks from 827: {words[827]}" in row["layout"]["title"]["text"]
+    assert (window["queries"][7], window["keys"][5]) == (words[707], words[645])
+    assert window["first"] == [700, 640]
     code = app.main.code[1].value
-    assert "queries=slice(700, 828), keys=slice(640, 768), model=model" in code
+    assert "queries=slice(700, 828), keys=slice(640, 744), model=model" in code
     shown = app.main.code[0].value
-    assert all(part in shown for part in ("side=128", "queries=700", "keys=640"))
+    assert all(part in shown for part in ("queries=700-827", "keys=640-743"))
 
 
-def test_sliders_move_the_window_and_a_shorter_text_keeps_it_inside(screen, bundled, long_text):
-    app = screen(text=long_text)
-    assert "0: &lt;bos&gt;" in drawn(app, "pattern_chart")["data"][0]["y"][0]
-    app.slider(key="queries").set_value(750).run()
-    assert drawn(app, "pattern_chart")["data"][0]["y"][0].startswith("750: ")
-    assert app.query_params["queries"] in ("750", ["750"])
-    app.selectbox(key="side").set_value(256).run()
-    assert app.slider(key="queries").value == 750
-    last = len(bundled.encode(long_text)) - 1
-    assert drawn(app, "pattern_chart")["data"][0]["y"][-1].startswith(f"{last}: ")
-    app.selectbox(key="side").set_value(64).run()
-    assert drawn(app, "pattern_chart")["data"][0]["y"][0].startswith("750: ")
+def test_a_long_text_opens_whole_and_a_shorter_one_drops_the_window(screen, bundled, long_text):
+    app = screen(text=long_text, map="pooled_mean", find="the")
+    assert not app.warning
+    assert long(app)["state"] == {"map": "pooled_mean", "find": "the"}
+    assert "token_view" not in browser_views(app)
+    tile = -(-len(bundled.encode(long_text)) // 256)
+    assert f"tile={tile})" in app.main.code[1].value
+    app = screen(text=long_text, queries="700-827", keys="0-99")
     app.text_area(key="text").set_value(" ".join(long_text.split()[:600])).run()
-    length = len(bundled.encode(" ".join(long_text.split()[:600])))
-    assert app.slider(key="queries").value == length - 64
-    assert drawn(app, "pattern_chart")["data"][0]["y"][-1].startswith(f"{length - 1}: ")
+    assert "queries = '700-827'" in " ".join(warning.value for warning in app.warning)
+    assert long(app)["state"] == {}
     app.text_area(key="text").set_value(" ".join(long_text.split()[:20])).run()
     assert not app.exception
-    assert [one.key for one in app.get("slider")] == ["top"]
+    assert set(browser_views(app)) == {"head_grid", "token_view"}
 
 
-def test_a_window_outside_the_text_is_said(screen, long_text):
-    app = screen(text=long_text, queries="5000", side="77", map="nothing")
+@pytest.mark.parametrize(("queries", "keys"), [("5000-5099", "0-9"), ("0-9", ""), ("0-599", "x")])
+def test_a_window_outside_the_text_is_said(queries, keys, screen, long_text):
+    app = screen(text=long_text, queries=queries, keys=keys, map="nothing")
     said = " ".join(warning.value for warning in app.warning)
-    assert all(one in said for one in ("'5000'", "'77'", "'nothing'"))
-    assert app.slider(key="queries").value == 0
+    assert queries in said
+    assert "'nothing'" in said
+    assert long(app)["state"] == {}
+
+
+def test_a_long_prompt_of_a_task_names_its_parts(tmp_path, bundled, dashboard):
+    made = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, length=700)
+    run = capture_run(tmp_path / "run", "headscope/bundled", prompts=made)
+    spans = encode(made, bundled.tokenizer).spans[1]
+    (needle,) = spans["needle"]
+    app = dashboard(Path(run.path), prompt="1")
+    assert long(app)["roles"]["needle"] == [[needle[0], needle[-1] + 1]]
+    assert set(long(app)["roles"]) == {"needle", "key", "query", "value"}
+    app.text_area(key="text").set_value(made.prompts[0].clean).run()
+    assert long(app)["roles"] == {}
 
 
 @pytest.mark.requirement("A13")

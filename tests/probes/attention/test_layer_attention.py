@@ -66,16 +66,19 @@ def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-8)
 
 
-def test_a_pooled_map_is_that_of_the_capture(tiny, ids):
+def test_an_overview_is_that_of_the_capture(tiny, ids):
     model = load_model(tiny("gpt_oss", max_position_embeddings=1024))
     prompt = ids(700)
-    found = capture(model, [prompt], stats=("pooled_mean", "pooled_max"), tile=24)
+    stats = ("pooled_mean", "pooled_max", "received", "entropy")
+    found = capture(model, [prompt], stats=stats, tile=24)
     for layer in range(2):
         again = run_until_layer(model, prompt, layer)
         for head in (0, 3):
-            for name, pooled in again.pooled(head, 24).items():
+            overview = again.overview(head, 24)
+            assert sorted(overview) == sorted(stats)
+            for name, values in overview.items():
                 expected = found[name].isel(prompt=0, layer=layer, head=head)
-                np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-7)
+                np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_forward_pass_stops_at_the_layer(tiny, ids):
@@ -165,7 +168,7 @@ def overview_and_window(model: Any, prompt: list[int]) -> int:
     """Pool a map into 128² tiles, cut a window of 256², and measure the largest tensor."""
     with PeakTensorBytes() as meter:
         again = run_until_layer(model, prompt, 1)
-        pooled = again.pooled(1, len(prompt) // 128)
+        pooled = again.overview(1, len(prompt) // 128)
         at = np.arange(len(prompt) - 256, len(prompt))
         window = again.weights(1, at, at)
     np.testing.assert_allclose(pooled["pooled_mean"].sum(-1), 1, atol=1e-4)

@@ -1,0 +1,322 @@
+"""Measure our views in Chromium beside BertViz and CircuitsVis, and the dashboard against its bars.
+
+``python -P benchmarks/views.py --peers PYTHON`` takes some minutes. PYTHON is one that has bertviz
+and circuitsvis; without it ours are measured alone. What their pages fetch from networks of scripts
+comes from the npm packages of the same versions, so that no network is timed. Needs a chromium, npm
+and ``headscope models get headscope/smollm2`` once.
+"""
+
+import argparse
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import xarray as xr
+from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from headscope import viz
+from headscope.app.pipeline import analyze_run, capture_run
+from headscope.kernels import statistics as kernel_statistics
+from headscope.kernels.errors import ResourceLimit
+from headscope.probes import capture, load_model, tasks
+from headscope.probes.attention.layer_attention import run_until_layer
+from headscope.probes.models.model import Model
+from headscope.viz.component.view import View
+from headscope_benchmarks import machine, pages, peer_pages, terminal
+from headscope_benchmarks.sessions import serve
+
+NAME, LAYER, HEAD = "headscope/smollm2", 15, 3
+LENGTHS = (512, 4096)
+WINDOW = 512
+MAKING = 180.0
+"""Seconds that a peer has to write its page."""
+# What is in a page when it is drawn; Playwright looks into the shadows of ours.
+DRAWN = {
+    "BertViz": "svg line", "CircuitsVis": "canvas, img, svg", "text": "[role=option]",
+    "map": ".cells canvas", "lines": ".lines canvas", "long": ".crumbs [aria-current]",
+    "thumbnails": ".bar",
+}  # fmt: skip
+GRID, TOKENS = ".st-key-head_grid canvas", ".st-key-token_view .tokens [role=option]"
+EMPTY = "[data-testid=stMarkdownContainer]"
+HEADS = 32
+CLICKS = 12
+# In seconds and in bytes, not to be exceeded.
+BARS = {
+    "click to detail, 32 × 32 heads, s": 0.3,
+    "first paint of all, warm, s": 2.0,
+    "first HTTP bytes beyond an empty Streamlit app": 300e3,
+}
+
+
+def text(model: Model, length: int) -> list[int]:
+    """Return so many tokens of English prose."""
+    (prompt,) = tasks.make("needle", model.tokenizer, n=1, length=length).prompts
+    return model.encode(prompt.clean)[:length]
+
+
+def weights_of(model: Model, ids: list[int], heads: range) -> xr.DataArray:
+    """Compute whole patterns of some heads of a layer, dims layer, head, query, key."""
+    layer, every = run_until_layer(model, ids, LAYER), np.arange(len(ids))
+    return xr.DataArray(
+        np.stack([layer.weights(head, every, every) for head in heads])[None],
+        dims=("layer", "head", "query", "key"),
+        coords={
+            "layer": [LAYER], "head": list(heads), "token": ("query", model.words(ids)),
+        },
+        attrs={"units": "probability", "high": 1.0},
+    )  # fmt: skip
+
+
+def ours(model: Model, ids: list[int]) -> Iterator[tuple[str, str, Callable[[], View]]]:
+    """Name our views of a text, what they show, and how they are made from tensors."""
+    several = weights_of(model, ids, range(model.heads if len(ids) <= WINDOW else 1))
+    head = HEAD if len(ids) <= WINDOW else 0
+    one = several.isel(layer=0, head=head)
+    if len(ids) <= WINDOW:
+        for mode in ("Text", "Map", "Lines"):
+            yield (
+                mode.lower(),
+                "one head",
+                lambda mode=mode: viz.token_view(one, state={"mode": mode}),
+            )
+        yield "text", "a layer", lambda: viz.token_view(several)
+    else:
+        tile = -(-len(ids) // 256)
+        found = run_until_layer(model, ids, LAYER).overview(0, tile)
+        overview = xr.Dataset(
+            {name: (kernel_statistics.load(name).dims, found[name]) for name in found},
+            coords={"token": ("query", model.words(ids)), "layer": LAYER, "head": 0},
+            attrs={"tile": tile},
+        )
+        window = one.isel(query=slice(-WINDOW, None), key=slice(-WINDOW, None)).assign_coords(
+            query=np.arange(len(ids) - WINDOW, len(ids)),
+            key=np.arange(len(ids) - WINDOW, len(ids)),
+        )
+        yield "long", "one head", lambda: viz.long_view(overview)
+        yield (
+            "long",
+            "one head, a window of 512 × 512",
+            lambda: viz.long_view(overview, window=window),
+        )
+    tile = -(-len(ids) // 32)
+    maps = capture(model, [ids], stats=("pooled_max",), tile=tile)["pooled_max"].isel(prompt=0)
+    yield (
+        "thumbnails",
+        f"all {maps.sizes['layer'] * model.heads} heads",
+        lambda: viz.thumbnails(maps),
+    )
+
+
+def measure_ours(browser: Browser, model: Model, length: int, folder: Path) -> list[dict[str, Any]]:
+    """Measure our views of a text of this length."""
+    rows = []
+    for kind, what, make in ours(model, text(model, length)):
+        start = time.perf_counter()
+        file = make().save(folder / "ours.html")
+        made = time.perf_counter() - start
+        drawn = [pages.draw(browser, file, DRAWN[kind], folder) for _ in range(3)]
+        seconds = [each.seconds for each in drawn if each.seconds is not None]
+        rows.append(
+            {
+                "view": f"headscope, {kind}", "what": what, "tokens": length,
+                "bytes": file.stat().st_size, "made_s": round(made, 3),
+                "drawn_s": statistics.median(seconds) if seconds else None,
+                "failed": drawn[-1].failed,
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def measure_peers(
+    browser: Browser, model: Model, length: int, folder: Path, python: Path
+) -> list[dict[str, Any]]:
+    """Measure the peers' pages of the same heads: one, and the layer."""
+    rows, ids = [], text(model, length)
+    # Their scripts are fetched before anything is timed.
+    for name in peer_pages.NAMES:
+        _peer(browser, name, weights_of(model, ids[:8], range(1)), folder, python)
+    for heads in (range(HEAD, HEAD + 1), range(model.heads)):
+        for name in peer_pages.NAMES:
+            row: dict[str, Any] = {
+                "view": name, "what": "one head" if len(heads) == 1 else "a layer",
+                "tokens": length, "bytes": None, "made_s": None, "drawn_s": None, "failed": "",
+            }  # fmt: skip
+            rows.append(row)
+            if len(heads) > 1 and length > WINDOW:
+                row["failed"] = "not tried: nine times the page of one head"
+            else:
+                row |= _peer(browser, name, weights_of(model, ids, heads), folder, python)
+            print(row, flush=True)
+    return rows
+
+
+def _peer(
+    browser: Browser, name: str, weights: xr.DataArray, folder: Path, python: Path
+) -> dict[str, Any]:
+    source, file = folder / "weights.npz", folder / "peer.html"
+    np.savez(source, weights=weights.values[0], tokens=np.array(weights["token"].values.tolist()))
+    line = [python, "-P", peer_pages.__file__, name, source, file]
+    try:
+        made = subprocess.run(line, capture_output=True, text=True, timeout=MAKING)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"its page was not written within {MAKING:g} s"}
+    if made.returncode:
+        return {"failed": (made.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    size, seconds = file.stat().st_size, round(float(made.stdout.split()[-1]), 3)
+    drawn = [pages.draw(browser, file, DRAWN[name], folder)]
+    while drawn[-1].seconds is not None and len(drawn) < 3:
+        drawn.append(pages.draw(browser, file, DRAWN[name], folder))
+    taken = [each.seconds for each in drawn if each.seconds is not None]
+    return {
+        "bytes": size + drawn[0].fetched, "made_s": seconds,
+        "drawn_s": statistics.median(taken) if taken else None, "failed": drawn[-1].failed,
+    }  # fmt: skip
+
+
+def large_run(folder: Path) -> Path:
+    """Capture a model of 32 × 32 heads with random weights, and analyse it."""
+    bundled = load_model("headscope/bundled")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=bundled.vocabulary, hidden_size=2 * HEADS, intermediate_size=16,
+        num_hidden_layers=HEADS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
+    bundled.tokenizer.save_pretrained(folder / "model")
+    run = capture_run(folder / "run", str(folder / "model"), task="story", number=4)
+    analyze_run(run, ("sinks", "entropy", "head_types"), number=4)
+    return Path(run.path)
+
+
+# The time from the press of the mouse to the frame that shows another head's tokens.
+WATCH = """([said, name]) => {
+  const before = said.textContent;
+  let start = 0;
+  window.addEventListener("pointerdown", () => (start = performance.now()), { once: true, capture: true });
+  window.took = new Promise((done) => {
+    const look = () => {
+      const named = [...document.querySelectorAll("h1, h2, h3")].some((one) => one.textContent.includes(name));
+      if (start && named && said.textContent !== before) requestAnimationFrame(() => done(performance.now() - start));
+      else requestAnimationFrame(look);
+    };
+    look();
+  });
+}"""  # noqa: E501
+
+
+def clicks(page: Page) -> list[float]:
+    """Click heads here and there; returns seconds until each is drawn."""
+    rng, taken, at = random.Random(3), [], (0, 0)
+    for _ in range(CLICKS):
+        to = rng.randrange(HEADS), rng.randrange(HEADS)
+        page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+        picked = page.locator(".st-key-head_grid .picked").bounding_box()
+        said = page.locator(".st-key-token_view .said.out").element_handle()
+        assert picked is not None
+        page.evaluate(WATCH, [said, f"L{to[0]}H{to[1]}"])
+        side = picked["width"]
+        page.mouse.click(
+            picked["x"] + side * (to[1] - at[1] + 0.5), picked["y"] + side * (to[0] - at[0] + 0.5)
+        )
+        taken.append(page.evaluate("window.took") / 1000)
+        at = to
+    return taken
+
+
+def dashboard(browser: Browser, folder: Path) -> dict[str, Any]:
+    """Measure first paints, warm, and clicks on the large run, beside an empty Streamlit app."""
+    run = large_run(folder)
+    empty = folder / "empty.py"
+    empty.write_text("import streamlit as st\nst.write('nothing')\n", encoding="utf-8")
+    found: dict[str, Any] = {"first visit": None, "warm": [], "empty": []}
+    with serve(run) as (address, _), serve(run, empty) as (other, _):
+        found["first visit"] = pages.visit(browser, address, GRID, TOKENS)
+        pages.visit(browser, other, EMPTY)
+        for _ in range(5):
+            found["warm"].append(pages.visit(browser, address, GRID, TOKENS))
+            found["empty"].append(pages.visit(browser, other, EMPTY))
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        received: list[int] = []
+        page.on(
+            "websocket",
+            lambda socket: socket.on("framereceived", lambda data: received.append(len(data))),
+        )
+        page.goto(f"{address}/?layer=0&head=0")
+        page.wait_for_selector(TOKENS)
+        page.wait_for_timeout(1000)
+        before = sum(received)
+        taken = clicks(page)
+        found["clicks"] = [round(each, 3) for each in taken]
+        found["bytes a click"] = round((sum(received) - before) / len(taken))
+        page.close()
+    return found
+
+
+def bars(found: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return what was measured for each bar, and the bar."""
+
+    def middle(visits: list[dict[str, Any]], name: str) -> float:
+        return float(statistics.median(visit[name] for visit in visits))
+
+    measured = (
+        statistics.median(found["clicks"]),
+        middle(found["warm"], "seconds"),
+        middle(found["warm"], "http_bytes") - middle(found["empty"], "http_bytes"),
+    )
+    return {name: (value, BARS[name]) for name, value in zip(BARS, measured, strict=True)}
+
+
+def main() -> int:
+    """Measure, write the result, and print what was met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", type=Path, help="a Python that has bertviz and circuitsvis")
+    parser.add_argument("--only", choices=("pages", "dashboard"), help="print one half, keep none")
+    asked = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise ResourceLimit("chromium: there is none on the path; install it")
+    result: dict[str, Any] = {
+        "schema": 1,
+        "headscope": version("headscope"),
+        "machine": {**machine.describe(), "load_before": machine.load()},
+        "pages": [],
+    }
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+        folder = Path(place)
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        result["machine"]["chromium"] = browser.version
+        if asked.only != "pages":
+            result["dashboard"] = dashboard(browser, folder)
+            result["bars"] = bars(result["dashboard"])
+            for name, (value, bar) in result["bars"].items():
+                print(f"{name}: {value:.3g} (bar {bar:g})", flush=True)
+        model = load_model(NAME) if asked.only != "dashboard" else None
+        for length in LENGTHS if model is not None else ():
+            assert model is not None
+            result["pages"] += measure_ours(browser, model, length, folder)
+            if asked.peers is not None:
+                result["pages"] += measure_peers(browser, model, length, folder, asked.peers)
+        browser.close()
+    result["machine"]["load_after"] = machine.load()
+    if asked.only is None:
+        name = machine.slug(result["machine"]).removeprefix("cpu-")
+        print(machine.save(result, f"views-{name}"))
+    return int(any(value > bar for value, bar in result.get("bars", {}).values()))
+
+
+if __name__ == "__main__":
+    terminal.run(main)
