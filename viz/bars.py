@@ -9,6 +9,7 @@ import xarray as xr
 from headscope.viz._frame import Bound, frame, whiskers
 from headscope.viz._labels import POSITIONS, combinations, described, entries, measured, units
 from headscope.viz._scale import DISTINCT, Array, finite
+from headscope.viz.lines import ALONG
 
 MOST = 40
 PATTERNS = ("", "/", "x", ".", "-", "+")
@@ -20,7 +21,7 @@ def accepts(array: xr.DataArray) -> bool:
     return (
         array.dtype.kind in "fiub"
         and array.ndim in (1, 2)
-        and not dims & {*POSITIONS, "edge", "point", "checkpoint"}
+        and not dims & {*POSITIONS, *ALONG, "edge", "point"}
         and dims not in ({"row", "column"}, {"one", "other"})
         and not ("layer" in dims and dims & {"head", "kv_head"})
     )

@@ -1,4 +1,4 @@
-"""Lines: how values change over the checkpoints of a model, one line a head or entry."""
+"""Lines: how values change over training, or while heads go, one line a head or entry."""
 
 from typing import Any
 
@@ -15,36 +15,49 @@ MOST = 24
 # Bands of more would cover each other; the hover text has every interval.
 BANDS = 8
 DASHES = ("solid", "dash", "dot", "dashdot")
+# Dims that lines run along, with the titles of their axes.
+ALONG = {
+    "checkpoint": "checkpoint", "removed": "heads removed",
+    "groups_removed": "KV groups removed",
+}  # fmt: skip
+FADED = 0.25
 
 
 def accepts(array: xr.DataArray) -> bool:
-    """Accept values over checkpoints, with any other dims but positions, edges and points."""
+    """Accept values over checkpoints or numbers of removed heads, without positions and the like."""
     dims = set(array.dims)
     return (
         array.dtype.kind in "fiub"
-        and "checkpoint" in dims
+        and bool(dims & set(ALONG))
         and not dims & {*POSITIONS, "edge", "point", "row", "column", "one", "other"}
     )
 
 
 def figure(
-    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
+    array: xr.DataArray,
+    *,
+    lower: Bound = None,
+    upper: Bound = None,
+    fit: bool = False,
+    picked: str = "",
 ) -> Any:
     """Draw a line over training for each head, or each entry of the other dims.
 
     Of more than 24 lines those that change most are drawn, and the figure says so. A checkpoint
-    without a value leaves a gap.
+    without a value leaves a gap. Lines of ``picked``, a head such as L1H3, stand out.
 
     The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
-    it, checkpoints stand at equal distances.
+    it, checkpoints stand at equal distances. Or it has a dim of numbers of removed heads.
     """
-    rest = tuple(str(dim) for dim in array.dims if dim != "checkpoint")
+    along = next(dim for dim in ALONG if dim in array.dims)
+    rest = tuple(str(dim) for dim in array.dims if dim != along)
     lines = combinations(array, rest)
     values = _rows(array, rest)
     notes = []
     kept = np.arange(len(lines))
+    chosen = np.array([picked in name.split(", ") for name, _ in lines]) & bool(picked)
     if len(lines) > MOST:
-        kept = np.sort(np.argsort(-_change(values), kind="stable")[:MOST])
+        kept = np.sort(np.argsort(-_change(values) - 1e9 * chosen, kind="stable")[:MOST])
         notes.append(f"{MOST} of {len(lines)}: those that change most")
     bounds = None
     if lower is not None and upper is not None:
@@ -53,7 +66,7 @@ def figure(
             notes.append("bands: 95 % interval")
     if not np.isfinite(values[kept]).all():
         notes.append("gaps: not measured")
-    at, said, axis = _steps(array)
+    at, said, axis = _steps(array, along)
     fig = frame(
         array,
         height=420,
@@ -65,9 +78,10 @@ def figure(
     )
     for place, row in enumerate(kept.tolist()):
         name = lines[row][0] or title(array)
+        faded = chosen.any() and not chosen[row]
         ends = None if bounds is None else (bounds[0][row], bounds[1][row])
         colour = DISTINCT[place % len(DISTINCT)]
-        if ends is not None and len(kept) <= BANDS:
+        if ends is not None and len(kept) <= BANDS and not faded:
             fig.add_trace(_band(at, *ends, colour, name))
         fig.add_trace(
             go.Scatter(
@@ -76,8 +90,14 @@ def figure(
                 mode="lines+markers",
                 name=name,
                 legendgroup=name,
-                line={"color": colour, "dash": DASHES[place // len(DISTINCT) % len(DASHES)]},
-                marker={"size": 6},
+                line={
+                    "color": colour,
+                    "dash": DASHES[place // len(DISTINCT) % len(DASHES)],
+                    "width": 4 if chosen[row] else 2,
+                },
+                marker={"size": 9 if chosen[row] else 6},
+                opacity=FADED if faded else 1,
+                customdata=[[name]] * len(at),
                 connectgaps=False,
                 hovertext=_hover(array, name, said, values[row], ends),
                 hovertemplate="%{hovertext}<extra></extra>",
@@ -89,8 +109,8 @@ def figure(
 
 
 def _rows(array: xr.DataArray, rest: tuple[str, ...]) -> Array:
-    """Return one row a line, one column a checkpoint."""
-    values = finite(array.transpose(*rest, "checkpoint"))
+    """Return one row a line, one column a place along it."""
+    values = finite(array.transpose(*rest, ...))
     return values.reshape(-1, values.shape[-1])
 
 
@@ -101,9 +121,12 @@ def _change(values: Array) -> Array:
     return np.where(np.isfinite(high), high - low, -1.0)
 
 
-def _steps(array: xr.DataArray) -> tuple[list[float], list[str], dict[str, Any]]:
+def _steps(array: xr.DataArray, along: str) -> tuple[list[float], list[str], dict[str, Any]]:
     """Return where the checkpoints stand, what to call them, and the axis."""
-    names = entries(array, "checkpoint")
+    names = entries(array, along)
+    if along != "checkpoint":
+        at = [float(name) for name in names]
+        return at, [f"{name} removed" for name in names], {"title": {"text": ALONG[along]}}
     if "step" in array.coords and array["step"].dims == ("checkpoint",):
         at = [float(one) for one in array["step"].values.tolist()]
         said = [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from headscope.probes.storage.run_folder import Run
-
-# Name under which the statistics of a run's capture are scores, too.
-CAPTURE = "capture"
 
 
 def compare(
@@ -50,6 +45,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs head by head: differences with intervals, and how much their heads agree."""
+    from headscope.app.run_comparison import compare_score, pairs, record
     from headscope.probes.storage import dataset_file, run_folder
 
     runs = run_folder.open(first), run_folder.open(second)
@@ -57,19 +53,20 @@ def compare(
         raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     if task is not None:
         with bar(err) as progress:
-            pairs = {"lost without the head": (*_ablated(runs, task, number, progress), "lost")}
+            lost = _ablated(runs, task, number, progress)
+        compared = {"lost without the head": (*lost, "lost")}
     else:
-        pairs = _pairs(runs, scores)
+        compared = pairs(runs, scores)
     table = Table(title="second − first", title_justify="left")
     for title in ("score", "ranks agree (ρ)", f"top {top} shared", "by chance, p"):
         table.add_column(title)
     table.add_column("heads that changed most (difference, 95 % interval)")
     rows, refused = [], []
     with bar(err) as progress:
-        for at, (score, pair) in enumerate(pairs.items()):
-            progress("scores", at, len(pairs))
+        for at, (score, pair) in enumerate(compared.items()):
+            progress("scores", at, len(compared))
             try:
-                row = _compared(score, *pair, top, across or ())
+                row = compare_score(score, pair, top, across or ())[1]
             except HeadscopeError as error:
                 if scores or task:
                     raise
@@ -77,7 +74,7 @@ def compare(
                 continue
             rows.append(row)
             table.add_row(score, *_cells(row))
-        progress("scores", len(pairs), len(pairs))
+        progress("scores", len(compared), len(compared))
     for line in refused:
         say(line, err)
     if not rows:
@@ -86,8 +83,8 @@ def compare(
     for row in rows:
         say(f"{row['score']}: {row['summary']}")
     if file is not None:
-        both = [{"path": str(run.path), "model": run.manifest["model"]} for run in runs]
-        content = json.dumps({"runs": both, "scores": rows}, indent=1)
+        both = [(run.path, str(run.manifest["model"])) for run in runs]
+        content = json.dumps(record(both, rows), indent=1)
         dataset_file.write_text(file, content + "\n")
         say(f"differences: {file}")
 
@@ -114,74 +111,6 @@ def _ablated(
     return lost[0], lost[1]
 
 
-def _pairs(
-    runs: tuple[Run, Run], scores: Sequence[str] | None
-) -> dict[str, tuple[xr.Dataset, xr.Dataset, str]]:
-    """List what is compared by score: the results of both runs, and the name of the variable."""
-    first, second = ({CAPTURE: run.capture, **run.results()} for run in runs)
-    if scores is None:
-        return {
-            f"{analysis}.{name}": (result, second[analysis], str(name))
-            for analysis, result in first.items()
-            if analysis != CAPTURE and analysis in second
-            for name in result.data_vars
-            if set(result[name].dims) == {"layer", "head"}
-            and name in second[analysis]
-            and "interval_of" not in result[name].attrs
-        }
-    pairs = {}
-    for score in scores:
-        analysis, _, name = score.partition(".")
-        for results, run in zip((first, second), runs, strict=True):
-            if analysis not in results or name not in results[analysis]:
-                raise InvalidInput(
-                    f"--score: {run.path} has no {score!r}; headscope analyze makes it"
-                )
-        pairs[score] = first[analysis], second[analysis], name
-    return pairs
-
-
-def _compared(
-    score: str, first: xr.Dataset, second: xr.Dataset, name: str, top: int, across: Sequence[str]
-) -> dict[str, Any]:
-    """Compare one score, and return it as JSON can hold it: heads that changed most first."""
-    import numpy as np
-
-    from headscope.analyses.comparison import compare, from_result, overlap
-
-    change = compare(first, second, [name], across=across)
-    ends = {"difference": name, "lower": f"{name}_lower", "upper": f"{name}_upper"}
-    values = change[name].values
-    order = np.argsort(-np.nan_to_num(np.abs(values)), axis=None, kind="stable")
-    heads = [divmod(int(place), values.shape[1]) for place in order]
-    changed = change.attrs["changed"][name]
-    pairing = change[name].attrs["pairing"]
-    row: dict[str, Any] = {
-        "score": score,
-        "units": change[name].attrs["units"],
-        "pairing": pairing,
-        "agreement": _number(change[f"{name}_agreement"].item()),
-        "changed": changed,
-        "heads": [
-            {
-                "head": f"L{layer}H{head}",
-                **{end: _number(change[key].values[layer, head]) for end, key in ends.items()},
-            }
-            for layer, head in heads
-        ],
-        "summary": f"{len(changed)} of {int(np.isfinite(values).sum())} intervals leave out 0 "
-        f"({pairing}).",
-    }
-    if set(first[name].dims) <= {"prompt", "layer", "head"}:
-        shared = overlap(*(from_result(side, name, top) for side in (first, second)))
-        row["top"] = {
-            "heads": top,
-            "shared": shared.attrs["shared_heads"],
-            "p_value": float(shared["p_value"]),
-        }
-    return row
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = ["" if row["agreement"] is None else f"{amount(row['agreement'])}", "", ""]
     if "top" in row:
@@ -196,9 +125,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _short(number: float | None, sign: str = "") -> str:
     return "nan" if number is None else f"{number:{sign}.3g}"
-
-
-def _number(value: Any) -> float | None:
-    """Return a number as JSON can hold it, which has no NaN."""
-    number = float(value)
-    return number if math.isfinite(number) else None

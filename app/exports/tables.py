@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = ("csv", "parquet", "json")
+LABELS = {"csv": "CSV", "parquet": "Parquet", "json": "JSON"}
 MEANING = ("units", "n", "evidence", "convention", "task")
 
 
@@ -32,20 +33,25 @@ def wide_table(
     Columns ``model``, ``revision`` and ``run`` tell the rows of several files apart. What a column
     is (units, n, evidence, convention) is metadata of its field.
     """
+    about = {"model": manifest["model"], "revision": manifest["revision"], "run": run}
+    return labelled(heads_table(results), columns(results), about)
+
+
+def labelled(
+    table: pd.DataFrame, meanings: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]
+) -> pa.Table:
+    """Put what is the same in all rows before the columns, and what each is into its field."""
     import pyarrow as pa
 
-    heads = heads_table(results)
-    known = {"model": manifest["model"], "revision": manifest["revision"], "run": run}
-    heads = pd.concat([pd.DataFrame(known, index=heads.index), heads], axis=1)
-    table = pa.Table.from_pandas(heads, preserve_index=False)
-    meanings = columns(results)
+    table = pd.concat([pd.DataFrame(dict(about), index=table.index), table], axis=1)
+    made = pa.Table.from_pandas(table, preserve_index=False)
     fields = [
         field.with_metadata({key: str(value) for key, value in meanings[field.name].items()})
         if field.name in meanings
         else field
-        for field in table.schema
+        for field in made.schema
     ]
-    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
+    return made.cast(pa.schema(fields, metadata=made.schema.metadata))
 
 
 def columns(results: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
@@ -79,9 +85,15 @@ def encode(
 
     JSON holds the manifest of the run, what the columns of a wide table are, and the rows.
     """
+    table = wide_table(results, manifest, run) if wide else long_table.rows(results, run)
+    about = {"run": dict(manifest), **({"columns": columns(results)} if wide else {})}
+    return encode_table(kind, table, about)
+
+
+def encode_table(kind: str, table: pa.Table, about: Mapping[str, Any]) -> bytes:
+    """Return a table as the content of a file of this kind; JSON holds ``about``, then the rows."""
     import pyarrow.parquet as pq
 
-    table = wide_table(results, manifest, run) if wide else long_table.rows(results, run)
     if kind == "parquet":
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
@@ -89,7 +101,6 @@ def encode(
     frame = table.to_pandas()
     if kind == "csv":
         return bytes(frame.to_csv(index=False).encode())
-    about = {"run": dict(manifest), **({"columns": columns(results)} if wide else {})}
     rows = json.loads(frame.to_json(orient="records", double_precision=15))
     return json.dumps({**about, "heads": rows}, indent=1, ensure_ascii=False).encode()
 

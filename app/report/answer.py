@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -19,6 +19,8 @@ from headscope.app.report.scores import GRID, interval_text
 from headscope.kernels.formatting import ordinal
 
 IMPORTANCE = "importance"
+# What the heads are ranked by, which is held against the null.
+MAIN = "mean_ablation"
 # Scores of importance whose ranking of the heads is compared, and their short names; the first are
 # columns of the table of heads.
 METHODS = {
@@ -95,22 +97,27 @@ class Answer:
 
 def answer(results: Mapping[str, xr.Dataset]) -> Answer:
     """Find the answer in the results of a run."""
+    found = importance(results)
+    finding = None if found else strongest(results)
+    return Answer(found, finding, tuple(_flags(results)))
+
+
+def importance(results: Mapping[str, xr.Dataset]) -> Importance | None:
+    """Say what the analysis `importance` of a run found; None where it has no result."""
     measured = results.get(IMPORTANCE)
-    importance = None
-    if measured is not None and "mean_ablation" in measured:
-        importance = _importance(measured, _roles(results, measured))
-    finding = None if importance else strongest(results)
-    return Answer(importance, finding, tuple(_flags(results)))
+    if measured is None or MAIN not in measured:
+        return None
+    return _importance(measured, roles(results, measured))
 
 
-def _importance(result: xr.Dataset, roles: Mapping[str, list[str]]) -> Importance:
+def _importance(result: xr.Dataset, named: Mapping[str, list[str]]) -> Importance:
     """Read the result of `importance`."""
     n = int(result.attrs["n_prompts"])
     methods = [name for name in METHODS if name in result]
     important = [] if n < LEAST_PROMPTS else list(result.attrs.get("important_heads", ()))
-    places = viz.ranks(result["mean_ablation"].transpose(*GRID))
+    places = viz.ranks(result[MAIN].transpose(*GRID))
     order = [at for at in np.argsort(places, axis=None) if np.isfinite(places.flat[at])]
-    rows = [_row(result, divmod(int(at), places.shape[1]), places, methods, roles) for at in order]
+    rows = [_row(result, divmod(int(at), places.shape[1]), places, methods, named) for at in order]
     listed = [row for row in rows if row.name in important] or rows[:FEWEST]
     intact, (lower, upper) = result["intact"], viz.interval(result, "intact")
     heads, known = places.size, len(order)
@@ -151,7 +158,7 @@ def _row(
     place: tuple[int, int],
     places: np.ndarray,
     methods: list[str],
-    roles: Mapping[str, list[str]],
+    named: Mapping[str, list[str]],
 ) -> Row:
     """Say what every method says of one head."""
     name = viz.head_name(int(result["layer"][place[0]]), int(result["head"][place[1]]))
@@ -165,29 +172,44 @@ def _row(
         numbers.append((viz.amount(result[method].isel(at)), interval))
     tied = int((places == places[place]).sum())
     return Row(
-        ordinal(int(places[place]), tied), name, tuple(roles.get(name, ())[:ROLES]), tuple(numbers)
+        ordinal(int(places[place]), tied), name, tuple(named.get(name, ())[:ROLES]), tuple(numbers)
     )
 
 
 def _agreement(result: xr.Dataset, methods: list[str]) -> tuple[tuple[tuple[float, str], ...], ...]:
-    """Rank-correlate every method with those before it, over the heads that both have measured."""
-    scores = {name: np.abs(np.asarray(result[name].transpose(*GRID))).ravel() for name in methods}
-    cells: dict[tuple[str, str], tuple[float, str]] = {}
-    for one, other in combinations(methods, 2):
-        both = np.isfinite(scores[one]) & np.isfinite(scores[other])
-        rho, interval = ranked(scores[one][both], scores[other][both]), ""
-        known = AGREEMENTS.get(frozenset((one, other)))
-        if known in result:
-            lower, upper = viz.interval(result, str(known))
-            rho = float(result[known])
-            interval = "" if lower is None or upper is None else interval_text(lower, upper)
-        cells[other, one] = (rho, interval)
+    """Write what every method agrees with those before it."""
+    cells = {
+        pair: (rho, interval_text(*ends))
+        for pair, (rho, *ends) in agreements(result, methods).items()
+    }
     return tuple(
-        tuple(cells[one, other] for other in methods[:at]) for at, one in enumerate(methods)
+        tuple(cells[other, one] for other in methods[:at]) for at, one in enumerate(methods)
     )
 
 
-def _roles(results: Mapping[str, xr.Dataset], measured: xr.Dataset) -> dict[str, list[str]]:
+def agreements(
+    result: xr.Dataset, methods: Sequence[str]
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Rank-correlate every two methods, over the heads that both have measured.
+
+    Returned are Spearman's ρ and the ends of its interval by pair, as `importance` holds them; one
+    that it has not made an interval of has NaN for its ends.
+    """
+    scores = {name: np.abs(np.asarray(result[name].transpose(*GRID))).ravel() for name in methods}
+    found = {}
+    for one, other in combinations(methods, 2):
+        known = AGREEMENTS.get(frozenset((one, other)), "")
+        if known in result:
+            ends = (float(end) for end in viz.interval(result, known) if end is not None)
+            lower, upper = (*ends, math.nan, math.nan)[:2]
+            found[one, other] = (float(result[known]), lower, upper)
+            continue
+        both = np.isfinite(scores[one]) & np.isfinite(scores[other])
+        found[one, other] = (ranked(scores[one][both], scores[other][both]), math.nan, math.nan)
+    return found
+
+
+def roles(results: Mapping[str, xr.Dataset], measured: xr.Dataset) -> dict[str, list[str]]:
     """List the types of every head, those of few heads first; what most heads are says nothing."""
     heads = measured.sizes["layer"] * measured.sizes["head"]
     named: dict[str, list[str]] = {}

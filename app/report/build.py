@@ -83,8 +83,13 @@ def html(
     name: str,
     more: str = "",
     plotly_address: str | None = None,
+    *,
+    files: bool = True,
 ) -> str:
-    """Return the page of a report, plotly.js inside or at an address."""
+    """Return the page of a report, plotly.js inside or at an address.
+
+    ``files`` tells whether its tables stand beside it.
+    """
     families = sections.families(results)
     parts = [part for family in families for part in family["sections"]]
     return page.render(
@@ -99,6 +104,7 @@ def html(
         families=families,
         listed=sections.LISTED,
         name=name,
+        files=files,
         manifest=manifest,
     )
 

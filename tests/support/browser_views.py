@@ -9,15 +9,17 @@ import numpy as np
 import xarray as xr
 from streamlit.testing.v1 import AppTest
 
+VIEWS = (
+    "head_grid", "thumbnails", "token_view", "long_view", "finder", "examples", "query_keys",
+    "pinned", "grid_A", "grid_B", "grid_difference", "timeline_grid",
+)  # fmt: skip
+
 
 def browser_views(app: AppTest) -> dict[str, dict[str, Any]]:
     """Read the data of the views on the screen, by their keys."""
     found = {}
     for each in app.get("bidi_component"):
-        for name in (
-            "head_grid", "thumbnails", "token_view", "long_view", "finder", "examples", "query_keys",
-            "pinned",
-        ):  # fmt: skip
+        for name in VIEWS:
             if each.proto.id.endswith(f"-{name}"):
                 found[name] = json.loads(each.proto.json or each.proto.mixed.json)["data"]
     return found

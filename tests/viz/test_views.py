@@ -37,6 +37,7 @@ SIZES = {
     "layer": 3, "head": 4, "kv_head": 2, "query": 5, "key": 5, "query_tile": 5, "key_tile": 4,
     "prompt": 2, "type": 2, "offset": 2, "edge": 3, "row": 3, "column": 4, "point": 3, "plane": 2,
     "one": 4, "other": 4, "checkpoint": 3, "condition": 3, "task": 2,
+    "removed": 3,
 }  # fmt: skip
 # view -> dims of the arrays that it alone draws
 DRAWN = {
@@ -50,6 +51,7 @@ DRAWN = {
     "matrix": ["one other"],
     "lines": [
         "checkpoint", "checkpoint layer head", "checkpoint condition", "checkpoint type layer head",
+        "condition removed", "checkpoint condition removed",
     ],
     "bars": ["condition", "task condition", "layer"],
 }  # fmt: skip
@@ -274,6 +276,28 @@ def test_a_few_lines_have_bands_and_of_many_those_that_change_are_drawn():
     assert "L4H7" in {trace.name for trace in figure.data}
     assert "24 of 48: those that change most" in figure.layout.title.subtitle.text
     assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 24
+
+
+def test_the_picked_line_is_drawn_and_stands_out_of_many():
+    many = grown(("layer", 6), ("head", 8))
+    many[:, 5, 0] = 0.5
+    assert "L5H0" not in {trace.name for trace in viz.choose(many).figure(many).data}
+    lines = {trace.name: trace for trace in viz.choose(many).figure(many, picked="L5H0").data}
+    assert len(lines) == 24
+    assert [name for name, line in lines.items() if line.opacity == 1] == ["L5H0"]
+    assert [name for name, line in lines.items() if line.line.width == 4] == ["L5H0"]
+
+
+def test_lines_run_along_removed_heads():
+    each = array(("order", 2), ("removed", 3)).assign_coords(
+        order=["greedy", "random"], removed=[0, 8, 20]
+    )
+    figure = viz.choose(each).figure(each, lower=each - 0.1, upper=each + 0.1)
+    assert [trace.name for trace in figure.data[:2]] == ["greedy", "random"]
+    assert figure.data[0].x == (0, 8, 20)
+    assert figure.data[0].y == pytest.approx(each[0].values)
+    assert figure.layout.xaxis.title.text == "heads removed"
+    assert "8 removed" in figure.data[1].hovertext[1]
 
 
 def test_negative_edges_differ_by_more_than_colour():

@@ -1,6 +1,6 @@
 """What changes, in a text or on a task, when some heads are edited."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from headscope.analyses._runtime.results import heads, label
 from headscope.app.dashboard import cache
 from headscope.app.dashboard.components import edit_form
 from headscope.app.dashboard.components.plain import error, plain
-from headscope.app.dashboard.jobs import DONE, FAILED, QUEUE, Job, Report
+from headscope.app.dashboard.jobs import DONE, FAILED, QUEUE, Job, Opens, Report
 from headscope.app.dashboard.visitor import visitor
 from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
@@ -28,14 +28,26 @@ TASK_PROMPTS = 16
 KIND = "what if"
 
 
-def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
-    """Let the user edit heads, the picked one to begin with, and show the last answer."""
+def draw(
+    key: cache.RunKey,
+    capture: xr.Dataset,
+    layer: int,
+    head: int,
+    *,
+    others: Sequence[str] = (),
+    opens: Opens | None = None,
+) -> None:
+    """Let the user edit heads, the picked one to begin with, and show the last answer.
+
+    ``others`` are edited with it, unless the user takes them out; ``opens`` is where the answer is
+    shown, the screen of the head if not given.
+    """
     single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
     if not (single and predicts(capture)):
         st.markdown("This model predicts no next token, so there is nothing to measure.")
         return
     try:
-        _ask(key, capture, layer, head)
+        _ask(key, capture, layer, head, others, opens)
     except HeadscopeError as refusal:
         error(refusal)
     job = QUEUE.last(visitor(), KIND, key.path)
@@ -45,14 +57,18 @@ def draw(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
         _show(job.title, job.result)
 
 
-def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
+def _ask(
+    key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, others: Sequence[str],
+    opens: Opens | None,
+) -> None:  # fmt: skip
     """Draw the form, and queue the question when it is sent."""
     among = {label(place): place for place in heads(capture)}
     picked = label((layer, head))
+    first = [name for name in dict.fromkeys((picked, *others)) if name in among]
     names = st.multiselect(
-        "Heads", list(among), default=[picked] if picked in among else [],
+        "Heads", list(among), default=first,
         # A key of its own for each picked head, so that picking another one begins anew.
-        key=f"what_if_heads_{picked}",
+        key=f"what_if_heads_{'_'.join(first) or picked}",
     )  # fmt: skip
     kinds = edit_form.kinds()
     name = st.selectbox(
@@ -86,9 +102,10 @@ def _ask(key: cache.RunKey, capture: xr.Dataset, layer: int, head: int) -> None:
     QUEUE.submit(
         Job(
             KIND, question, visitor(), do, about=(key.path, question, ids),
-            says="the answer stands below the head",
-            opens=("heads", {"run": Path(key.path).name, "layer": layer, "head": head,
-                             "tab": "What if"}, "See the head"),
+            says="the answer stands below the question",
+            opens=opens
+            or ("heads", {"run": Path(key.path).name, "layer": layer, "head": head,
+                          "tab": "What if"}, "See the head"),
         )
     )  # fmt: skip
     st.rerun()

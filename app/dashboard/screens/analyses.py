@@ -7,10 +7,14 @@ import streamlit as st
 
 from headscope import analyses
 from headscope.app.dashboard import cache, screens, state
-from headscope.app.dashboard.components import catalogue, job_tray, option_form, run_picker
+from headscope.app.dashboard.components import (
+    catalogue,
+    job_tray,
+    option_form,
+    run_button,
+    run_picker,
+)
 from headscope.app.dashboard.components.plain import error, plain
-from headscope.app.dashboard.jobs import QUEUE
-from headscope.app.dashboard.visitor import visitor
 from headscope.app.report.scores import collect
 from headscope.kernels.errors import HeadscopeError
 
@@ -110,23 +114,7 @@ def _one(key: cache.RunKey, name: str) -> None:
     wrong = catalogue.check(name, options)
     if wrong:
         error(wrong)
-    job = catalogue.analyzing(key, [name], options, number)
-    queued = QUEUE.find(visitor(), job.about)
-    pending = queued is not None and not queued.ended
-    cost = catalogue.known_cost(key, name, options, number)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button(
-            "Queue" if QUEUE.unfinished else "Run", key="run_one", icon=":material/play_arrow:",
-            type="primary", disabled=pending or bool(wrong),
-        ):  # fmt: skip
-            job_tray.submit(job)
-        if st.button(
-            "Estimate", key="estimate_one", icon=":material/timer:",
-            disabled=cost is not None or bool(wrong),
-        ):  # fmt: skip
-            job_tray.submit(catalogue.estimating(key, [name], options, number))
-        told = catalogue.said(cost) or "not estimated with these options"
-        st.markdown(f"Cost here: {plain(told)}")
+    run_button.draw(key, name, options, number, wrong)
     _definition(name)
 
 

@@ -7,11 +7,17 @@ import xarray as xr
 
 from headscope import viz
 from headscope.analyses.series import emergence, kept
-from headscope.app.dashboard import cache, state
-from headscope.app.dashboard.components.plain import error
+from headscope.analyses.series.joined import DIM
+from headscope.app.dashboard import cache, screens, state
+from headscope.app.dashboard.components import picked_head
+from headscope.app.dashboard.components.browser_view import mount
+from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.exports import tables
 from headscope.app.report.page import is_doubtful
+from headscope.app.report.scores import GRID
 from headscope.app.report.timeline import drawn, scores
 from headscope.kernels.errors import HeadscopeError
+from headscope.probes.storage import run_folder
 
 TITLE = "Timelines"
 
@@ -25,7 +31,7 @@ def draw() -> None:
     """Draw the screen for the timeline that the link names, or the first beside the run."""
     folder = cache.folder()
     paths = {} if folder is None else _beside(folder)
-    st.title("Timelines")
+    st.title(TITLE)
     if not paths:
         st.info(
             "There is no timeline beside this run. `headscope timeline headscope/induction@* "
@@ -42,7 +48,8 @@ def draw() -> None:
     except (HeadscopeError, OSError) as refusal:
         error(refusal)
         return
-    _show(whole, chosen)
+    _show(whole, chosen, folder)
+    state.show_warnings()
 
 
 def _beside(run: Path) -> dict[str, Path]:
@@ -56,32 +63,124 @@ def _read(path: str, version: int) -> xr.Dataset:
     return kept.load(path)
 
 
-def _show(whole: xr.Dataset, chosen: str) -> None:
-    note = str(whole.attrs["note"])
-    (st.warning if is_doubtful(whole) else st.caption)(f"{whole.attrs['model']}: {note}")
+def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
+    note = plain(f"{whole.attrs['model']}: {whole.attrs['note']}")
+    (st.warning if is_doubtful(whole) else st.caption)(note)
     shown = drawn(whole)
     state.take("score", shown)
+    with st.container(key="stack_timeline"):
+        left, right = st.columns([2, 3], gap="medium")
     # Not by their titles: the link would carry these.
-    score = st.selectbox("Score", shown, key="score", persist_state="session")
+    score = left.selectbox("Score", shown, key="score", persist_state="session")
     name = f"{chosen}-{score}"
-    st.plotly_chart(
-        viz.draw(whole, score),
-        key="lines",
-        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
-        alt="The chosen score over the training of the model, a line for each head.",
-    )
-    attrs = whole[score].attrs
-    st.caption(". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key)))
-    if score in scores(whole):
+    of_heads = score in scores(whole)
+    picked = ""
+    if of_heads:
         order = emergence(whole, score).attrs
+        with left:
+            picked = _heads(whole, score, [row["name"] for row in order["order"]], run)
+    with right:
+        picked_head.chart(
+            viz.draw(whole, score, picked=picked), "lines", name,
+            "The chosen score over the training of the model, a line for each head.",
+            on_pick=_pick,
+        )  # fmt: skip
+        attrs = whole[score].attrs
+        said = ". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key))
+        st.caption(plain(said))
+    if of_heads:
         st.subheader("Emergence, in order")
         if order["order"]:
             st.table(order["order"])
-        st.caption(order["convention"])
-    table = whole[[score]].to_dataframe().reset_index()
-    st.download_button(
-        "CSV", table.to_csv(index=False), f"{name}.csv", "text/csv",
-        key="download_timeline", icon=":material/download:", on_click="ignore",
-    )  # fmt: skip
+        st.caption(plain(order["convention"]))
+    _downloads(whole, score, name)
     with st.expander("By checkpoint", icon=":material/fingerprint:"):
         st.json(dict(whole.attrs["by_checkpoint"]), expanded=1)
+
+
+def _heads(whole: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:
+    """Draw all heads at one checkpoint, let the user pick one, and link to runs of checkpoints."""
+    names = picked_head.grid_names(whole[score])
+    # The first that emerges to begin with, and in the list the others in their order.
+    ordered = [name for name in dict.fromkeys(part for row in emerged for part in row.split(", "))
+               if any(name in row for row in names)]  # fmt: skip
+    rest = [name for row in names for name in row if name not in ordered]
+    picked = picked_head.ask([*ordered, *rest])
+    at = picked_head.place_of(names, picked)
+    points = [str(point) for point in whole[DIM].values.tolist()]
+    state.warn_bad_param(DIM, points)
+    point = st.select_slider(
+        "All heads at", points, points[-1], key=DIM, bind="query-params",
+        help="One range of colours for all checkpoints.",
+    )  # fmt: skip
+    if set(whole[score].dims) == {DIM, *GRID}:
+        _grid(whole, score, point, at, names)
+    _links(whole, point, picked, at, run)
+    return picked
+
+
+def _grid(
+    whole: xr.Dataset, score: str, point: str, at: tuple[int, int], names: list[list[str]]
+) -> None:
+    array = whole[score].isel({DIM: whole[DIM].values.tolist().index(point)})
+    known = whole[score].attrs
+    low, high = (float(known.get(end, value)) for end, value in
+                 (("low", whole[score].min()), ("high", whole[score].max())))  # fmt: skip
+    array.attrs |= {"low": low, "high": high}
+    lower, upper = viz.interval(whole, score)
+    ends = [None if end is None else end.sel({DIM: point}) for end in (lower, upper)]
+    view = viz.head_grid(array, lower=ends[0], upper=ends[1], picked=at)
+    mount(view, "timeline_grid", pick=picked_head.pick_cell(names))
+
+
+def _links(whole: xr.Dataset, point: str, picked: str, at: tuple[int, int], run: Path) -> None:
+    """Open the head in the runs here that were captured on a checkpoint of the timeline."""
+    points = dict(zip(whole["revision"].values.tolist(), whole[DIM].values.tolist(), strict=True))
+    files = sorted(run.parent.glob(f"*/{cache.MANIFEST}"))
+    found = {
+        file.parent.name: points[revision]
+        for file in files
+        if (revision := _revision(file.parent, file.stat().st_mtime_ns)) in points
+    }
+    if not found:
+        how = f"headscope capture {whole.attrs['model']}@{point} makes one, whose heads Heads shows"
+        st.caption(plain(f"No run beside it was captured on one of these checkpoints: {how}."))
+    elif not (run / cache.MANIFEST).exists():
+        st.caption(plain(f"headscope app {run.parent} opens {picked} of {', '.join(found)}, too."))
+    else:
+        for name, checkpoint in found.items():
+            where = {"run": name, "layer": at[0], "head": at[1]}
+            label = f"Open {picked} in Heads: {name}, {checkpoint}"
+            screens.link("heads", label, where, ":material/grid_on:")
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _revision(path: Path, version: int) -> str:
+    """Read which model a run is of; "?" where that cannot be read."""
+    try:
+        return str(run_folder.open(path).manifest["revision"])
+    except HeadscopeError:
+        return "?"
+
+
+def _pick(line: str) -> None:
+    """Pick the head that a line is of."""
+    picked_head.pick(next(part for part in line.split(", ") if part[:1] == "L" and "H" in part))
+
+
+def _downloads(whole: xr.Dataset, score: str, name: str) -> None:
+    array = whole[score]
+    lower, upper = viz.interval(whole, score)
+    held = {score: array, f"{score}_lower": lower, f"{score}_upper": upper}
+    table = xr.Dataset({key: each for key, each in held.items() if each is not None})
+    meaning = {key: str(array.attrs.get(key, "")) for key in ("units", "convention")}
+    about = {"model": str(whole.attrs["model"]), "variable": score, "units": meaning["units"]}
+    frame = table.reset_coords(drop=True).assign_coords(step=whole["step"]).to_dataframe()
+    made = tables.labelled(frame.reset_index(), dict.fromkeys(table, meaning), about)
+    with st.container(horizontal=True):
+        for kind in tables.FORMATS:
+            st.download_button(
+                tables.LABELS[kind], tables.encode_table(kind, made, dict(whole.attrs)),
+                f"{name}.{kind}", key=f"download_{kind}", icon=":material/download:",
+                on_click="ignore",
+            )  # fmt: skip

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from browser_views import browser_views, unpacked
+from charts import figures
 from refusals import check_refusal
 from typer.testing import CliRunner
 
+from headscope.analyses.series import kept
 from headscope.app import cli
 from headscope.app.dashboard.launch import command, served
+from headscope.app.pipeline import capture_run
 
 STEPS = ("step0", "step400", "step1000")
 SOURCES = [f"headscope/induction@{step}" for step in STEPS]
@@ -65,6 +70,31 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
     app.selectbox(key="score").set_value("induction_accuracy").run()
     assert not app.exception
     assert not app.main.table
+
+
+def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_captured(
+    made, dashboard
+):
+    whole = kept.load(made[0])
+    app = dashboard(made[0], score="induction")
+    order = app.main.table[0].value
+    assert app.selectbox(key="pick").value == order["name"].iloc[0], "the first that emerges"
+    app = dashboard(made[0], score="induction", pick="L0H1", checkpoint="step400")
+    lines = figures(app)["lines"]["data"]
+    widths = {line["name"]: line["line"]["width"] for line in lines if line.get("hovertext")}
+    assert [name for name, width in widths.items() if width == 4] == ["L0H1"]
+    view = browser_views(app)["timeline_grid"]
+    assert view["picked"] == [0, 1]
+    values = unpacked(view["values"], "<f8").reshape(2, 4)
+    np.testing.assert_allclose(values, whole["induction"].sel(checkpoint="step400"))
+    assert "headscope/induction@step400" in " ".join(each.value for each in app.caption)
+
+    run = made[0].parent / "late"
+    capture_run(run, "headscope/induction@step1000", task="induction", number=2)
+    app = dashboard(run, "timelines", pick="L1H2")
+    [link] = [each.proto for each in app.get("link_button")]
+    assert link.label == "Open L1H2 in Heads: late, step1000"
+    assert "run=late&layer=1&head=2" in link.url
 
 
 def test_a_timeline_beside_a_run_is_found(demo_run, made, dashboard):

@@ -28,7 +28,9 @@ def test_a_file_in_the_folder_is_a_screen(tmp_path, dashboard, monkeypatch):
     monkeypatch.setattr(screens, "__path__", [*screens.__path__, str(tmp_path / "screens")])
     importlib.invalidate_caches()
     try:
-        assert screens.names() == ["analyses", "heads", "mine", "runs", "timelines"]
+        assert screens.names() == [
+            "analyses", "compare", "heads", "importance", "mine", "runs", "timelines",
+        ]  # fmt: skip
         (tmp_path / "mine.txt").touch()
         assert dashboard(tmp_path).title[0].value == "A screen of mine"
         (tmp_path / "mine.txt").unlink()

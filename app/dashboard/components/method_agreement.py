@@ -1,0 +1,145 @@
+"""How far methods of head importance agree: a matrix, and two of them head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, parting
+from headscope.app.dashboard import state
+from headscope.app.dashboard.components import head_figures, picked_head
+from headscope.app.report.answer import METHODS, PARTING, agreements
+from headscope.app.report.scores import GRID, interval_text
+
+KEYS = {"x": "Method across", "y": "Method up"}
+NAMED = 5
+CELL = 56
+
+
+def draw(result: xr.Dataset, picked: str, name: str) -> None:
+    """Draw the matrix, and the two methods that the link names against each other."""
+    methods = [method for method in METHODS if method in result]
+    left, right = st.columns(2, gap="medium")
+    with right:
+        pair = _pair(methods)
+    found = agreements(result, methods)
+    with left:
+        picked_head.chart(
+            matrix(methods, found, pair), "agreement", f"{name}-agreement",
+            "Rank correlation of every two methods; the lists beside it choose two of them.",
+            on_pick=_choose,
+        )  # fmt: skip
+        st.caption(
+            f"Spearman ρ and its 95 % interval where `importance` has made one: {OVER_HEADS}. "
+            "A click opens the two methods."
+        )
+    with right:
+        _against(result, pair, found, picked, name)
+
+
+def _pair(methods: Sequence[str]) -> tuple[str, str]:
+    """Ask for two methods, by default the gradient and what it stands for."""
+    start = PARTING if set(PARTING) <= set(methods) else (methods[0], methods[-1])
+    named = {METHODS[method]: method for method in methods}
+    chosen = []
+    for column, key, first in zip(st.columns(2), KEYS, start, strict=True):
+        state.warn_bad_param(key, list(named))
+        if st.session_state.get(key) not in named:
+            st.session_state.pop(key, None)
+        title = column.selectbox(
+            KEYS[key], list(named), methods.index(first), key=key, bind="query-params"
+        )
+        chosen.append(named[title])
+    return chosen[0], chosen[1]
+
+
+def _choose(both: str) -> None:
+    for key, method in zip(KEYS, both.split(), strict=True):
+        st.session_state[key] = METHODS[method]
+
+
+def matrix(
+    methods: Sequence[str],
+    found: dict[tuple[str, str], tuple[float, float, float]],
+    pair: Sequence[str],
+) -> Any:
+    """Draw a cell for every two methods, with ρ and its interval in it."""
+    titles = [METHODS[method] for method in methods]
+    size = len(methods)
+    rho, written = np.full((size, size), np.nan), np.full((size, size), "", dtype=object)
+    for (one, other), (value, *ends) in found.items():
+        for row, column in ((one, other), (other, one)):
+            at = methods.index(row), methods.index(column)
+            rho[at] = value
+            interval = interval_text(*ends)
+            written[at] = f"<b>{viz.amount(value)}</b>" + (f"<br>{interval}" if interval else "")
+    array = xr.DataArray(
+        rho, dims=("one", "other"), coords={"one": titles, "other": titles},
+        attrs={"long_name": "Do the methods agree?", "units": "Spearman ρ", "scale": "diverging",
+               "low": -1.0, "high": 1.0},
+    )  # fmt: skip
+    figure = viz.load("matrix").figure(array)
+    # The cells are hit by marks at their middles, of which the nearest is told.
+    figure.update_traces(hoverinfo="skip", hovertemplate=None)
+    figure.data[0].update(text=written, texttemplate="%{text}", showscale=False)
+    places = [(at, to) for at in range(size) for to in range(size) if at != to]
+    figure.add_trace(
+        go.Scatter(
+            x=[titles[to] for _, to in places], y=[titles[at] for at, _ in places], mode="markers",
+            marker={"size": CELL // 2, "opacity": 0}, showlegend=False,
+            customdata=[[f"{methods[at]} {methods[to]}"] for at, to in places],
+            hovertext=[f"{titles[at]} and {titles[to]}: ρ {written[at, to]}" for at, to in places],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )  # fmt: skip
+    row, column = (methods.index(method) for method in pair)
+    for at, to in {(row, column), (column, row)} if row != column else ():
+        figure.add_shape(
+            type="rect", x0=to - 0.5, x1=to + 0.5, y0=at - 0.5, y1=at + 0.5,
+            line={"width": 3, "color": "#8a929c"},
+        )  # fmt: skip
+    figure.update_layout(
+        height=130 + CELL * size, hovermode="closest", hoverdistance=-1, title=None,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"tickangle": 0, "automargin": True, "showgrid": False, "fixedrange": True},
+        yaxis={"automargin": True, "showgrid": False, "fixedrange": True},
+    )  # fmt: skip
+    return figure
+
+
+def _against(
+    result: xr.Dataset,
+    pair: tuple[str, str],
+    found: dict[tuple[str, str], tuple[float, float, float]],
+    picked: str,
+    name: str,
+) -> None:
+    one, other = pair
+    if one == other:
+        st.info("Choose two different methods.")
+        return
+    sides = [result[method].transpose(*GRID) for method in pair]
+    apart = parting(*(side.values for side in sides), NAMED)
+    figure = head_figures.scatter(
+        sides[0], sides[1], [METHODS[method] for method in pair],
+        [text.split()[0] for text in apart], picked,
+    )  # fmt: skip
+    picked_head.chart(
+        figure,
+        "methods_scatter",
+        f"{name}-{one}-{other}",
+        f"Every head by {METHODS[one]} and by {METHODS[other]}; the table below has the numbers.",
+    )
+    rho, *ends = found.get((one, other)) or found[other, one]
+    both = int((np.isfinite(sides[0].values) & np.isfinite(sides[1].values)).sum())
+    st.markdown(
+        f"ρ = **{viz.amount(rho)}** {interval_text(*ends)} over {both} heads. "
+        f"They disagree most at {', '.join(apart) or 'no head'} (ranks by {METHODS[one]} and by "
+        f"{METHODS[other]})."
+    )

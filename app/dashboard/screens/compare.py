@@ -1,0 +1,302 @@
+"""Two runs held against each other, head by head, on one range and with their difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from headscope import viz
+from headscope.analyses.comparison.difference import FIELDS
+from headscope.app.dashboard import cache, capture_scores, state
+from headscope.app.dashboard.components import head_figures, picked_head, run_list, run_picker
+from headscope.app.dashboard.components.browser_view import mount
+from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.exports import tables
+from headscope.app.report.scores import GRID, Score, collect, interval_text
+from headscope.app.run_comparison import CAPTURE, Pair, compare_score, record, shared
+from headscope.kernels.errors import HeadscopeError
+
+TITLE = "Compare"
+# Heads of either run whose overlap is stated, as `headscope compare` does by default.
+TOP = 5
+NAMED, LISTED = 5, 10
+TABLE = "changed_table"
+
+
+class Compared(NamedTuple):
+    """One score of two runs, the difference second − first, and what is said of it."""
+
+    first: Score
+    second: Score
+    difference: Score
+    row: dict[str, Any]
+
+
+def draw() -> None:
+    """Draw the screen for the two runs and the score that the link names."""
+    st.title(TITLE)
+    folder = cache.folder()
+    if folder is None or not (folder / cache.MANIFEST).exists():
+        st.info("There is no run here. The screen Runs captures one.")
+        return
+    with st.container(key="stack_runs"):
+        left, right, third = st.columns(3)
+    path = run_picker.choose(folder, left)
+    other = _other(path, cache.neighbours(folder), right)
+    if other is None:
+        st.info(f"{plain(path.name)} is the only run here. The screen Runs captures another one.")
+        return
+    keys = cache.run_key(path), cache.run_key(other)
+    complaints = st.container()
+    try:
+        scores = _scores(*keys)
+        if not scores:
+            st.info("The two share no score of heads. Analyze both alike, in the screen Analyses.")
+            return
+        by = _score(scores, third)
+        found = _compared(*keys, by, tuple(_across()))
+    except HeadscopeError as refusal:
+        error(refusal)
+        _shapes(keys)
+        return
+    finally:
+        with complaints:
+            state.show_warnings()
+    _show(found, path, other, by)
+
+
+def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
+    """Ask for the second run, one of the same layers and heads to begin with."""
+    others = [name for name in runs if name != path.name and (runs[name] / cache.MANIFEST).exists()]
+    if not others:
+        return None
+    shape = _shape(path)
+    start = next((at for at, name in enumerate(others) if _shape(runs[name]) == shape), 0)
+    state.warn_bad_param("other", others)
+    if st.session_state.get("other") not in others:
+        st.session_state.pop("other", None)
+    chosen = place.selectbox("Held against", others, start, key="other", bind="query-params")
+    return runs[chosen]
+
+
+def _shape(path: Path) -> str:
+    return str(run_list.card(cache.run_key(path)).get("layers × heads", ""))
+
+
+def _pairs(first: cache.RunKey, second: cache.RunKey) -> dict[str, Pair]:
+    """List what can be compared: scores of analyses that both have, and statistics of captures."""
+    (_, one, results), (_, two, others) = cache.run(first), cache.run(second)
+    held = {f"{CAPTURE}.{name}": (one, two, name) for name in capture_scores.STATISTICS
+            if name in one and name in two and one[name].dims == two[name].dims}  # fmt: skip
+    return shared({**results, CAPTURE: one}, {**others, CAPTURE: two}) | held
+
+
+def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
+    """Name the scores, causal ones first."""
+    pairs = _pairs(first, second)
+    causal = [key for key, (one, _, name) in pairs.items()
+              if one[name].attrs.get("evidence") == "causal"]  # fmt: skip
+    return list(dict.fromkeys((*causal, *pairs)))
+
+
+def _score(scores: list[str], place: Any) -> str:
+    state.warn_bad_param("by", scores)
+    if st.session_state.get("by") not in scores:
+        st.session_state.pop("by", None)
+    return str(place.selectbox("Score (analysis.variable)", scores, key="by", bind="query-params"))
+
+
+def _across() -> list[str]:
+    state.warn_bad_param("across", FIELDS)
+    return st.multiselect(
+        "May differ", FIELDS, key="across", bind="query-params", placeholder="nothing",
+        help="A difference of scores in other units, by other conventions (such as another task or "
+        "number of prompts) or options has a meaning only where you say so.",
+    )  # fmt: skip
+
+
+def _shapes(keys: tuple[cache.RunKey, cache.RunKey]) -> None:
+    """Say what the two runs are of, where they cannot be compared."""
+    st.table(
+        pd.DataFrame(
+            [
+                {name: plain(row.get(name, "")) for name in ("run", "model", "layers × heads")}
+                for row in map(run_list.card, keys)
+            ]
+        ),
+        border="horizontal", hide_index=True,
+    )  # fmt: skip
+
+
+@st.cache_data(max_entries=32, show_spinner="Comparing …")
+def _compared(
+    first: cache.RunKey, second: cache.RunKey, by: str, across: tuple[str, ...]
+) -> Compared:
+    """Compare one score of two runs, as `headscope compare` does."""
+    pair = _pairs(first, second)[by]
+    change, row = compare_score(by, pair, TOP, across)
+    analysis, name = by.split(".", 1)
+    sides = [
+        collect(
+            {CAPTURE: capture_scores.summarize(each)} if analysis == CAPTURE else {analysis: each}
+        )
+        for each in pair[:2]
+    ]
+    change = change.drop_vars(f"{name}_agreement").assign_coords(
+        {dim: sides[0][by].array[dim] for dim in GRID}
+    )
+    return Compared(sides[0][by], sides[1][by], collect({analysis: change})[by], row)
+
+
+def _show(found: Compared, path: Path, other: Path, by: str) -> None:
+    """Draw the three grids, what is said of the difference, and both runs against each other."""
+    sides = {"A": (found.first, path), "B": (found.second, other)}
+    names = picked_head.grid_names(found.first.array)
+    ordered = [each["head"] for each in found.row["heads"]]
+    picked = picked_head.ask(ordered)
+    at = picked_head.place_of(names, picked)
+    st.markdown(_words(found, path, other))
+    with st.container(key="stack_grids"):
+        columns = st.columns(3)
+    low, high = _range(found)
+    for column, (letter, (score, run)) in zip(columns, sides.items(), strict=False):
+        with column:
+            st.markdown(f"**{letter}: {plain(run.name)}**")
+            shown = score.array.copy()
+            shown.attrs |= {"low": low, "high": high}
+            _grid(Score(score.key, shown, score.lower, score.upper), at, names, f"grid_{letter}")
+    with columns[2]:
+        st.markdown("**B − A**")
+        _grid(found.difference, at, names, "grid_difference")
+    st.caption(plain(found.first.tooltip))
+    with st.container(key="stack_compared"):
+        left, right = st.columns([3, 2], gap="medium")
+    with left:
+        figure = head_figures.scatter(
+            found.first.array, found.second.array, [f"A: {path.name}", f"B: {other.name}"],
+            ordered[:NAMED], picked, diagonal=True,
+        )  # fmt: skip
+        picked_head.chart(
+            figure, "compared_scatter", f"{path.name}-{other.name}-{by}",
+            "Every head in run A and in run B; those that differ most are named.",
+        )  # fmt: skip
+    with right:
+        _card(found, picked, at, path, other, by)
+    _downloads(found, path, other, names)
+
+
+def _words(found: Compared, path: Path, other: Path) -> str:
+    """Say what the command line says: agreement, shared heads, and how many changed."""
+    row = found.row
+    parts = [f"**{plain(found.first.title)}**: B ({plain(other.name)}) − A ({plain(path.name)})."]
+    if row["agreement"] is not None:
+        parts.append(f"Ranks agree with ρ **{viz.amount(row['agreement'])}**.")
+    if "top" in row:
+        top = row["top"]
+        parts.append(
+            f"The top {top['heads']} share {len(top['shared'])} "
+            f"({', '.join(top['shared']) or 'none'}; by chance p = {viz.amount(top['p_value'])})."
+        )
+    return " ".join([*parts, plain(row["summary"])])
+
+
+def _range(found: Compared) -> tuple[float, float]:
+    """Return the range of the colours of both runs."""
+    ends = [(float(side.array.min()), float(side.array.max()))
+            for side in (found.first, found.second)]  # fmt: skip
+    attrs = found.first.array.attrs
+    low = float(attrs.get("low", min(low for low, _ in ends)))
+    return low, float(attrs.get("high", max(high for _, high in ends)))
+
+
+def _grid(score: Score, at: tuple[int, int], names: list[list[str]], key: str) -> None:
+    view = viz.head_grid(score.array, lower=score.lower, upper=score.upper, picked=at)
+    mount(view, key, pick=picked_head.pick_cell(names))
+
+
+def _card(
+    found: Compared, picked: str, at: tuple[int, int], path: Path, other: Path, by: str
+) -> None:
+    """Say what the picked head is in both, and list the heads that changed most."""
+    st.subheader(picked)
+    units = str(found.first.array.attrs.get("units", ""))
+    rows = []
+    for label, score in (
+        (f"A: {path.name}", found.first), (f"B: {other.name}", found.second),
+        ("B − A", found.difference),
+    ):  # fmt: skip
+        ends = [end[at] for end in (score.lower, score.upper) if end is not None]
+        rows.append(
+            {
+                "": plain(label), "value": viz.measured(float(score.array[at]), units),
+                "95 % interval": interval_text(*ends) if ends else "",
+            }
+        )  # fmt: skip
+    st.table(pd.DataFrame(rows), border="horizontal", hide_index=True)
+    with st.container(horizontal=True):
+        for letter, run in (("A", path), ("B", other)):
+            picked_head.link(f"Open {picked} of {letter} in Heads", run.name, at, by)
+    st.markdown("**Heads that changed most**")
+    listed = found.row["heads"][:LISTED]
+    st.dataframe(
+        [
+            {
+                "head": each["head"],
+                f"B − A ({units})": None if each["difference"] is None else
+                viz.amount(each["difference"], "+"),
+                "95 % interval": "" if each["lower"] is None else
+                interval_text(each["lower"], each["upper"]),
+                "leaves out 0": "yes" if each["head"] in found.row["changed"] else "",
+            }
+            for each in listed
+        ],
+        key=TABLE, hide_index=True, selection_mode="single-row", height="content",
+        on_select=lambda: _pick([each["head"] for each in listed]),
+        alt="The heads with the largest differences, with their intervals.",
+    )  # fmt: skip
+
+
+def _pick(names: list[str]) -> None:
+    rows = st.session_state[TABLE]["selection"]["rows"]
+    if rows and rows[0] < len(names):
+        picked_head.pick(names[rows[0]])
+
+
+def _downloads(found: Compared, path: Path, other: Path, names: list[list[str]]) -> None:
+    """Offer the differences of all heads as files; JSON is what the command line writes."""
+    table = pd.DataFrame({"name": np.array(names).ravel()})
+    table[["layer", "head"]] = list(np.ndindex(found.first.array.shape))
+    about = str(found.first.array.attrs.get("convention", ""))
+    meaning = {"units": found.row["units"], "convention": about}
+    meanings: dict[str, dict[str, Any]] = {}
+    for label, score in (("a", found.first), ("b", found.second), ("difference", found.difference)):
+        for end, array in (("", score.array), ("_lower", score.lower), ("_upper", score.upper)):
+            if array is not None:
+                table[f"{label}{end}"] = array.values.ravel()
+                meanings[f"{label}{end}"] = meaning
+    table["changed"] = table["name"].isin(found.row["changed"])
+    same = {
+        "run_a": path.name, "run_b": other.name, "score": found.row["score"],
+        "pairing": found.row["pairing"], "units": found.row["units"],
+    }  # fmt: skip
+    made = tables.labelled(table, meanings, same)
+    models = [run_list.card(cache.run_key(each)).get("model", "") for each in (path, other)]
+    runs = list(zip((path, other), models, strict=True))
+    with st.container(horizontal=True):
+        for kind in tables.FORMATS:
+            data = (
+                json.dumps(record(runs, [found.row]), indent=1).encode()
+                if kind == "json"
+                else tables.encode_table(kind, made, {})
+            )
+            st.download_button(
+                tables.LABELS[kind], data, f"{path.name}-{other.name}-{found.row['score']}.{kind}",
+                key=f"download_{kind}", icon=":material/download:", on_click="ignore",
+                help="The differences of all heads. JSON is what headscope compare writes.",
+            )  # fmt: skip
