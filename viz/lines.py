@@ -24,7 +24,7 @@ FADED = 0.25
 
 
 def accepts(array: xr.DataArray) -> bool:
-    """Accept values over checkpoints or numbers of removed heads, without positions and the like."""
+    """Accept values over checkpoints or numbers of removed heads; no positions, edges, points."""
     dims = set(array.dims)
     return (
         array.dtype.kind in "fiub"

@@ -8,6 +8,7 @@ from headscope.app.dashboard.launch import is_local
 
 # Columns of containers of such a key stand below each other where they would be narrow.
 STYLE = """<style>
+[data-testid=stMainBlockContainer] { padding: 3rem 2rem; }
 @media (max-width: 1100px) {
   [class*="st-key-stack_"] [data-testid="stColumn"] { min-width: 100%; }
 }

@@ -74,9 +74,10 @@ def heading(page: Page, name: str) -> Locator:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_heads_and_pairs_of_methods_are_picked_off_their_middle(width, new_page, address, place):
-    page = new_page(width, 1200)
-    page.goto(f"{address}/importance?run=one&pick=L0H0")
+def test_heads_and_pairs_of_methods_are_picked_off_their_middle(width, visit, address, place):
+    page = visit(
+        f"{address}/importance?run=one&pick=L0H0", viewport={"width": width, "height": 1200}
+    )
     settled(page, "methods_scatter")
     names = importance_table.rows(run_folder.open(place / "one").results())["name"].tolist()
     for number, (right, down) in enumerate(((5, -5), (-5, 6), (0, 7))):
@@ -95,9 +96,8 @@ def test_heads_and_pairs_of_methods_are_picked_off_their_middle(width, new_page,
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_keys_link_back_and_download(new_page, address, place, tmp_path):
-    page = new_page()
-    page.goto(f"{address}/importance?run=one&pick=L3H1&top=10")
+def test_keys_link_back_and_download(visit, address, place, tmp_path):
+    page = visit(f"{address}/importance?run=one&pick=L3H1&top=10")
     settled(page, "methods_scatter")
     expect(heading(page, "L3H1")).to_be_visible()
     box = page.get_by_role("combobox", name="Head", exact=False).first
@@ -121,9 +121,8 @@ def test_keys_link_back_and_download(new_page, address, place, tmp_path):
     opened.value.close()
 
 
-def test_a_report_is_built_previewed_and_downloaded(new_page, address, tmp_path):
-    page = new_page(1280, 1400)
-    page.goto(f"{address}/importance?run=one")
+def test_a_report_is_built_previewed_and_downloaded(visit, address, tmp_path):
+    page = visit(f"{address}/importance?run=one", viewport={"width": 1280, "height": 1400})
     settled(page, "methods_scatter")
     page.locator(".st-key-build_report button").click()
     with page.expect_download() as download:
@@ -136,8 +135,8 @@ def test_a_report_is_built_previewed_and_downloaded(new_page, address, tmp_path)
     expect(inside.get_by_role("heading", name="Answer")).to_be_visible()
 
 
-def test_axe_finds_nothing_serious(new_page, address):
-    page = new_page(1280, 1400)
+def test_axe_finds_nothing_serious(visit, address):
+    page = visit(address)
     for screen, chart in (
         ("importance?run=one", "methods_scatter"), ("compare?run=one", "compared_scatter"),
         ("timelines", "lines"),
@@ -148,9 +147,9 @@ def test_axe_finds_nothing_serious(new_page, address):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_pick_in_one_grid_is_a_pick_in_all(width, new_page, address):
-    page = new_page(width, 1400)
-    page.goto(f"{address}/compare?run=one&other=two&by=importance.mean_ablation&pick=L1H1")
+def test_a_pick_in_one_grid_is_a_pick_in_all(width, visit, address):
+    link = "compare?run=one&other=two&by=importance.mean_ablation&pick=L1H1"
+    page = visit(f"{address}/{link}", viewport={"width": width, "height": 1400})
     settled(page, "compared_scatter")
     first = page.locator(".st-key-grid_A .picked")
     first.wait_for()
@@ -178,10 +177,9 @@ def test_a_pick_in_one_grid_is_a_pick_in_all(width, new_page, address):
 
 
 def test_differences_are_downloaded_and_the_head_opens_in_either_run(
-    new_page, address, place, tmp_path
+    visit, address, place, tmp_path
 ):
-    page = new_page()
-    page.goto(f"{address}/compare?run=one&other=two&by=importance.zero_ablation&pick=L1H1")
+    page = visit(f"{address}/compare?run=one&other=two&by=importance.zero_ablation&pick=L1H1")
     settled(page, "compared_scatter")
     with page.expect_download() as download:
         page.locator(".st-key-download_json button").click()
@@ -199,9 +197,8 @@ def test_differences_are_downloaded_and_the_head_opens_in_either_run(
         opened.value.close()
 
 
-def test_a_line_a_cell_and_a_key_pick_a_head_of_a_timeline(new_page, address, tmp_path):
-    page = new_page()
-    page.goto(f"{address}/timelines?score=induction&pick=L0H1")
+def test_a_line_a_cell_and_a_key_pick_a_head_of_a_timeline(visit, address, tmp_path):
+    page = visit(f"{address}/timelines?score=induction&pick=L0H1")
     settled(page, "lines")
     click(page, spot(page, "lines", "L1H2"))
     page.wait_for_function("location.search.includes('pick=L1H2')")

@@ -19,13 +19,13 @@ from headscope.app.report.scores import GRID, interval_text
 
 KEYS = {"x": "Method across", "y": "Method up"}
 NAMED = 5
-CELL = 56
+CELL = 64
 
 
 def draw(result: xr.Dataset, picked: str, name: str) -> None:
     """Draw the matrix, and the two methods that the link names against each other."""
     methods = [method for method in METHODS if method in result]
-    left, right = st.columns(2, gap="medium")
+    left, right = st.columns([6, 5], gap="medium")
     with right:
         pair = _pair(methods)
     found = agreements(result, methods)
@@ -70,14 +70,15 @@ def matrix(
     pair: Sequence[str],
 ) -> Any:
     """Draw a cell for every two methods, with ρ and its interval in it."""
-    titles = [METHODS[method] for method in methods]
+    # In lines, so that the names of columns do not cover each other.
+    titles = [METHODS[method].replace(" ", "<br>") for method in methods]
     size = len(methods)
     rho, written = np.full((size, size), np.nan), np.full((size, size), "", dtype=object)
     for (one, other), (value, *ends) in found.items():
         for row, column in ((one, other), (other, one)):
             at = methods.index(row), methods.index(column)
             rho[at] = value
-            interval = interval_text(*ends)
+            interval = interval_text(*ends).replace(" ", "<br>")
             written[at] = f"<b>{viz.amount(value)}</b>" + (f"<br>{interval}" if interval else "")
     array = xr.DataArray(
         rho, dims=("one", "other"), coords={"one": titles, "other": titles},
@@ -87,14 +88,19 @@ def matrix(
     figure = viz.load("matrix").figure(array)
     # The cells are hit by marks at their middles, of which the nearest is told.
     figure.update_traces(hoverinfo="skip", hovertemplate=None)
-    figure.data[0].update(text=written, texttemplate="%{text}", showscale=False)
+    figure.data[0].update(
+        text=written, texttemplate="%{text}", textfont={"size": 11}, showscale=False
+    )
     places = [(at, to) for at in range(size) for to in range(size) if at != to]
     figure.add_trace(
         go.Scatter(
             x=[titles[to] for _, to in places], y=[titles[at] for at, _ in places], mode="markers",
             marker={"size": CELL // 2, "opacity": 0}, showlegend=False,
             customdata=[[f"{methods[at]} {methods[to]}"] for at, to in places],
-            hovertext=[f"{titles[at]} and {titles[to]}: ρ {written[at, to]}" for at, to in places],
+            hovertext=[
+                f"{METHODS[methods[at]]} and {METHODS[methods[to]]}: ρ {written[at, to]}"
+                for at, to in places
+            ],
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import streamlit as st
-import xarray as xr
 
 from headscope import viz
 from headscope.analyses.comparison.difference import FIELDS

@@ -110,7 +110,7 @@ def _heads(
     units = str(result[MAIN].attrs["units"])
     known = table[table[MAIN].notna()]
     with left:
-        st.subheader("Heads by what the task loses without them")
+        st.subheader("Ranked by mean ablation")
         figure = head_figures.dots(
             known.head(top), MAIN, units, float(result["null_ablation"]), picked
         )
@@ -144,7 +144,8 @@ def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: st
         tied = int((table["rank"] == row["rank"]).sum())
         place = f", {ordinal(int(row['rank']), tied)} of {known}"
     st.markdown(f"**{row['verdict']}**{place}")
-    st.caption(plain(f"{importance_table.VERDICTS[row['verdict']]}."))
+    why = importance_table.VERDICTS[row["verdict"]]
+    st.caption(plain(f"{why[0].upper()}{why[1:]}."))
     if row["types"]:
         st.markdown(f"Types: {plain(row['types'])}")
     methods = [method for method in METHODS if method in result]

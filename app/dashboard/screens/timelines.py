@@ -15,7 +15,7 @@ from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.exports import tables
 from headscope.app.report.page import is_doubtful
 from headscope.app.report.scores import GRID
-from headscope.app.report.timeline import drawn, scores
+from headscope.app.report.timeline import drawn, interval, scores
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
 
@@ -91,7 +91,15 @@ def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
     if of_heads:
         st.subheader("Emergence, in order")
         if order["order"]:
-            st.table(order["order"])
+            final = f"at the end ({whole[score].attrs.get('units', '')})"
+            st.table(
+                [
+                    {"head": row["name"], "at step": viz.amount(row["step"]),
+                     "surely between steps": interval(row), final: viz.amount(row["final"])}
+                    for row in order["order"]
+                ],
+                border="horizontal",
+            )  # fmt: skip
         st.caption(plain(order["convention"]))
     _downloads(whole, score, name)
     with st.expander("By checkpoint", icon=":material/fingerprint:"):
@@ -143,10 +151,14 @@ def _links(whole: xr.Dataset, point: str, picked: str, at: tuple[int, int], run:
         if (revision := _revision(file.parent, file.stat().st_mtime_ns)) in points
     }
     if not found:
-        how = f"headscope capture {whole.attrs['model']}@{point} makes one, whose heads Heads shows"
-        st.caption(plain(f"No run beside it was captured on one of these checkpoints: {how}."))
+        st.caption(f"No run beside it shows {picked}. This captures one of the checkpoint:")
+        what = f"{whole.attrs['model']}@{point} --task {whole.attrs.get('task') or 'induction'}"
+        st.code(f"headscope capture {what} --out RUN", language=None)
     elif not (run / cache.MANIFEST).exists():
-        st.caption(plain(f"headscope app {run.parent} opens {picked} of {', '.join(found)}, too."))
+        st.caption(
+            plain(f"Runs beside it show {picked}, too: {', '.join(found)}. This opens them:")
+        )
+        st.code(f"headscope app {run.parent}", language=None)
     else:
         for name, checkpoint in found.items():
             where = {"run": name, "layer": at[0], "head": at[1]}

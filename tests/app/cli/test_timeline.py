@@ -65,8 +65,9 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
     assert app.title[0].value == "Timelines"
     assert app.selectbox(key="score").value == "induction"
     order = app.main.table[0].value
-    assert set(order["name"]) == {"L1H1", "L1H2", "L1H3"}
-    assert 0 <= order["lower"].iloc[0] <= order["step"].iloc[0] <= order["upper"].iloc[0] <= 1000
+    assert set(order["head"]) == {"L1H1", "L1H2", "L1H3"}
+    lower, upper = order["surely between steps"].iloc[0].split(" and ")
+    assert 0 <= float(lower) <= float(order["at step"].iloc[0]) <= float(upper) <= 1000
     app.selectbox(key="score").set_value("induction_accuracy").run()
     assert not app.exception
     assert not app.main.table
@@ -78,7 +79,7 @@ def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_cap
     whole = kept.load(made[0])
     app = dashboard(made[0], score="induction")
     order = app.main.table[0].value
-    assert app.selectbox(key="pick").value == order["name"].iloc[0], "the first that emerges"
+    assert app.selectbox(key="pick").value == order["head"].iloc[0], "the first that emerges"
     app = dashboard(made[0], score="induction", pick="L0H1", checkpoint="step400")
     lines = figures(app)["lines"]["data"]
     widths = {line["name"]: line["line"]["width"] for line in lines if line.get("hovertext")}
@@ -87,7 +88,7 @@ def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_cap
     assert view["picked"] == [0, 1]
     values = unpacked(view["values"], "<f8").reshape(2, 4)
     np.testing.assert_allclose(values, whole["induction"].sel(checkpoint="step400"))
-    assert "headscope/induction@step400" in " ".join(each.value for each in app.caption)
+    assert "headscope capture headscope/induction@step400" in app.code[0].value
 
     run = made[0].parent / "late"
     capture_run(run, "headscope/induction@step1000", task="induction", number=2)
