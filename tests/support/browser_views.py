@@ -4,6 +4,7 @@ import base64
 import json
 import zlib
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import xarray as xr
@@ -23,6 +24,16 @@ def browser_views(app: AppTest) -> dict[str, dict[str, Any]]:
             if each.proto.id.endswith(f"-{name}"):
                 found[name] = json.loads(each.proto.json or each.proto.mixed.json)["data"]
     return found
+
+
+def links(app: AppTest) -> list[Any]:
+    """Return the links on the screen, without those of the navigation."""
+    return [each.proto for each in app.main.get("page_link")]
+
+
+def asked(link: Any) -> dict[str, list[str]]:
+    """Read what a link asks for."""
+    return parse_qs(link.query_string.lstrip("?"))
 
 
 def unpacked(text: str, dtype: str) -> np.ndarray:

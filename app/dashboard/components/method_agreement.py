@@ -49,12 +49,10 @@ def _pair(methods: Sequence[str]) -> tuple[str, str]:
     named = {METHODS[method]: method for method in methods}
     chosen = []
     for column, key, first in zip(st.columns(2), KEYS, start, strict=True):
-        state.warn_bad_param(key, list(named))
-        if st.session_state.get(key) not in named:
-            st.session_state.pop(key, None)
-        title = column.selectbox(
-            KEYS[key], list(named), methods.index(first), key=key, bind="query-params"
-        )
+        state.take(key, list(named), METHODS[first])
+        if st.session_state[key] not in named:  # of another run
+            st.session_state[key] = METHODS[first]
+        title = column.selectbox(KEYS[key], list(named), key=key, persist_state="session")
         chosen.append(named[title])
     return chosen[0], chosen[1]
 
@@ -96,7 +94,7 @@ def matrix(
         go.Scatter(
             x=[titles[to] for _, to in places], y=[titles[at] for at, _ in places], mode="markers",
             marker={"size": CELL // 2, "opacity": 0}, showlegend=False,
-            customdata=[[f"{methods[at]} {methods[to]}"] for at, to in places],
+            customdata=[[f"{methods[to]} {methods[at]}"] for at, to in places],
             hovertext=[
                 f"{METHODS[methods[at]]} and {METHODS[methods[to]]}: ρ {written[at, to]}"
                 for at, to in places

@@ -11,26 +11,26 @@ from headscope.app.dashboard import screens, state
 KEY = "pick"
 
 
-def ask(names: Sequence[str], place: Any = st) -> str:
+def ask(names: Sequence[str], field: str = KEY) -> str:
     """Let the user pick a head by its name; the first one is picked to begin with."""
-    state.warn_bad_param(KEY, names)
-    if st.session_state.get(KEY) not in names:  # it was picked in another run
-        st.session_state.pop(KEY, None)
-    picked = place.selectbox(
-        "Head", names, key=KEY, bind="query-params",
+    state.take(field, names)
+    if st.session_state[field] not in names:  # it was picked in another run
+        st.session_state[field] = names[0]
+    picked = st.selectbox(
+        "Head", names, key=field, persist_state="session",
         help="Type its name, or click it in a figure or in the table.",
     )  # fmt: skip
     return str(picked)
 
 
-def pick(name: str) -> None:
+def pick(name: str, field: str = KEY) -> None:
     """Pick a head, in a callback."""
-    st.session_state[KEY] = name
+    st.session_state[field] = name
 
 
-def pick_cell(names: Sequence[Sequence[str]]) -> Callable[[Sequence[int]], None]:
+def pick_cell(names: Sequence[Sequence[str]], field: str = KEY) -> Callable[[Sequence[int]], None]:
     """Return what picks the head of a cell of a grid."""
-    return lambda at: pick(names[int(at[0])][int(at[1])])
+    return lambda at: pick(names[int(at[0])][int(at[1])], field)
 
 
 def chart(

@@ -25,6 +25,8 @@ TITLE = "Compare"
 # Heads of either run whose overlap is stated, as `headscope compare` does by default.
 TOP = 5
 NAMED, LISTED = 5, 10
+# Not the score of Heads, which both runs need not have.
+BY = "compared"
 TABLE = "changed_table"
 
 
@@ -77,11 +79,10 @@ def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
         return None
     shape = _shape(path)
     start = next((at for at, name in enumerate(others) if _shape(runs[name]) == shape), 0)
-    state.warn_bad_param("other", others)
-    if st.session_state.get("other") not in others:
-        st.session_state.pop("other", None)
-    chosen = place.selectbox("Held against", others, start, key="other", bind="query-params")
-    return runs[chosen]
+    state.take("other", others, others[start])
+    if st.session_state["other"] not in others:  # it is the first one now
+        st.session_state["other"] = others[start]
+    return runs[place.selectbox("Held against", others, key="other", persist_state="session")]
 
 
 def _shape(path: Path) -> str:
@@ -105,16 +106,17 @@ def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
 
 
 def _score(scores: list[str], place: Any) -> str:
-    state.warn_bad_param("by", scores)
-    if st.session_state.get("by") not in scores:
-        st.session_state.pop("by", None)
-    return str(place.selectbox("Score (analysis.variable)", scores, key="by", bind="query-params"))
+    state.take(BY, scores)
+    if st.session_state[BY] not in scores:  # of another pair of runs
+        st.session_state[BY] = scores[0]
+    title = "Score (analysis.variable)"
+    return str(place.selectbox(title, scores, key=BY, persist_state="session"))
 
 
 def _across() -> list[str]:
-    state.warn_bad_param("across", FIELDS)
+    state.take("across", FIELDS, [])
     return st.multiselect(
-        "May differ", FIELDS, key="across", bind="query-params", placeholder="nothing",
+        "May differ", FIELDS, key="across", persist_state="session", placeholder="nothing",
         help="A difference of scores in other units, by other conventions (such as another task or "
         "number of prompts) or options has a meaning only where you say so.",
     )  # fmt: skip

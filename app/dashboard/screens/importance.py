@@ -101,9 +101,9 @@ def _heads(
     result, table = results[IMPORTANCE], importance_table.rows(results)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         picked = picked_head.ask(table["name"].tolist())
-        state.warn_bad_param("top", SHOWN)
+        state.take("top", SHOWN, SHOWN[1])
         top = st.segmented_control(
-            "Heads shown", SHOWN, default=SHOWN[1], key="top", bind="query-params", required=True
+            "Heads shown", SHOWN, key="top", persist_state="session", required=True
         )
     with st.container(key="stack_ranked"):
         left, right = st.columns([3, 2], gap="medium")
@@ -175,10 +175,11 @@ def _what_if(
 ) -> None:
     """Let the user remove the picked head, alone or with all important ones."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        state.warn_bad_param("prompt", range(capture.sizes["prompt"]))
-        number = st.selectbox(
-            "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", bind="query-params"
-        )
+        prompts = range(capture.sizes["prompt"])
+        state.take("prompt", prompts)
+        if st.session_state["prompt"] not in prompts:  # of another run
+            st.session_state["prompt"] = 0
+        number = st.selectbox("Prompt of the run", prompts, key="prompt", persist_state="session")
         important = table[table["verdict"] == importance_table.ABOVE]["name"].tolist()
         also = st.checkbox(
             f"With all {len(important)} above the null", key="remove_important",

@@ -20,6 +20,8 @@ from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
 
 TITLE = "Timelines"
+# Not the head of the other screens: a timeline is of another model.
+LINE = "line"
 
 
 def opens(folder: Path | None) -> bool:
@@ -113,12 +115,14 @@ def _heads(whole: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:
     ordered = [name for name in dict.fromkeys(part for row in emerged for part in row.split(", "))
                if any(name in row for row in names)]  # fmt: skip
     rest = [name for row in names for name in row if name not in ordered]
-    picked = picked_head.ask([*ordered, *rest])
+    picked = picked_head.ask([*ordered, *rest], LINE)
     at = picked_head.place_of(names, picked)
     points = [str(point) for point in whole[DIM].values.tolist()]
-    state.warn_bad_param(DIM, points)
+    state.take(DIM, points, points[-1])
+    if st.session_state[DIM] not in points:  # of another timeline
+        st.session_state[DIM] = points[-1]
     point = st.select_slider(
-        "All heads at", points, points[-1], key=DIM, bind="query-params",
+        "All heads at", points, key=DIM, persist_state="session",
         help="One range of colours for all checkpoints.",
     )  # fmt: skip
     if set(whole[score].dims) == {DIM, *GRID}:
@@ -138,7 +142,7 @@ def _grid(
     lower, upper = viz.interval(whole, score)
     ends = [None if end is None else end.sel({DIM: point}) for end in (lower, upper)]
     view = viz.head_grid(array, lower=ends[0], upper=ends[1], picked=at)
-    mount(view, "timeline_grid", pick=picked_head.pick_cell(names))
+    mount(view, "timeline_grid", pick=picked_head.pick_cell(names, LINE))
 
 
 def _links(whole: xr.Dataset, point: str, picked: str, at: tuple[int, int], run: Path) -> None:
@@ -177,7 +181,8 @@ def _revision(path: Path, version: int) -> str:
 
 def _pick(line: str) -> None:
     """Pick the head that a line is of."""
-    picked_head.pick(next(part for part in line.split(", ") if part[:1] == "L" and "H" in part))
+    head = next(part for part in line.split(", ") if part[:1] == "L" and "H" in part)
+    picked_head.pick(head, LINE)
 
 
 def _downloads(whole: xr.Dataset, score: str, name: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import browser_views, unpacked
+from browser_views import asked, browser_views, links, unpacked
 from charts import figures
 from refusals import check_refusal
 from typer.testing import CliRunner
@@ -79,8 +79,8 @@ def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_cap
     whole = kept.load(made[0])
     app = dashboard(made[0], score="induction")
     order = app.main.table[0].value
-    assert app.selectbox(key="pick").value == order["head"].iloc[0], "the first that emerges"
-    app = dashboard(made[0], score="induction", pick="L0H1", checkpoint="step400")
+    assert app.selectbox(key="line").value == order["head"].iloc[0], "the first that emerges"
+    app = dashboard(made[0], score="induction", line="L0H1", checkpoint="step400")
     lines = figures(app)["lines"]["data"]
     widths = {line["name"]: line["line"]["width"] for line in lines if line.get("hovertext")}
     assert [name for name, width in widths.items() if width == 4] == ["L0H1"]
@@ -92,10 +92,10 @@ def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_cap
 
     run = made[0].parent / "late"
     capture_run(run, "headscope/induction@step1000", task="induction", number=2)
-    app = dashboard(run, "timelines", pick="L1H2")
-    [link] = [each.proto for each in app.get("link_button")]
+    app = dashboard(run, "timelines", line="L1H2")
+    [link] = links(app)
     assert link.label == "Open L1H2 in Heads: late, step1000"
-    assert "run=late&layer=1&head=2" in link.url
+    assert {"run": ["late"], "layer": ["1"], "head": ["2"]}.items() <= asked(link).items()
 
 
 def test_a_timeline_beside_a_run_is_found(demo_run, made, dashboard):

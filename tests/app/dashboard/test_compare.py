@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import browser_views, unpacked
+from browser_views import asked, browser_views, links, unpacked
 from charts import figures
 from streamlit.testing.v1 import AppTest
 
@@ -51,7 +51,7 @@ def test_grids_of_both_runs_and_their_difference_say_what_the_command_says(
     screen, runs, headscope, tmp_path, score
 ):
     row = told(headscope, tmp_path, runs, score)
-    app = screen(by=score)
+    app = screen(compared=score)
     assert app.selectbox(key="other").value == "b", "one of the same shape comes first"
     views = browser_views(app)
     values = {name: unpacked(views[f"grid_{name}"]["values"], "<f8") for name in "AB"}
@@ -65,7 +65,7 @@ def test_grids_of_both_runs_and_their_difference_say_what_the_command_says(
 
 
 def test_both_grids_have_one_range_and_the_difference_is_centred(screen):
-    views = browser_views(screen(by="capture.entropy"))
+    views = browser_views(screen(compared="capture.entropy"))
     ends = [(views[key]["low"], views[key]["high"]) for key in ("grid_A", "grid_B")]
     assert ends[0] == ends[1]
     assert views["grid_difference"]["diverging"]
@@ -73,7 +73,7 @@ def test_both_grids_have_one_range_and_the_difference_is_centred(screen):
 
 
 def test_a_pick_is_shown_in_all_with_intervals_and_opens_in_either_run(screen, runs):
-    app = screen(by="sinks.sink", pick="L2H3")
+    app = screen(compared="sinks.sink", pick="L2H3")
     views = browser_views(app)
     assert [views[f"grid_{key}"]["picked"] for key in ("A", "B", "difference")] == [[2, 3]] * 3
     table = app.main.table[0].value
@@ -81,17 +81,17 @@ def test_a_pick_is_shown_in_all_with_intervals_and_opens_in_either_run(screen, r
     for shown, interval, side in zip(table["value"], table["95 % interval"], sides, strict=False):
         assert shown.split()[0] == f"{float(side['sink'][2, 3]):#.3g}"
         assert interval.startswith("[")
-    links = [each.proto.url for each in app.get("link_button") if "in Heads" in each.proto.label]
-    for link, run in zip(links, "ab", strict=True):
-        assert f"run={run}" in link
-        assert "by=sinks.sink&layer=2&head=3" in link
+    opened = [asked(link) for link in links(app) if "in Heads" in link.label]
+    for link, run in zip(opened, "ab", strict=True):
+        there = {"run": [run], "by": ["sinks.sink"], "layer": ["2"], "head": ["3"]}
+        assert there.items() <= link.items()
     app.selectbox(key="pick").set_value("L0H1").run()
     assert browser_views(app)["grid_difference"]["picked"] == [0, 1]
 
 
 def test_the_heads_that_differ_most_are_named_in_the_scatter(screen, runs, headscope, tmp_path):
     row = told(headscope, tmp_path, runs, "sinks.sink")
-    app = screen(by="sinks.sink")
+    app = screen(compared="sinks.sink")
     [points] = [each for each in figures(app)["compared_scatter"]["data"] if each.get("text")]
     named = {text for text in points["text"] if text}
     assert {each["head"] for each in row["heads"][:5]} == named
@@ -99,7 +99,7 @@ def test_the_heads_that_differ_most_are_named_in_the_scatter(screen, runs, heads
 
 
 def test_other_shapes_and_other_meanings_are_refused_with_the_reason(screen, runs, demo_run):
-    app = screen(other="0-other", by="sinks.sink")
+    app = screen(other="0-other", compared="sinks.sink")
     assert "heads cannot be matched" in app.error[0].value
     assert app.main.table[0].value["layers × heads"].nunique() == 2
     assert not app.get("plotly_chart")

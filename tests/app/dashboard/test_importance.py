@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from browser_views import asked, links
 from charts import figures, numbers
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
@@ -150,7 +151,7 @@ def test_two_methods_are_drawn_against_each_other_with_their_rank_correlation(sc
 
 
 def test_the_link_picks_a_head_and_says_what_is_not_there(screen, result):
-    app = screen(pick="L2H5", x="nothing", pick2="")
+    app = screen(pick="L2H5", x="nothing")
     assert app.selectbox(key="pick").value == "L2H5"
     assert app.subheader[1].value == "L2H5"
     assert "'nothing'" in " ".join(warning.value for warning in app.warning)
@@ -159,9 +160,8 @@ def test_the_link_picks_a_head_and_says_what_is_not_there(screen, result):
     assert shown["mean ablation"].split()[0] == f"{float(result['mean_ablation'][2, 5]):#.3g}"
     app.selectbox(key="pick").set_value("L0H0").run()
     assert app.subheader[1].value == "L0H0"
-    link = next(each for each in app.get("link_button") if "in Heads" in each.proto.label)
-    assert "run=measured" in link.proto.url
-    assert "layer=0&head=0" in link.proto.url
+    [link] = [asked(each) for each in links(app) if "in Heads" in each.label]
+    assert {"run": ["measured"], "layer": ["0"], "head": ["0"]}.items() <= link.items()
 
 
 def test_the_pruning_curve_stands_beside_random_orders(screen, measured):
