@@ -68,9 +68,8 @@ def matrix(
     pair: Sequence[str],
 ) -> Any:
     """Draw a cell for every two methods, with ρ and its interval in it."""
-    # In lines, so that the names of columns do not cover each other.
-    titles = [METHODS[method].replace(" ", "<br>") for method in methods]
     size = len(methods)
+    at_of = list(map(str, range(size)))
     rho, written = np.full((size, size), np.nan), np.full((size, size), "", dtype=object)
     for (one, other), (value, *ends) in found.items():
         for row, column in ((one, other), (other, one)):
@@ -79,7 +78,7 @@ def matrix(
             interval = interval_text(*ends).replace(" ", "<br>")
             written[at] = f"<b>{viz.amount(value)}</b>" + (f"<br>{interval}" if interval else "")
     array = xr.DataArray(
-        rho, dims=("one", "other"), coords={"one": titles, "other": titles},
+        rho, dims=("one", "other"), coords={"one": at_of, "other": at_of},
         attrs={"long_name": "Do the methods agree?", "units": "Spearman ρ", "scale": "diverging",
                "low": -1.0, "high": 1.0},
     )  # fmt: skip
@@ -92,7 +91,7 @@ def matrix(
     places = [(at, to) for at in range(size) for to in range(size) if at != to]
     figure.add_trace(
         go.Scatter(
-            x=[titles[to] for _, to in places], y=[titles[at] for at, _ in places], mode="markers",
+            x=[at_of[to] for _, to in places], y=[at_of[at] for at, _ in places], mode="markers",
             marker={"size": CELL // 2, "opacity": 0}, showlegend=False,
             customdata=[[f"{methods[to]} {methods[at]}"] for at, to in places],
             hovertext=[
@@ -108,11 +107,17 @@ def matrix(
             type="rect", x0=to - 0.5, x1=to + 0.5, y0=at - 0.5, y1=at + 0.5,
             line={"width": 3, "color": "#8a929c"},
         )  # fmt: skip
+    axis = {
+        "type": "category", "tickvals": at_of, "automargin": True, "showgrid": False,
+        "fixedrange": True,
+        # In lines, so that the names of columns do not cover each other.
+        "ticktext": [METHODS[method].replace(" ", "<br>") for method in methods],
+    }  # fmt: skip
     figure.update_layout(
         height=130 + CELL * size, hovermode="closest", hoverdistance=-1, title=None,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"tickangle": 0, "automargin": True, "showgrid": False, "fixedrange": True},
-        yaxis={"automargin": True, "showgrid": False, "fixedrange": True},
+        margin={"l": 10, "r": 10, "t": 60, "b": 10},
+        xaxis={**axis, "side": "top", "tickangle": 0, "range": [-0.5, size - 0.5]},
+        yaxis={**axis, "range": [size - 0.5, -0.5], "autorange": False},
     )  # fmt: skip
     return figure
 

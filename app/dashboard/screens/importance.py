@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 import xarray as xr
@@ -86,7 +87,7 @@ def _header(found: Importance, result: xr.Dataset) -> None:
             f"{LEAST_PROMPTS} where it is not told otherwise: run it again below.",
             icon=":material/scale:",
         )
-    if is_doubtful(result):
+    elif is_doubtful(result):
         st.warning(plain(result.attrs.get("verdict_text", "")), icon=":material/warning:")
 
 
@@ -109,11 +110,10 @@ def _heads(
         left, right = st.columns([3, 2], gap="medium")
     units = str(result[MAIN].attrs["units"])
     known = table[table[MAIN].notna()]
+    shown = known[(np.arange(len(known)) < top) | (known["name"] == picked)]
     with left:
         st.subheader("Ranked by mean ablation")
-        figure = head_figures.dots(
-            known.head(top), MAIN, units, float(result["null_ablation"]), picked
-        )
+        figure = head_figures.dots(shown, MAIN, units, float(result["null_ablation"]), picked)
         picked_head.chart(
             figure,
             "ranked",
