@@ -167,9 +167,10 @@ def benchmarks_page() -> str:
         parts += [
             f"## Several browsers on the dashboard: {result['machine']['cpu']}",
             f"`python3 -P benchmarks/sessions.py RUN`, a run of {result['model']}: "
-            f"{result['sessions']} sessions, each with a text and a head of its own, go from screen "
-            f"to screen for {result['seconds']} seconds. They opened {result['opened']} screens and "
-            f"met {len(result['errors'])} errors, the text or head of another session among them. "
+            f"{result['sessions']} sessions, each with a text and a head of its own, go from "
+            f"screen to screen for {result['seconds']} seconds. They opened {result['opened']} "
+            f"screens and met {len(result['errors'])} errors, which finding the text or head of "
+            "another session would be. "
             f"The server took {sizes[len(sizes) // 3]:,} MB after the first third of the time and "
             f"{sizes[-1]:,} MB at its end ({result['grown']:+.1%}; at most 5 %).",
         ]

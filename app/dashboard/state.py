@@ -81,7 +81,7 @@ def address() -> dict[str, list[str]]:
 
 
 def _shown() -> dict[str, list[str]]:
-    """Write the fields of the screen as an address does; a default that it did not say stays out."""
+    """Write the fields of the screen as an address does: a default that it left out stays out."""
     said = st.session_state[SAID]
     return {
         field: _words(field)

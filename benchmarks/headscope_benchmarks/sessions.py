@@ -111,7 +111,7 @@ def _open(page: Page, title: str) -> None:
     """Go to a screen, and wait until it stands."""
     page.locator(".st-key-navigation").get_by_role("link", name=title).click()
     page.wait_for_timeout(300)
-    page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+    page.wait_for_selector("[data-test-script-state=notRunning]")
 
 
 def _leaks(page: Page, text: str, head: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open pages of a width, each a visitor of its own; an error of any fails the test at its end."""
+    """Open pages of a width, each a visitor of its own; an error in any fails the test."""
     contexts, errors = [], []
 
     def note(message: ConsoleMessage) -> None:
@@ -58,7 +58,7 @@ def address(demo_run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def runs_address(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard on a run that has another and a timeline beside it: every screen has something."""
+    """The dashboard on a run with another and a timeline beside it, for every screen."""
     place = tmp_path_factory.mktemp("place")
     for name in ("demo", "other"):
         shutil.copytree(demo_run, place / name)
@@ -86,6 +86,6 @@ def settle() -> Callable[[Page], None]:
     def run(page: Page) -> None:
         page.locator("[data-testid=stMain] :is(h1, h2, h3)").first.wait_for()
         page.wait_for_timeout(300)
-        page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
+        page.wait_for_selector("[data-test-script-state=notRunning]")
 
     return run

@@ -1,9 +1,10 @@
 """The address and the history of the browser: links stay in the tab, and one Back is one step."""
 
+import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 pytestmark = pytest.mark.browser
 HEADS = "/?by=head_types.induction&layer=2&head=5&prompt=1"
@@ -21,10 +22,14 @@ def shows(page: Page, title: str) -> None:
 def shows_the_head(page: Page) -> None:
     """Find head, score and prompt as `HEADS` asks for them, on the page and in the address."""
     shows(page, "L2H5")
-    expect(page.locator(".st-key-by")).to_contain_text("head_types.induction")
-    expect(page.locator(".st-key-prompt")).to_contain_text("1")
+    expect(chosen(page, "by")).to_have_value("head_types.induction")
+    expect(chosen(page, "prompt")).to_have_value("1")
     view = {"by": "head_types.induction", "layer": "2", "head": "5", "prompt": "1"}
     assert asked(page).items() >= view.items()
+
+
+def chosen(page: Page, key: str) -> Locator:
+    return page.locator(f".st-key-{key} input")
 
 
 def pick(page: Page, layer: int, head: int, of: tuple[int, int]) -> None:
@@ -88,12 +93,8 @@ def test_keys_that_follow_each_other_quickly_end_where_they_lead(new_page, runs_
         page.keyboard.press(key)
         page.wait_for_timeout(150)
     settle(page)
-    title = page.locator("h3").filter(has_text="L").last.inner_text()
-    page.wait_for_function(
-        "title => title === `L${new URLSearchParams(location.search).get('layer')}H"
-        "${new URLSearchParams(location.search).get('head')}`",
-        arg=title,
-    )
+    title = page.locator("h3", has_text=re.compile(r"^L\d+H\d+$")).inner_text()
+    assert title == "L{}H{}".format(*(asked(page).get(name, "0") for name in ("layer", "head")))
     assert title != "L0H0"
 
 
@@ -121,13 +122,13 @@ def test_runs_by_link_mouse_keyboard_and_back(new_page, runs_address, settle):
     page = new_page(1280, 1400)
     page.goto(f"{runs_address}/runs?run=other&new_model=headscope/induction")
     settle(page)
-    expect(page.locator(".st-key-new_model")).to_contain_text("headscope/induction")
+    expect(chosen(page, "new_model")).to_have_value("headscope/induction")
     expect(page.get_by_test_id("stMain")).to_contain_text("/other")
     choose(page, "run", "demo")
     page.wait_for_function("location.search.includes('run=demo')")
     settle(page)
     page.go_back()
-    expect(page.locator(".st-key-run")).to_contain_text("other")
+    expect(chosen(page, "run")).to_have_value("other")
     settle(page)
     page.locator(".st-key-new_text textarea").focus()
     page.keyboard.type("once upon")
@@ -153,7 +154,7 @@ def test_timelines_by_link_keyboard_back_and_download(new_page, runs_address, se
     page.goto(f"{runs_address}/timelines?timeline=emergence&score=previous_token")
     shows(page, "Timelines")
     settle(page)
-    expect(page.locator(".st-key-score")).to_contain_text("previous_token")
+    expect(chosen(page, "score")).to_have_value("previous_token")
     choose(page, "score", "induction")
     page.wait_for_function("location.search.includes('score=induction')")
     settle(page)
@@ -164,12 +165,11 @@ def test_timelines_by_link_keyboard_back_and_download(new_page, runs_address, se
     assert "induction" in lines[0]
     assert len(lines) == 1 + 3 * 8
     page.go_back()
-    expect(page.locator(".st-key-score")).to_contain_text("previous_token")
+    expect(chosen(page, "score")).to_have_value("previous_token")
 
 
 def choose(page: Page, key: str, option: str) -> None:
     """Choose from a list with the keyboard alone."""
-    box = page.locator(f".st-key-{key} input")
-    box.focus()
+    chosen(page, key).focus()
     page.keyboard.type(option)
     page.keyboard.press("Enter")

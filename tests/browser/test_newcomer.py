@@ -1,4 +1,4 @@
-"""The way of a newcomer, from a fresh clone by the README's own words to a report on a real model."""
+"""The way of a newcomer: a fresh clone, and the README's commands up to a real model's report."""
 
 import os
 import re
