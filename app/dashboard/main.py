@@ -12,12 +12,16 @@ STYLE = """<style>
 @media (max-width: 1100px) {
   [class*="st-key-stack_"] [data-testid="stColumn"] { min-width: 100%; }
 }
+/* Streamlit's own are paler than can be read well. */
+[data-testid="stCaptionContainer"] { color: inherit; opacity: 0.8; }
 </style>"""
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
 st.html(STYLE)
 pages = screens.pages(cache.folder())
-page = st.navigation(list(pages.values()), position="hidden")
+# The first one has its own name, too, for links that were made where another one was the first.
+named = screens.page(next(iter(pages)))
+page = st.navigation([*pages.values(), named], position="hidden")
 state.open_address(page.title)
 with st.sidebar.container(key="navigation", gap=None):
     for each in pages.values():

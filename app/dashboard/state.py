@@ -140,9 +140,9 @@ def token_view(tokens: int) -> dict[str, Any]:
         "mode": MODES, "scale": SCALES, "hide": (True,), "token": range(tokens)
     }  # fmt: skip
     asked = {field: _asked(field, known) for field, known in allowed.items()}
-    bad = {field: [] for field, values in asked.items() if field in st.query_params and not values}
+    bad = [field for field, values in asked.items() if field in st.query_params and not values]
     if bad:
-        st.query_params.update(bad)
+        st.query_params.update({field: [] for field in bad})
     return {field: values[-1] for field, values in asked.items() if values}
 
 

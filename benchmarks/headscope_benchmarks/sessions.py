@@ -88,11 +88,14 @@ def visit(
         page.on("console", lambda line: errors.append(line.text) if is_error(line) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{address}/heads?{urlencode({'text': text, 'layer': at % 4, 'head': at})}")
+    for at, (page, text) in enumerate(zip(pages, texts, strict=True)):
+        _settle(page)
+        errors += _leaks(page, text, f"L{at % 4}H{at}")
     titles = [screens.load(name).TITLE for name in screens.names()]
     watched, start, opened = psutil.Process(process), time.monotonic(), 0
     megabytes: list[tuple[float, float]] = []
     try:
-        while time.monotonic() - start < seconds or opened < len(titles) * len(texts):
+        while time.monotonic() - start < seconds or not opened:
             for at, page in enumerate(pages):
                 title = titles[(at + opened // len(texts)) % len(titles)]
                 _open(page, title)
@@ -110,6 +113,11 @@ def visit(
 def _open(page: Page, title: str) -> None:
     """Go to a screen, and wait until it stands."""
     page.locator(".st-key-navigation").get_by_role("link", name=title).click()
+    _settle(page)
+
+
+def _settle(page: Page) -> None:
+    page.locator("[data-testid=stMain] :is(h1, h2, h3)").first.wait_for()
     page.wait_for_timeout(300)
     page.wait_for_selector("[data-test-script-state=notRunning]")
 

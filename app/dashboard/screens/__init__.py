@@ -32,8 +32,6 @@ def load(name: str) -> ModuleType:
 
 def pages(folder: Path | None) -> dict[str, Any]:
     """Make the pages of the navigation for what the dashboard was started on, by name."""
-    import streamlit as st
-
     modules = {name: load(name) for name in names()}
     opening = (
         name
@@ -41,12 +39,17 @@ def pages(folder: Path | None) -> dict[str, Any]:
         if hasattr(screen, "opens") and screen.opens(folder)
     )
     first = next(opening, FIRST)
-    return {
-        name: st.Page(
-            modules[name].draw, title=modules[name].TITLE, url_path=name, default=name == first
-        )
-        for name in sorted(modules, key=lambda name: name != first)
-    }
+    ordered = sorted(modules, key=lambda name: name != first)
+    return {name: page(name, default=name == first) for name in ordered}
+
+
+def page(name: str, *, default: bool = False) -> Any:
+    """Make the page of a screen; the default one has the address of the dashboard alone."""
+    import streamlit as st
+
+    screen = load(name)
+    path = None if default else name
+    return st.Page(screen.draw, title=screen.TITLE, url_path=path, default=default)
 
 
 def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None = None) -> None:
@@ -55,11 +58,11 @@ def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None 
 
     from headscope.app.dashboard import cache, state
 
-    page = pages(cache.folder())[name]
-    if st.session_state[state.SCREEN] == page.title:  # Streamlit would leave the address as it is
+    to = pages(cache.folder())[name]
+    if st.session_state[state.SCREEN] == to.title:  # Streamlit would leave the address as it is
         key = f"link_{label}_{urlencode(parameters)}"
         st.button(label, key=key, icon=icon, on_click=state.go, args=(parameters,))
         return
     same = st.session_state.get("run") == parameters.get("run")
     given = {**(state.address() if same else {}), **parameters}
-    st.page_link(page, label=label, icon=icon, query_params=given)
+    st.page_link(to, label=label, icon=icon, query_params=given)
