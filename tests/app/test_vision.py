@@ -72,10 +72,11 @@ def test_a_run_keeps_its_images_and_their_hash(folder):
 
 
 def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
-    app = dashboard(folder)
+    app = dashboard(folder, layer="0", head="0")
     assert not app.error
     assert app.main.subheader[1].value == "L0H0"
-    assert app.main.caption[-1].value == "image of 16 × 16 pixels (17 tokens)"
+    captions = [one.value for one in app.main.caption]
+    assert "image of 16 × 16 pixels (17 tokens)" in captions
     assert not [one for one in app.text_area if one.key == "text"]
     drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
     assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 0: [CLS]</b>"

@@ -35,7 +35,6 @@ def button(layer: int, head: int) -> None:
     st.button(
         "Unpin" if name in pins else "Pin", key="pin", icon=":material/push_pin:", disabled=full,
         on_click=_toggle, args=(name,),
-        help=f"{MOST} heads are pinned; unpin one." if full else "Compare it with others, below.",
     )  # fmt: skip
 
 

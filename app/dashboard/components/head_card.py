@@ -10,6 +10,7 @@ import xarray as xr
 from headscope import viz
 from headscope.app.dashboard import screens
 from headscope.app.dashboard.components import score_picker
+from headscope.app.dashboard.components.head_scores import scores_answers
 from headscope.app.dashboard.components.plain import plain
 from headscope.app.report import head_summary
 from headscope.app.report.head_kinds import Kind
@@ -35,13 +36,14 @@ STYLE = """<style>
 def draw(
     results: Mapping[str, xr.Dataset],
     scores: Mapping[str, Score],
+    capture: xr.Dataset,
     layer: int,
     head: int,
     path: Path,
 ) -> None:
     """Draw the card of a head, by its place in the grid."""
     st.markdown(plain(head_summary.causal_sentence(results, scores, layer, head)))
-    if head_summary.causal_score(scores) is None:
+    if head_summary.causal_score(scores) is None and scores_answers(capture):
         screens.link(
             "analyses", "Measure importance", {"run": path.name, "analysis": "importance"},
             ":material/science:",

@@ -8,6 +8,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import analyses, viz
+from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.app.dashboard.components import score_picker
 from headscope.app.dashboard.components.plain import plain
 from headscope.app.report.head_summary import standing
@@ -21,7 +22,7 @@ def draw(
     st.caption(score_picker.LEGEND)
     if not any(score.is_causal for score in scores.values()):
         how = "; `headscope analyze RUN importance` measures them"
-        st.info(f"No causal score in this run{how if _predicts(capture) else ''}.")
+        st.info(f"No causal score in this run{how if scores_answers(capture) else ''}.")
     grouped = groupby(scores.values(), key=lambda score: score.key.split(".", 1)[0])
     tables = [(name, sorted(each, key=lambda score: not score.is_causal)) for name, each in grouped]
     for name, members in sorted(tables, key=lambda table: not table[1][0].is_causal):
@@ -33,14 +34,9 @@ def draw(
                 st.caption(f"`{score.key}`: {plain(score.tooltip)}")
 
 
-def _predicts(capture: xr.Dataset) -> bool:
-    """Tell whether a model predicts the next token, so that answers can be scored."""
-    if capture.attrs.get("attention", "self") != "self":
-        return False
-    causal = capture["causal"]
-    if "attention_map" in capture.coords:
-        causal = causal[capture["attention_map"].values]
-    return bool(causal.all())
+def scores_answers(capture: xr.Dataset) -> bool:
+    """Tell whether a model predicts the next token of one text, so that answers can be scored."""
+    return capture.attrs.get("attention", "self") == "self" and predicts(capture)
 
 
 def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:

@@ -34,7 +34,7 @@ TABS = ("Attention", "Examples", "Scores", "Query-key", "Vocabulary", "What if")
 # One column on narrow screens, and room for grids of many heads.
 NARROW = """<style>
 [data-testid=stMainBlockContainer] { padding: 3rem 2rem; }
-.st-key-score_title h3 { font-size: 1.2rem; padding: 0; }
+.st-key-score_title h3 { font-size: 1.2rem; padding: 0 0 0.5rem; }
 @media (max-width: 1100px) {
   .st-key-heads_columns > [data-testid=stLayoutWrapper] > [data-testid=stHorizontalBlock] {
     flex-direction: column;
@@ -132,7 +132,7 @@ def _head_page(
     if lacking:
         st.info(f"L{layer}H{head}: {viz.ABSENT}, so there is nothing to draw or to score.")
     else:
-        head_card.draw(results, scores, layer, head, path)
+        head_card.draw(results, scores, capture, layer, head, path)
     # Drawn in any case, because a widget that is left out forgets its value.
     ids = head_detail.choose_tokens(key, capture)
     window = None

@@ -65,7 +65,7 @@ def test_a_run_without_analyses_can_be_browsed(place, dashboard):
     app = dashboard(place / "bare", run="bare", layer="1", head="2")
     assert not app.error
     assert app.main.subheader[1].value == "L1H2"
-    assert app.selectbox(key="by").options[0] == "capture.first_mass"
+    assert app.selectbox(key="by").value == "capture.first_mass"
     seen = run_folder.open(place / "bare").capture
     summary = capture_scores.summarize(seen)
     for name in ("first_mass", "entropy"):
