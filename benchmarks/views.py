@@ -7,6 +7,7 @@ and ``headscope models get headscope/smollm2`` once.
 """
 
 import argparse
+import json
 import random
 import shutil
 import statistics
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ from headscope import viz
 from headscope.app.pipeline import analyze_run, capture_run
 from headscope.kernels import statistics as kernel_statistics
 from headscope.kernels.errors import ResourceLimit
-from headscope.probes import capture, load_model, tasks
-from headscope.probes.attention.layer_attention import run_until_layer
+from headscope.probes import load_model, tasks
+from headscope.probes.attention.layer_attention import Layer, run_until_layer
 from headscope.probes.models.model import Model
 from headscope.viz.component.view import View
 from headscope_benchmarks import machine, pages, peer_pages, terminal
@@ -63,67 +65,69 @@ BARS = {
 
 def text(model: Model, length: int) -> list[int]:
     """Return so many tokens of English prose."""
-    (prompt,) = tasks.make("needle", model.tokenizer, n=1, length=length).prompts
+    (prompt,) = tasks.make("needle", model.tokenizer, n=1, length=2 * length).prompts
     return model.encode(prompt.clean)[:length]
 
 
-def weights_of(model: Model, ids: list[int], heads: range) -> xr.DataArray:
-    """Compute whole patterns of some heads of a layer, dims layer, head, query, key."""
-    layer, every = run_until_layer(model, ids, LAYER), np.arange(len(ids))
+@cache
+def layer_of(model: Model, length: int) -> tuple[Layer, list[str]]:
+    """Run the model up to the layer, on a text of this length; also its tokens."""
+    ids = text(model, length)
+    return run_until_layer(model, ids, LAYER), model.words(ids)
+
+
+def weights_of(model: Model, length: int, heads: range, part: int | None = None) -> xr.DataArray:
+    """Compute patterns of some heads, whole or of the first tokens; head, query and key."""
+    layer, words = layer_of(model, length)
+    every = np.arange(len(words))[:part]
     return xr.DataArray(
         np.stack([layer.weights(head, every, every) for head in heads])[None],
         dims=("layer", "head", "query", "key"),
-        coords={
-            "layer": [LAYER], "head": list(heads), "token": ("query", model.words(ids)),
-        },
+        coords={"layer": [LAYER], "head": list(heads), "token": ("query", words[:part])},
         attrs={"units": "probability", "high": 1.0},
-    )  # fmt: skip
+    )
 
 
-def ours(model: Model, ids: list[int]) -> Iterator[tuple[str, str, Callable[[], View]]]:
+def ours(model: Model, length: int) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """Name our views of a text, what they show, and how they are made from tensors."""
-    several = weights_of(model, ids, range(model.heads if len(ids) <= WINDOW else 1))
-    head = HEAD if len(ids) <= WINDOW else 0
-    one = several.isel(layer=0, head=head)
-    if len(ids) <= WINDOW:
+    if length <= WINDOW:
+        several = weights_of(model, length, range(model.heads))
+        one = several.isel(layer=0, head=HEAD)
         for mode in ("Text", "Map", "Lines"):
-            yield (
-                mode.lower(),
-                "one head",
-                lambda mode=mode: viz.token_view(one, state={"mode": mode}),
-            )
-        yield "text", "a layer", lambda: viz.token_view(several)
+            yield mode.lower(), "one head", partial(viz.token_view, one, state={"mode": mode})
+        yield "text", "a layer", partial(viz.token_view, several)
     else:
-        tile = -(-len(ids) // 256)
-        found = run_until_layer(model, ids, LAYER).overview(0, tile)
-        overview = xr.Dataset(
-            {name: (kernel_statistics.load(name).dims, found[name]) for name in found},
-            coords={"token": ("query", model.words(ids)), "layer": LAYER, "head": 0},
-            attrs={"tile": tile},
-        )
-        window = one.isel(query=slice(-WINDOW, None), key=slice(-WINDOW, None)).assign_coords(
-            query=np.arange(len(ids) - WINDOW, len(ids)),
-            key=np.arange(len(ids) - WINDOW, len(ids)),
-        )
-        yield "long", "one head", lambda: viz.long_view(overview)
-        yield (
-            "long",
-            "one head, a window of 512 × 512",
-            lambda: viz.long_view(overview, window=window),
-        )
-    tile = -(-len(ids) // 32)
-    maps = capture(model, [ids], stats=("pooled_max",), tile=tile)["pooled_max"].isel(prompt=0)
-    yield (
-        "thumbnails",
-        f"all {maps.sizes['layer'] * model.heads} heads",
-        lambda: viz.thumbnails(maps),
+        whole = overview(model, length, HEAD, 256)
+        layer, words = layer_of(model, length)
+        at = np.arange(len(words) - WINDOW, len(words))
+        window = xr.DataArray(
+            layer.weights(HEAD, at, at), dims=("query", "key"),
+            coords={"query": at, "key": at, "token": ("query", words[-WINDOW:])},
+        )  # fmt: skip
+        yield "long", "one head", partial(viz.long_view, whole)
+        yield "long", "one head, a window", partial(viz.long_view, whole, window=window)
+    maps = xr.concat(
+        [overview(model, length, head, 32)["pooled_max"] for head in range(model.heads)], "head"
+    )
+    yield "thumbnails", "a layer", partial(viz.thumbnails, maps.expand_dims("layer"))
+
+
+def overview(model: Model, length: int, head: int, blocks: int) -> xr.Dataset:
+    """Pool the pattern of one head into so many blocks a side."""
+    layer, words = layer_of(model, length)
+    tile = -(-len(words) // blocks)
+    found = layer.overview(head, tile)
+    return xr.Dataset(
+        {name: (kernel_statistics.load(name).dims, found[name]) for name in found},
+        coords={"token": ("query", words), "layer": LAYER, "head": head},
+        attrs={"tile": tile},
     )
 
 
 def measure_ours(browser: Browser, model: Model, length: int, folder: Path) -> list[dict[str, Any]]:
     """Measure our views of a text of this length."""
     rows = []
-    for kind, what, make in ours(model, text(model, length)):
+    for kind, what, make in ours(model, length):
         start = time.perf_counter()
         file = make().save(folder / "ours.html")
         made = time.perf_counter() - start
@@ -145,10 +149,10 @@ def measure_peers(
     browser: Browser, model: Model, length: int, folder: Path, python: Path
 ) -> list[dict[str, Any]]:
     """Measure the peers' pages of the same heads: one, and the layer."""
-    rows, ids = [], text(model, length)
+    rows = []
     # Their scripts are fetched before anything is timed.
     for name in peer_pages.NAMES:
-        _peer(browser, name, weights_of(model, ids[:8], range(1)), folder, python)
+        _peer(browser, name, weights_of(model, length, range(1), 8), folder, python)
     for heads in (range(HEAD, HEAD + 1), range(model.heads)):
         for name in peer_pages.NAMES:
             row: dict[str, Any] = {
@@ -159,7 +163,7 @@ def measure_peers(
             if len(heads) > 1 and length > WINDOW:
                 row["failed"] = "not tried: nine times the page of one head"
             else:
-                row |= _peer(browser, name, weights_of(model, ids, heads), folder, python)
+                row |= _peer(browser, name, weights_of(model, length, heads), folder, python)
             print(row, flush=True)
     return rows
 
@@ -284,38 +288,41 @@ def main() -> int:
     """Measure, write the result, and print what was met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, help="a Python that has bertviz and circuitsvis")
-    parser.add_argument("--only", choices=("pages", "dashboard"), help="print one half, keep none")
+    parser.add_argument("--only", choices=("pages", "dashboard"), help="measure one half anew")
     asked = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise ResourceLimit("chromium: there is none on the path; install it")
-    result: dict[str, Any] = {
-        "schema": 1,
-        "headscope": version("headscope"),
-        "machine": {**machine.describe(), "load_before": machine.load()},
-        "pages": [],
-    }
+    described = machine.describe()
+    name = f"views-{machine.slug(described).removeprefix('cpu-')}"
+    earlier = machine.RESULTS / f"{name}.json"
+    result = json.loads(earlier.read_text("utf-8")) if asked.only and earlier.exists() else {}
+    result |= {"schema": 1, "headscope": version("headscope"), "machine": described}
+    load = machine.load()
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         folder = Path(place)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         result["machine"]["chromium"] = browser.version
         if asked.only != "pages":
-            result["dashboard"] = dashboard(browser, folder)
+            result["dashboard"] = dashboard(browser, folder) | loads(load)
             result["bars"] = bars(result["dashboard"])
-            for name, (value, bar) in result["bars"].items():
-                print(f"{name}: {value:.3g} (bar {bar:g})", flush=True)
-        model = load_model(NAME) if asked.only != "dashboard" else None
-        for length in LENGTHS if model is not None else ():
-            assert model is not None
-            result["pages"] += measure_ours(browser, model, length, folder)
-            if asked.peers is not None:
-                result["pages"] += measure_peers(browser, model, length, folder, asked.peers)
+            for bar, (value, must) in result["bars"].items():
+                print(f"{bar}: {value:.3g} (must be at most {must:g})", flush=True)
+        if asked.only != "dashboard":
+            model, rows = load_model(NAME), []
+            for length in LENGTHS:
+                rows += measure_ours(browser, model, length, folder)
+                if asked.peers is not None:
+                    rows += measure_peers(browser, model, length, folder, asked.peers)
+            result["pages"] = {"rows": rows, **loads(load)}
         browser.close()
-    result["machine"]["load_after"] = machine.load()
-    if asked.only is None:
-        name = machine.slug(result["machine"]).removeprefix("cpu-")
-        print(machine.save(result, f"views-{name}"))
+    print(machine.save(result, name))
     return int(any(value > bar for value, bar in result.get("bars", {}).values()))
+
+
+def loads(before: float) -> dict[str, float]:
+    """Say how busy the machine was before and after."""
+    return {"load_before": before, "load_after": machine.load()}
 
 
 if __name__ == "__main__":

@@ -155,9 +155,8 @@ def keep_token_view(view: Mapping[str, Any]) -> None:
 
 def long_view(length: int) -> dict[str, Any]:
     """Read from the address how the long view of so many tokens stands."""
-    given: dict[str, Any] = {
-        name: values[-1] for name in ("map",) if (values := _asked(name, MAPS))
-    }
+    maps = _asked("map", MAPS)
+    given: dict[str, Any] = {"map": maps[-1]} if maps else {}
     if words := st.query_params.get("find"):
         given["find"] = words
     sides = {name: st.query_params.get(name, "") for name in ("queries", "keys")}
@@ -170,7 +169,7 @@ def long_view(length: int) -> dict[str, Any]:
             f"queries=0-{WIDEST - 1}, at most {WIDEST} apart, of queries and of keys."
             for name, text in bad.items()
         )
-        st.query_params.update(dict.fromkeys(bad, []))
+        st.query_params.update({name: [] for name in bad})
     return given
 
 

@@ -74,6 +74,8 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
         monkeypatch.setenv(cache.VARIABLE, str(folder))
         monkeypatch.setattr("sys.argv", ["main.py"])
         app = AppTest.from_file(MAIN, default_timeout=90)
+        # Its content is drawn when it is opened.
+        app.session_state["share"] = True
         for field, value in link.items():
             app.query_params[field] = value
         app.run()

@@ -23,10 +23,11 @@ def draw(
         f"opened = run.open({str(path)!r})",
     ]
     if window is None and isinstance(ids, tuple) and len(ids) > cache.WHOLE:
-        stats = "('pooled_max', 'pooled_mean', 'received', 'entropy')"
+        stats = "stats=('pooled_max', 'pooled_mean', 'received', 'entropy')"
+        tile = -(-len(ids) // 256)
         lines += [
             "from headscope import viz",
-            f"cap = capture(open_model(opened), {prompts}, stats={stats}, tile={-(-len(ids) // 256)})",
+            f"cap = capture(open_model(opened), {prompts}, {stats}, tile={tile})",
             f"viz.long_view(cap.isel(prompt=0, layer={layer}, head={head}))",
         ]
     elif window is None:
