@@ -174,6 +174,8 @@ def benchmarks_page() -> str:
             f"The server took {sizes[len(sizes) // 3]:,} MB after the first third of the time and "
             f"{sizes[-1]:,} MB at its end ({result['grown']:+.1%}; at most 5 %).",
         ]
+    for result in results("views-*.json"):
+        parts += views(result)
     for result in results("instructions.json"):
         for triton, kernels in result.items():
             parts += [
@@ -183,6 +185,47 @@ def benchmarks_page() -> str:
                 "matrix instruction, and instructions for each score in the inner loop.",
             ]
     return "\n\n".join(parts) + "\n"
+
+
+def views(result: Mapping[str, Any]) -> Iterator[str]:
+    """Lay out what views take in a browser, and the bars of the dashboard."""
+    yield f"## Views in a browser: {result['machine']['cpu']}"
+    if "pages" in result:
+        pages = result["pages"]
+        yield (
+            "`python3 -P benchmarks/views.py --peers PYTHON`: the page of one head of "
+            "SmolLM2-135M, or of a layer, as each writes it from the weights; of 4,096 tokens ours is the long "
+            "view. Megabytes hold the scripts of the page, which CircuitsVis has in it and BertViz "
+            "fetches (here from the machine itself). Drawn is from the opening to two frames with "
+            f"the pattern in them; load {pages['load_before']} before and "
+            f"{pages['load_after']} after."
+        )
+        yield markdown(
+            ("tokens", "what", "view", "MB", "written, s", "drawn, s"),
+            (
+                (
+                    f"{row['tokens']:,}", row["what"], row["view"],
+                    NONE if row["bytes"] is None else amount(row["bytes"] / 1e6),
+                    NONE if row["made_s"] is None else amount(row["made_s"]),
+                    row["failed"] or amount(row["drawn_s"]),
+                )
+                for row in pages["rows"]
+            ),
+        )  # fmt: skip
+    if "dashboard" in result:
+        found = result["dashboard"]
+        yield (
+            "The dashboard on 32 × 32 heads of random weights; load "
+            f"{found['load_before']} before and {found['load_after']} after. A click sends "
+            f"{found['bytes a click'] / 1000:.0f} kB."
+        )
+        yield markdown(
+            ("bar", "measured", "must be"),
+            (
+                (name, amount(value), f"≤ {amount(must)}")
+                for name, (value, must) in result["bars"].items()
+            ),
+        )
 
 
 def results(pattern: str) -> Iterator[dict[str, Any]]:
