@@ -40,7 +40,7 @@ from headscope.viz.component.view import View
 from headscope_benchmarks import machine, pages, peer_pages, terminal
 from headscope_benchmarks.sessions import serve
 
-NAME, LAYER, HEAD = "headscope/smollm2", 15, 3
+NAME, LAYER, HEAD = "headscope/smollm2", 3, 3
 LENGTHS = (512, 4096)
 WINDOW = 512
 MAKING = 180.0

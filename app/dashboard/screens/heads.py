@@ -1,6 +1,7 @@
 """Every head of a run by any score, and one head in full."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -188,19 +189,18 @@ def _downloads(key: cache.RunKey, name: str) -> None:
     )  # fmt: skip
     table = "heads" if wide else "scores"
     columns = st.columns(len(tables.FORMATS))
-    for column, (kind, data) in zip(columns, _tables(key, wide).items(), strict=True):
+    for column, kind in zip(columns, tables.FORMATS, strict=True):
         column.download_button(
-            kind.upper() if kind != "parquet" else "Parquet", data, f"{name}-{table}.{kind}",
+            kind.upper() if kind != "parquet" else "Parquet",
+            # Encoded when it is asked for: a browser would fetch the file with the screen.
+            partial(_table, key, wide, kind), f"{name}-{table}.{kind}",
             key=f"download_{kind}", icon=":material/download:", on_click="ignore",
             help="Scores of all heads. The camera on a figure saves it as PNG.",
         )  # fmt: skip
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _tables(key: cache.RunKey, wide: bool) -> dict[str, bytes]:
-    """Encode the heads of a run in every format."""
+@st.cache_data(max_entries=8, show_spinner=False)
+def _table(key: cache.RunKey, wide: bool, kind: str) -> bytes:
+    """Encode the heads of a run."""
     run, _, results = cache.run(key)
-    return {
-        kind: tables.encode(kind, results, run.manifest, run.name, wide=wide)
-        for kind in tables.FORMATS
-    }
+    return tables.encode(kind, results, run.manifest, run.name, wide=wide)
