@@ -38,7 +38,9 @@ def address(place: Path) -> Iterator[str]:
 
 
 def settled(page: Page, chart: str) -> None:
+    """Wait until a chart is drawn and nothing runs."""
     page.wait_for_selector(f".st-key-{chart} .js-plotly-plot .main-svg")
+    page.wait_for_timeout(300)
     page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
 
 
@@ -107,6 +109,7 @@ def test_keys_link_back_and_download(new_page, address, place, tmp_path):
     assert "top=10" in page.url
     page.go_back()
     expect(heading(page, "L3H1")).to_be_visible()
+    settled(page, "methods_scatter")
     with page.expect_download() as download:
         page.locator(".st-key-download_csv button").click()
     download.value.save_as(tmp_path / "heads.csv")
@@ -208,6 +211,7 @@ def test_a_line_a_cell_and_a_key_pick_a_head_of_a_timeline(new_page, address, tm
     page.wait_for_function("location.search.includes('line=L1H3')")
     page.go_back()
     page.wait_for_function(f"({widths})()['L1H2'] === 4")
+    settled(page, "lines")
     with page.expect_download() as download:
         page.locator(".st-key-download_csv button").click()
     download.value.save_as(tmp_path / "lines.csv")

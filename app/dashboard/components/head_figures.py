@@ -21,7 +21,7 @@ LOOKS = {
     NONE: ("#8a929c", "circle-open"), TOO_FEW: ("#8a929c", "x-thin-open"),
 }  # fmt: skip
 ROW = 24
-LEFT, TOP, BOTTOM = 60, 70, 50
+LEFT, TOP, BOTTOM = 60, 40, 90
 
 
 def dots(table: pd.DataFrame, method: str, units: str, null: float, picked: str) -> Any:
@@ -69,7 +69,7 @@ def dots(table: pd.DataFrame, method: str, units: str, null: float, picked: str)
         },
         # Half a row: a click beside a mark never goes to the row of another one.
         hoverdistance=ROW // 2,
-        legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
     )  # fmt: skip
     return figure
 
