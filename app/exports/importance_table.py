@@ -41,7 +41,7 @@ def rows(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     table = heads_table({IMPORTANCE: result[held]})
     table.columns = table.columns.str.removeprefix(f"{IMPORTANCE}.")
     ranks = viz.ranks(result[MAIN].transpose("layer", "head")).ravel()
-    table.insert(0, "rank", pd.array(np.where(np.isnan(ranks), None, ranks), dtype="Int64"))
+    table.insert(0, "rank", pd.Series(ranks).astype("Int64"))
     told = frozenset(str(result[MAIN].attrs.get("effect_heads", "")).split())
     above = frozenset(result.attrs.get("important_heads", ()))
     few = int(result.attrs["n_prompts"]) < LEAST_PROMPTS

@@ -145,10 +145,15 @@ def _show(question: str, answer: xr.Dataset) -> None:
     st.table(pd.DataFrame(rows), border="horizontal", hide_index=True)
     st.markdown(f"{score.attrs['long_name']}; {score.attrs['convention']}. {answer.attrs['note']}")
     if "loss" in answer:
-        st.plotly_chart(
-            viz.choose(answer["loss"]).figure(answer["loss"]), key="what_if_loss",
-            config={"displaylogo": False},
-        )  # fmt: skip
+        before, after = (answer["loss"].isel(condition=at, drop=True) for at in (0, 1))
+        change = (after - before).assign_attrs(
+            long_name="Change of the loss on each token", units="nats", scale="diverging"
+        )
+        for key, array in (("change", change), ("loss", answer["loss"])):
+            st.plotly_chart(
+                viz.choose(array).figure(array), key=f"what_if_{key}",
+                config={"displaylogo": False},
+            )  # fmt: skip
         chances = answer["next_probability"].transpose("word", "condition")
         table = pd.DataFrame(
             chances.values, columns=pd.Index(chances["condition"].values),

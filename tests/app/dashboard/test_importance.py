@@ -215,7 +215,11 @@ def test_heads_that_are_picked_are_removed_and_the_tokens_shown_before_and_after
     expected = what_if(bundled, [ids], [edits.Ablate(tuple(heads))])
     answer = QUEUE.jobs[-1].result
     np.testing.assert_allclose(answer["loss"], expected["loss"], atol=1e-5)
-    assert "what_if_loss" in figures(app)
+    drawn = figures(app)
+    assert "what_if_loss" in drawn
+    change = (expected["loss"][1] - expected["loss"][0]).values
+    shown = [np.ravel(numbers(trace["z"])) for trace in drawn["what_if_change"]["data"]]
+    assert any(np.allclose(each, change, atol=1e-4, equal_nan=True) for each in shown)
 
 
 def test_the_report_has_the_sections_that_were_chosen(screen, measured):
