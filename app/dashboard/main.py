@@ -14,6 +14,10 @@ STYLE = """<style>
 }
 /* Streamlit's own are paler than can be read well. */
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.8; }
+/* Links to other screens look like the buttons beside them. */
+[data-testid="stMain"] [data-testid="stPageLink-NavLink"] {
+  border: 1px solid color-mix(in srgb, currentColor 20%, transparent); padding: 0.4rem 0.75rem;
+}
 </style>"""
 
 st.set_page_config(page_title="headscope", page_icon="🔬", layout="wide")
@@ -23,7 +27,7 @@ pages = screens.pages(cache.folder())
 named = screens.page(next(iter(pages)))
 page = st.navigation([*pages.values(), named], position="hidden")
 state.open_address(page.title)
-with st.sidebar.container(key="navigation", gap=None):
+with st.sidebar.container(key="navigation", gap="xxsmall"):
     for each in pages.values():
         # Links of our own: Streamlit's leave the address behind.
         st.page_link(each, query_params=state.address())

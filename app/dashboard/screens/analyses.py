@@ -89,9 +89,9 @@ def _catalogue(key: cache.RunKey, names: list[str]) -> None:
         ):  # fmt: skip
             job_tray.submit(catalogue.estimating(key, unknown, {}, None))
         if st.button(
-            f"Run the {len(fast)} quick ones", key="run_quick", icon=":material/bolt:",
-            disabled=not fast,
-            help=f"Those that need the capture alone, or few passes: {', '.join(fast)}",
+            f"Run the {len(fast)} quick ones" if fast else "All quick ones are done",
+            key="run_quick", icon=":material/bolt:", disabled=not fast,
+            help=f"Those that need the capture alone, or few passes: {', '.join(fast or quick())}",
         ):  # fmt: skip
             job_tray.submit(catalogue.analyzing(key, fast, {}, None))
 
