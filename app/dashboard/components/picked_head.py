@@ -57,7 +57,11 @@ def chart(
     figure.update_layout(clickmode="event+select", dragmode=False)
     st.plotly_chart(
         figure, key=key, on_select=clicked, selection_mode="points", alt=alt,
-        config={"modeBarButtons": [["toImage"]], "displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        config={
+            "modeBarButtons": [["toImage"]],
+            "displaylogo": False,
+            "toImageButtonOptions": {"filename": name, "scale": 2},
+        },
     )  # fmt: skip
 
 
