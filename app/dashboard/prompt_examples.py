@@ -88,7 +88,7 @@ def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]
     order = known[np.argsort(-sizes, kind="stable")]
     most = -(-COUNT // max(len(np.unique(known[:, 0])), 1))
     taken: dict[int, int] = {}
-    top = []
+    top: list[Example] = []
     for prompt, position in order.tolist():
         if len(top) < COUNT and taken.get(prompt, 0) < most:
             taken[prompt] = taken.get(prompt, 0) + 1
