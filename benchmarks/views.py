@@ -63,6 +63,12 @@ BARS = {
 }
 
 
+@cache
+def loaded() -> Model:
+    """Load the model once."""
+    return load_model(NAME)
+
+
 def text(model: Model, length: int) -> list[int]:
     """Return so many tokens of English prose."""
     (prompt,) = tasks.make("needle", model.tokenizer, n=1, length=2 * length).prompts
@@ -70,15 +76,16 @@ def text(model: Model, length: int) -> list[int]:
 
 
 @cache
-def layer_of(model: Model, length: int) -> tuple[Layer, list[str]]:
+def layer_of(length: int) -> tuple[Layer, list[str]]:
     """Run the model up to the layer, on a text of this length; also its tokens."""
+    model = loaded()
     ids = text(model, length)
     return run_until_layer(model, ids, LAYER), model.words(ids)
 
 
-def weights_of(model: Model, length: int, heads: range, part: int | None = None) -> xr.DataArray:
+def weights_of(length: int, heads: range, part: int | None = None) -> xr.DataArray:
     """Compute patterns of some heads, whole or of the first tokens; head, query and key."""
-    layer, words = layer_of(model, length)
+    layer, words = layer_of(length)
     every = np.arange(len(words))[:part]
     return xr.DataArray(
         np.stack([layer.weights(head, every, every) for head in heads])[None],
@@ -88,17 +95,17 @@ def weights_of(model: Model, length: int, heads: range, part: int | None = None)
     )
 
 
-def ours(model: Model, length: int) -> Iterator[tuple[str, str, Callable[[], View]]]:
+def ours(length: int) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """Name our views of a text, what they show, and how they are made from tensors."""
     if length <= WINDOW:
-        several = weights_of(model, length, range(model.heads))
+        several = weights_of(length, range(loaded().heads))
         one = several.isel(layer=0, head=HEAD)
         for mode in ("Text", "Map", "Lines"):
             yield mode.lower(), "one head", partial(viz.token_view, one, state={"mode": mode})
         yield "text", "a layer", partial(viz.token_view, several)
     else:
-        whole = overview(model, length, HEAD, 256)
-        layer, words = layer_of(model, length)
+        whole = overview(length, HEAD, 256)
+        layer, words = layer_of(length)
         at = np.arange(len(words) - WINDOW, len(words))
         window = xr.DataArray(
             layer.weights(HEAD, at, at), dims=("query", "key"),
@@ -107,14 +114,14 @@ def ours(model: Model, length: int) -> Iterator[tuple[str, str, Callable[[], Vie
         yield "long", "one head", partial(viz.long_view, whole)
         yield "long", "one head, a window", partial(viz.long_view, whole, window=window)
     maps = xr.concat(
-        [overview(model, length, head, 32)["pooled_max"] for head in range(model.heads)], "head"
+        [overview(length, head, 32)["pooled_max"] for head in range(loaded().heads)], "head"
     )
     yield "thumbnails", "a layer", partial(viz.thumbnails, maps.expand_dims("layer"))
 
 
-def overview(model: Model, length: int, head: int, blocks: int) -> xr.Dataset:
+def overview(length: int, head: int, blocks: int) -> xr.Dataset:
     """Pool the pattern of one head into so many blocks a side."""
-    layer, words = layer_of(model, length)
+    layer, words = layer_of(length)
     tile = -(-len(words) // blocks)
     found = layer.overview(head, tile)
     return xr.Dataset(
@@ -124,10 +131,10 @@ def overview(model: Model, length: int, head: int, blocks: int) -> xr.Dataset:
     )
 
 
-def measure_ours(browser: Browser, model: Model, length: int, folder: Path) -> list[dict[str, Any]]:
+def measure_ours(browser: Browser, length: int, folder: Path) -> list[dict[str, Any]]:
     """Measure our views of a text of this length."""
     rows = []
-    for kind, what, make in ours(model, length):
+    for kind, what, make in ours(length):
         start = time.perf_counter()
         file = make().save(folder / "ours.html")
         made = time.perf_counter() - start
@@ -146,14 +153,14 @@ def measure_ours(browser: Browser, model: Model, length: int, folder: Path) -> l
 
 
 def measure_peers(
-    browser: Browser, model: Model, length: int, folder: Path, python: Path
+    browser: Browser, length: int, folder: Path, python: Path
 ) -> list[dict[str, Any]]:
     """Measure the peers' pages of the same heads: one, and the layer."""
     rows = []
     # Their scripts are fetched before anything is timed.
     for name in peer_pages.NAMES:
-        _peer(browser, name, weights_of(model, length, range(1), 8), folder, python)
-    for heads in (range(HEAD, HEAD + 1), range(model.heads)):
+        _peer(browser, name, weights_of(length, range(1), 8), folder, python)
+    for heads in (range(HEAD, HEAD + 1), range(loaded().heads)):
         for name in peer_pages.NAMES:
             row: dict[str, Any] = {
                 "view": name, "what": "one head" if len(heads) == 1 else "a layer",
@@ -163,7 +170,7 @@ def measure_peers(
             if len(heads) > 1 and length > WINDOW:
                 row["failed"] = "not tried: nine times the page of one head"
             else:
-                row |= _peer(browser, name, weights_of(model, length, heads), folder, python)
+                row |= _peer(browser, name, weights_of(length, heads), folder, python)
             print(row, flush=True)
     return rows
 
@@ -309,11 +316,11 @@ def main() -> int:
             for bar, (value, must) in result["bars"].items():
                 print(f"{bar}: {value:.3g} (must be at most {must:g})", flush=True)
         if asked.only != "dashboard":
-            model, rows = load_model(NAME), []
+            rows = []
             for length in LENGTHS:
-                rows += measure_ours(browser, model, length, folder)
+                rows += measure_ours(browser, length, folder)
                 if asked.peers is not None:
-                    rows += measure_peers(browser, model, length, folder, asked.peers)
+                    rows += measure_peers(browser, length, folder, asked.peers)
             result["pages"] = {"rows": rows, **loads(load)}
         browser.close()
     print(machine.save(result, name))

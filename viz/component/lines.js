@@ -1,6 +1,7 @@
 // Queries at the left, keys at the right, and a line for every weight, as strong as the weight.
 
 const ROW = 17;
+const MOST = 4000;
 
 class Lines {
   constructor(view) {
@@ -65,7 +66,19 @@ class Lines {
       context.stroke();
     };
     if (query === null && key === null) {
-      view.queries.forEach((_, from) => view.keys.forEach((_, to) => line(from, to, view.share(from, to), page.css, [])));
+      const all = [];
+      view.queries.forEach((_, from) =>
+        view.keys.forEach((_, to) => {
+          const share = view.share(from, to);
+          if (share > 0.02) all.push([share, from, to]);
+        }),
+      );
+      // More are a surface, and seconds of drawing.
+      all.sort(([one], [other]) => other - one);
+      all.slice(0, MOST).forEach(([share, from, to]) => line(from, to, share, page.css, []));
+      context.globalAlpha = 1;
+      context.textAlign = "center";
+      if (all.length > MOST) context.fillText(`the ${MOST} strongest of ${all.length} lines`, width / 2, ROW / 2);
     }
     queries.forEach((share, from) => line(from, key, share, colours[1], [5, 4]));
     keys.forEach((share, to) => line(query, to, share, colours[0], []));
