@@ -101,10 +101,10 @@ def matrix(
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )  # fmt: skip
-    row, column = (methods.index(method) for method in pair)
-    for at, to in {(row, column), (column, row)} if row != column else ():
+    across, up = (methods.index(method) for method in pair)
+    for x, y in {(across, up), (up, across)} if across != up else ():
         figure.add_shape(
-            type="rect", x0=to - 0.5, x1=to + 0.5, y0=at - 0.5, y1=at + 0.5,
+            type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5,
             line={"width": 3, "color": "#8a929c"},
         )  # fmt: skip
     axis = {
@@ -134,7 +134,7 @@ def _against(
         st.info("Choose two different methods.")
         return
     sides = [result[method].transpose(*GRID) for method in pair]
-    apart = parting(*(side.values for side in sides), NAMED)
+    apart = parting(sides[0].values, sides[1].values, NAMED)
     figure = head_figures.scatter(
         sides[0], sides[1], [METHODS[method] for method in pair],
         [text.split()[0] for text in apart], picked,

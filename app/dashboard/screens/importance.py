@@ -110,7 +110,7 @@ def _heads(
         left, right = st.columns([3, 2], gap="medium")
     units = str(result[MAIN].attrs["units"])
     known = table[table[MAIN].notna()]
-    shown = known[(np.arange(len(known)) < top) | (known["name"] == picked)]
+    shown = known[(np.arange(len(known)) < int(top or 0)) | (known["name"] == picked)]
     with left:
         st.subheader("Ranked by mean ablation")
         figure = head_figures.dots(shown, MAIN, units, float(result["null_ablation"]), picked)
@@ -190,10 +190,10 @@ def _what_if(
         # Tokenizers of whole words leave the spaces out.
         text = ("" if any(word[:1].isspace() for word in words) else " ").join(words)
         st.caption(f"The text in view: {plain(text)}")
-    [at] = table[table["name"] == picked][["layer", "head"]].itertuples(index=False)
+    [row] = table[table["name"] == picked].to_dict("records")
     where = {"run": Path(key.path).name, "pick": picked, "prompt": number}
     what_if.draw(
-        key, capture, int(at.layer), int(at.head), others=important if also else (),
+        key, capture, int(row["layer"]), int(row["head"]), others=important if also else (),
         opens=(IMPORTANCE, where, "See the answer"),
     )  # fmt: skip
 

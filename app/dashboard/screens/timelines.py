@@ -34,14 +34,14 @@ def draw() -> None:
     folder = cache.folder()
     paths = {} if folder is None else _beside(folder)
     st.title(TITLE)
-    if not paths:
+    if folder is None or not paths:
         st.info(
             "There is no timeline beside this run. `headscope timeline headscope/induction@* "
             "--analysis head_types --out runs/emergence` makes one of the shipped checkpoints."
         )
         return
     names = list(paths)
-    begin = folder.name if folder is not None and folder.name in names else names[0]
+    begin = folder.name if folder.name in names else names[0]
     state.take("timeline", names, begin)
     chosen = st.selectbox("Timeline", names, key="timeline", persist_state="session")
     path = paths[chosen]
@@ -193,7 +193,7 @@ def _downloads(whole: xr.Dataset, score: str, name: str) -> None:
     meaning = {key: str(array.attrs.get(key, "")) for key in ("units", "convention")}
     about = {"model": str(whole.attrs["model"]), "variable": score, "units": meaning["units"]}
     frame = table.reset_coords(drop=True).assign_coords(step=whole["step"]).to_dataframe()
-    made = tables.labelled(frame.reset_index(), dict.fromkeys(table, meaning), about)
+    made = tables.labelled(frame.reset_index(), dict.fromkeys(map(str, table), meaning), about)
     with st.container(horizontal=True):
         for kind in tables.FORMATS:
             st.download_button(
