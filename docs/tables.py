@@ -194,10 +194,10 @@ def views(result: Mapping[str, Any]) -> Iterator[str]:
         pages = result["pages"]
         yield (
             "`python3 -P benchmarks/views.py --peers PYTHON`: the page of one head of "
-            "SmolLM2-135M, or of a layer, as each writes it from the weights; of 4,096 tokens ours is "
-            "the long view. Megabytes hold the scripts of the page, which CircuitsVis has in it and BertViz "
-            "fetches (here from the machine itself). Drawn is from the opening to two frames with "
-            f"the pattern in them; load {pages['load_before']} before and "
+            "SmolLM2-135M, or of a layer, as each writes it from the weights; of 4,096 tokens ours "
+            "is the long view. Megabytes hold the scripts of the page, which CircuitsVis has in it "
+            "and BertViz fetches (here from the machine itself). Drawn is from the opening to two "
+            f"frames with the pattern in them; load {pages['load_before']} before and "
             f"{pages['load_after']} after."
         )
         yield markdown(
