@@ -46,14 +46,15 @@ def script() -> Path:
 def violations(
     page: "Page", impacts: tuple[str, ...] = SERIOUS, known: tuple[tuple[str, str], ...] = ()
 ) -> list[str]:
-    """List what a page in a browser does wrong for some of its users: rule, count, an example.
+    """List what a page in a browser does wrong for some of its users: rule, element, why.
 
     ``known`` are rules and selectors: elements in these are not ours to mend, by this rule alone.
     """
     page.add_script_tag(path=script())
     found = page.evaluate(RUN, [list(pair) for pair in known])
     return [
-        f"{rule['impact']} {rule['id']}, {len(rule['nodes'])} times: {rule['nodes'][0]['html']}"
+        f"{rule['impact']} {rule['id']}: {node['html']} {node['failureSummary']}"
         for rule in found
         if rule["impact"] in impacts
+        for node in rule["nodes"]
     ]
