@@ -80,6 +80,8 @@ class Screen:
         if self.complete:
             return ""
         drawn = int(self.sample.sum())
+        if not drawn:
+            return f"Ablated were {self.convention}; exhaustive=true ablates all."
         count = int((above & self.sample.numpy()).sum())
         rest = self.total - int(self.heads.sum())
         upper = binomtest(count, drawn).proportion_ci().high

@@ -49,7 +49,8 @@ class Capacity:
             f"questions about {count}, chance {amount(1 / count)}"
         )
         if not self.pairs:
-            return f"The model holds no facts of recall: {answers}; too low to conclude."
+            unknown = "what stands on recall is not conclusive"
+            return f"The model is not shown to hold facts of recall: {answers}; {unknown}."
         return f"The model holds {count} facts of recall: {answers}."
 
     def state(self, result: xr.Dataset) -> None:

@@ -27,7 +27,7 @@ from headscope.analyses._interventions.batched_edits import RowInject
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.results import Results, heads, labels, marked, require
+from headscope.analyses._runtime.results import Results, first_few, heads, labels, marked, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS
 from headscope.analyses.comparison.restoration import own_patterns
@@ -180,7 +180,7 @@ def _verdict(standing: dict[str, list[str]], results: Results) -> Verdict:
     if results["removed"].attrs["effect"] == "too_few":
         text = f"Fewer than {LEAST_PROMPTS} prompts, so no head is known to be needed."
         return Verdict("too_few", text)
-    named = "; ".join(f"{key}: {', '.join(held)}" for key, held in standing.items() if held)
+    named = "; ".join(f"{key}: {first_few(held)}" for key, held in standing.items() if held)
     return Verdict(
         "supported" if named else "not_supported",
         f"Heads that the task needs and that an edited pattern stands in for: {named or 'none'}.",

@@ -41,10 +41,21 @@ class Answered:
         self.capture, self.model = capture, model
         self.ids = [list(ids) for ids in encoded.ids]
         self.questions = encoded.questions
+        self.asked = encoded.asked
 
-    def loss(self, chosen: Sequence[int], output: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return −log p of the answers of some prompts, in nats, one number a row."""
-        return -score(output, [self.questions[chosen[row]] for row in rows], "log_probability")
+    def loss(
+        self,
+        chosen: Sequence[int],
+        output: Tensor,
+        rows: Sequence[int],
+        positions: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """Return −log p of the answers of some prompts, in nats, one number a row.
+
+        ``output`` has their logits at some positions; a row is one of the ``chosen`` prompts.
+        """
+        questions = [self.questions[chosen[row]] for row in rows]
+        return -score(output, questions, "log_probability", positions)
 
     def masses(self, share: float, first: int, recent: int) -> Array:
         """Return the mass kept under every mask (prompt, mask, layer, head)."""
@@ -85,8 +96,11 @@ class Answered:
                     continue
                 edits = (Window(heads=tuple(heads), recent=recent, first=first),) if heads else ()
                 with torch.no_grad():
-                    output = logits(self.model, torch.tensor([self.ids[row]]), edits)
-                    loss[at, column] = float(self.loss([row], output, [0]))
+                    places = [self.asked[row]]
+                    output = logits(
+                        self.model, torch.tensor([self.ids[row]]), edits, torch.tensor(places)
+                    )
+                    loss[at, column] = float(self.loss([row], output, [0], places))
         if not size:
             kind = "streaming" if streaming else "full"
             text = f"Every head is {kind}, so there is nothing to compare."

@@ -1,22 +1,27 @@
 """Full and streaming attention mixed head by head: learned gates, and the cost of every window."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analyses._interventions.ablation import (
+    NUMBERS,
+    SWEEP_TOKENS,
+    Batch,
+    Measure,
+    asked_batches,
+)
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request, WeightEdits
-from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.forward import Reader, run, unembedding_at
 from headscope.probes.attention.interface import AttentionCall
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.prompt_batch import batches
 
-TOKENS = 8192
 # Tokens in one step of the gates.
 STEP = 512
 
@@ -116,33 +121,40 @@ def learn(
 def window_cost(
     model: Model,
     ids: Sequence[Sequence[int]],
-    measure: Callable[[Tensor, Sequence[int]], Tensor],
+    asked: Sequence[Sequence[int]],
+    measure: Measure,
     first: int,
     recent: int,
 ) -> Array:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
-    ``measure`` turns logits and the prompts of their rows into one loss a row.
+    ``measure`` turns the logits at the ``asked`` positions into one loss a row.
     """
-
-    def scored(rows: Sequence[int], shares: Tensor) -> Array:
-        mixer = Mixer(Request(stats=()), shares=shares, first=first, recent=recent)
-        with torch.no_grad():
-            output: Any = run(model, torch.tensor([ids[row] for row in rows]), mixer, head=True)
-            return np.asarray(measure(output, rows).double().cpu().numpy())
-
     count = model.layers * model.heads
     single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
     result = np.full((len(ids), count), np.nan)
-    for rows in batches(ids, TOKENS):
-        clean = scored(rows, torch.ones(1, model.layers, model.heads))
-        together = max(1, TOKENS // (len(rows) * len(ids[rows[0]])))
+
+    def scored(batch: Batch, shares: Tensor) -> Array:
+        prompts, tokens, positions = batch
+        times = len(shares)
+        mixer = Mixer(
+            Request(stats=()), shares=shares.repeat_interleave(len(prompts), dim=0),
+            first=first, recent=recent,
+        )  # fmt: skip
+        places = positions.repeat(times, 1)
+        with torch.no_grad(), unembedding_at(model, places) as finish:
+            output: Tensor = finish(run(model, tokens.repeat(times, 1), mixer, head=True))
+            values = measure(output, prompts * times, places.tolist())
+        return np.asarray(values.double().cpu().numpy()).reshape(times, -1)
+
+    for batch in asked_batches(model, ids, asked, SWEEP_TOKENS):
+        prompts, tokens, positions = batch
+        clean = scored(batch, torch.ones(1, model.layers, model.heads))
+        numbers = NUMBERS // (positions.numel() * model.vocabulary)
+        together = max(1, min(SWEEP_TOKENS // tokens.numel(), numbers))
         for start in range(0, count, together):
             some = single[start : start + together]
-            shares = some.repeat_interleave(len(rows), dim=0)
-            values = scored(rows * len(some), shares)
-            change = values.reshape(len(some), len(rows)) - clean
-            result[rows, start : start + len(some)] = change.T
+            result[prompts, start : start + len(some)] = (scored(batch, some) - clean).T
     grid = result.reshape(-1, model.layers, model.heads)
     grid[:, list(model.geometry.without)] = np.nan
     return grid

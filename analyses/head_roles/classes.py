@@ -127,9 +127,9 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     positions = [[question.at for question in row] for row in prompts.questions[:third]]
     gates, losses = _window_gates.learn(model, prompts.ids[:third], positions, training)
-    measured = [prompts.ids[row] for row in single]
+    measured, asked = ([whole[row] for row in single] for whole in (prompts.ids, prompts.asked))
     loss_of = partial(prompts.loss, single)
-    cost = _window_gates.window_cost(model, measured, loss_of, first, recent)
+    cost = _window_gates.window_cost(model, measured, asked, loss_of, first, recent)
     gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
     window = f"first {first} and last {recent} keys"

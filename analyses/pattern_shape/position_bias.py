@@ -20,7 +20,15 @@ import xarray as xr
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, ZERO_TO_ONE, Results, above, marked, named
+from headscope.analyses._runtime.results import (
+    SHARE,
+    ZERO_TO_ONE,
+    Results,
+    above,
+    first_few,
+    marked,
+    named,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import bootstrap, percentiles
 from headscope.analyses._stats.bootstrap import draws as resamples
@@ -148,9 +156,9 @@ def run(
         heads_by_type={"relevance": best, "U-shaped": u_shaped},
         causal=record,
         note=(
-            f"Heads that attend to the asked fact for its content: {', '.join(best) or 'none'}. "
+            f"Heads that attend to the asked fact for its content: {first_few(best) or 'none'}. "
             f"Positional bias, mean over heads: tilt {amount(tilt, '+')}, U shape "
-            f"{amount(bend, '+')}; U-shaped heads: {', '.join(u_shaped) or 'none'}."
+            f"{amount(bend, '+')}; U-shaped heads: {first_few(u_shaped) or 'none'}."
         ),
     )
 

@@ -18,8 +18,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions import next_token_loss
+from headscope.analyses._interventions import next_token_loss, screening
 from headscope.analyses._interventions.batched_edits import RowScale
+from headscope.analyses._interventions.next_token_loss import asking_all
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, first_few, labels, require
@@ -47,6 +48,7 @@ def run(
     least_queries: Annotated[int, AtLeast(1)] = 16,
     least_change: Annotated[float, AtLeast(0)] = 0.001,
     prompts: Annotated[int, AtLeast(1)] = 16,
+    exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Scale the weight that each head parks on its sinks, and measure what the loss does.
@@ -66,8 +68,11 @@ def run(
         harmful and its best γ is 1.
     prompts
         Number of prompts in the sweep, the first ones; each is run once a head and factor.
+    exhaustive
+        Scale every head alone, whatever their number. Without it, in a model of more than 64 heads:
+        those that the gradient of the loss ranks first, and a random sample of the others.
     seed
-        Seed of the bootstrap over prompts.
+        Seed of the bootstrap over prompts, and of the sample of heads.
 
     Returns
     -------
@@ -88,7 +93,10 @@ def run(
     factors = _parse(gammas)
     ids = next_token_loss.tokens(capture)[:prompts]
     sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
-    single, joint = _sweep(model, ids, sinks, factors)
+    chosen = screening.screen(
+        model, asking_all(ids), "log_probability", exhaustive=exhaustive, seed=seed
+    )
+    single, joint = _sweep(model, ids, sinks, factors, chosen.heads)
 
     results = Results(capture, seed=seed, evidence="causal")
     keys_of = {
@@ -102,7 +110,8 @@ def run(
                 f"{name}_{end}", GRID, single[:, number, place],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
                 convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
-                f"normalised again, minus the loss as it is; {len(ids)} prompts; positive: worse",
+                f"normalised again, minus the loss as it is; {chosen.convention}; {len(ids)} "
+                "prompts; positive: worse",
                 source=SOURCES[number],
             )  # fmt: skip
     results.add_mean(
@@ -112,6 +121,7 @@ def run(
     )  # fmt: skip
     mean = single[:, 0].mean(0)
     best = np.where(mean.min(0) < -least_change, np.asarray(factors)[mean.argmin(0)], 1.0)
+    best[np.isnan(mean[0])] = np.nan
     results.add(
         "best_gamma", GRID, best, "Factor of least loss on the first token", "γ",
         "sequential", 0, source=SOURCES[0],
@@ -131,6 +141,7 @@ def run(
         name: labels((signs == sign) & enough)
         for name, sign in (("helpful sinks", 1), ("harmful sinks", -1))
     }
+    missed = chosen.missed(signs != 0, f"{least_change:g} nats")
     listed = "; ".join(f"{name}: {first_few(heads) or 'none'}" for name, heads in named.items())
     few = f"Too few prompts ({len(ids)} of {LEAST_PROMPTS}) to call a sink helpful or harmful."
     return results.dataset(
@@ -139,7 +150,8 @@ def run(
         heads_by_type=named,
         note=f"{int(sinks.any((0, -1)).sum())} heads have a sink, "
         f"{int(sinks[..., 1:].any((0, -1)).sum())} one after the first token."
-        + (f" {listed[0].upper()}{listed[1:]}." if enough else ""),
+        + (f" {listed[0].upper()}{listed[1:]}." if enough else "")
+        + (f" {missed}" if enough and missed else ""),
     )
 
 
@@ -158,21 +170,29 @@ def _parse(gammas: str) -> list[float]:
 
 
 def _sweep(
-    model: Model, ids: list[list[int]], sinks: NDArray[np.bool_], gammas: list[float]
+    model: Model,
+    ids: list[list[int]],
+    sinks: NDArray[np.bool_],
+    gammas: list[float],
+    chosen: Tensor,
 ) -> tuple[Array, Array]:
     """Return the change of loss (prompt, keys, gamma, layer, head), and of all heads together."""
     changes = []
     for prompt, keys in zip(ids, sinks, strict=True):
-        changes.append(_sweep_prompt(model, prompt, keys[..., : len(prompt)], gammas))
+        changes.append(_sweep_prompt(model, prompt, keys[..., : len(prompt)], gammas, chosen))
     single, joint = zip(*changes, strict=True)
     return np.stack(single), np.stack(joint)
 
 
 def _sweep_prompt(
-    model: Model, prompt: list[int], sinks: NDArray[np.bool_], gammas: list[float]
+    model: Model,
+    prompt: list[int],
+    sinks: NDArray[np.bool_],
+    gammas: list[float],
+    chosen: Tensor,
 ) -> tuple[Array, Array]:
     """Return the change of loss (keys, gamma, layer, head), and of all heads (keys, gamma)."""
-    attending, first = model.geometry.attending, np.zeros_like(sinks)
+    first = np.zeros_like(sinks)
     first[:, :, 0] = True
     sets = tuple(map(torch.from_numpy, (first, sinks, sinks & ~first)))
     single = np.full((len(SETS), len(gammas), model.layers, model.heads), np.nan)
@@ -180,11 +200,12 @@ def _sweep_prompt(
     jobs: list[tuple[int, int, int, int]] = []
     for number, keys in enumerate(sets):
         # A head without sinks is left as it is: its change is 0 and costs no run.
-        single[number][:, attending] = 0.0
-        heads = [(int(layer), int(head)) for layer, head in keys.any(-1).nonzero().tolist()]
+        single[number][:, chosen.numpy()] = 0.0
+        scaled = keys.any(-1) & chosen
+        heads = [(int(layer), int(head)) for layer, head in scaled.nonzero().tolist()]
         for gamma in range(len(gammas)):
-            jobs += [(number, gamma, layer, head) for layer, head in heads if layer in attending]
-            jobs += [(number, gamma, -1, -1)] if heads else []
+            jobs += [(number, gamma, layer, head) for layer, head in heads]
+            jobs += [(number, gamma, -1, -1)] if bool(keys.any()) else []
     starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
 
     def edit(some: Tensor, prompts: list[int]) -> RowScale:

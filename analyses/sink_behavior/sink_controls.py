@@ -16,7 +16,7 @@ import xarray as xr
 
 from headscope.analyses._measurements.received import rule
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import SHARE, Results, named, require
+from headscope.analyses._runtime.results import SHARE, Results, first_few, named, require
 from headscope.analyses.sink_behavior import sinks
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
@@ -112,7 +112,7 @@ def run(
     return results.dataset(
         {"condition": list(CONDITIONS)},
         sink_heads=sinking,
-        note=f"Sink rate: {shares}. Sink heads on random tokens: {', '.join(sinking) or 'none'}.",
+        note=f"Sink rate: {shares}. Sink heads on random tokens: {first_few(sinking) or 'none'}.",
     )
 
 

@@ -1,8 +1,9 @@
 """Every notebook runs, its claims hold, and every analysis has its place in exactly one of them.
 
-The notebooks of the real model are beside them: they show what others explain. What a notebook claims
-is checked in `notebook_checks/`, after each cell and with its names. With ``--write`` the tests
-that run notebooks store what their cells show, figures as pictures: GitHub and the site draw those.
+The notebooks of the real model are beside them: they show what others explain. What a notebook
+claims is checked in `notebook_checks/`, after each cell and with its names. With ``--write`` the
+tests that run notebooks store what their cells show, figures as pictures: GitHub and the site draw
+those.
 """
 
 import ast

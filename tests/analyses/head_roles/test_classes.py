@@ -88,18 +88,27 @@ def test_learned_gates_and_windows_find_the_one_head_that_needs_far_keys(planted
 def test_the_cost_of_one_window_is_that_of_the_edit(bundled):
     ids = [[0, *range(20, 50)], [0, *range(60, 90)]]
 
-    def measure(output, rows):
-        wanted = torch.tensor([ids[row][1:] for row in rows])
-        said = output[:, :-1].transpose(1, 2)
+    asked = [[3, 10, 29], [7, 8, 29]]
+
+    def measure(output, rows, positions):
+        wanted = torch.tensor(
+            [
+                [ids[row][at + 1] for at in places]
+                for row, places in zip(rows, positions, strict=True)
+            ]
+        )
+        said = output.transpose(1, 2)
         return torch.nn.functional.cross_entropy(said, wanted, reduction="none").mean(1)
 
-    found = _window_gates.window_cost(bundled, ids, measure, 2, 5)
-    given = torch.tensor(ids)
+    def whole(edits):
+        output = logits(bundled, torch.tensor(ids), edits)
+        return measure(output[torch.arange(2)[:, None], torch.tensor(asked)], [0, 1], asked)
+
+    found = _window_gates.window_cost(bundled, ids, asked, measure, 2, 5)
     with torch.no_grad():
-        intact = measure(logits(bundled, given), [0, 1])
         for head in ((0, 3), (3, 1)):
             edit = Window(heads=(head,), recent=5, first=2)
-            change = measure(logits(bundled, given, (edit,)), [0, 1]) - intact
+            change = whole((edit,)) - whole(())
             np.testing.assert_allclose(found[:, head[0], head[1]], change, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from constructed import WORDS, rotary_sink
 from refusals import check_refusal
 
 from headscope.analyses import sink_calibration
+from headscope.analyses._interventions import screening
 from headscope.analyses._interventions.next_token_loss import mean_loss
 from headscope.probes import capture, load_model
 from headscope.probes.interventions import ScaleKeys
@@ -64,6 +65,20 @@ def test_few_prompts_call_no_sink_helpful_or_harmful():
     assert np.isnan(result["verdict"].values).all()
     assert result.attrs["verdict"] == "too_few"
     assert not any(result.attrs["heads_by_type"].values())
+
+
+def test_a_screen_scales_the_head_that_the_loss_hangs_on_and_leaves_the_other_missing(monkeypatch):
+    whole = run(planted(True), PROMPTS)
+    for name, number in {"FEW": 1, "FIRST": 1, "SAMPLE": 0}.items():
+        monkeypatch.setattr(screening, name, number)
+    result = run(planted(True), PROMPTS)
+    for name in ("first_less", "sinks_more", "best_gamma", "verdict"):
+        assert float(result[name][0, 0]) == pytest.approx(float(whole[name][0, 0]), abs=1e-6)
+        assert np.isnan(result[name][0, 1])
+    # All heads at once are all heads.
+    np.testing.assert_allclose(result["sweep"], whole["sweep"], atol=1e-6)
+    assert "Ablated were 1 of 2 heads" in result.attrs["note"]
+    assert np.isfinite(run(planted(True), PROMPTS, exhaustive=True)["verdict"]).all()
 
 
 @pytest.mark.requirement("A2")

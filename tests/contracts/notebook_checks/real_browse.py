@@ -1,15 +1,15 @@
 """What the notebook real_browse says, checked after each cell in its names."""
 
+from headscope.analyses import head_types
+
 # %% browse-all
 first = weights.isel(key=0, query=slice(1, None)).mean("query")
 assert float((first.isel(layer=slice(12, 25)) > 0.5).mean()) > 0.5  # most are a bright first column
 
 # %% browse-layer
-assert words[again] == " red" and words[again + 1] == " book"
+assert words[again : again + 2] == [" red", " book"]
 
 # %% browse-score
-from headscope.analyses import head_types
-
 twice = tasks.make("induction", tokenizer=model.tokenizer, n=4)
 asked = analyses.needs("head_types")
 types = head_types.run(capture(model, twice, **asked), model, twice, draws=1)
