@@ -90,11 +90,11 @@ def vectors(model: Model, layer: int, head: int, tokens: Sequence[int]) -> Vecto
     if layer not in model.geometry.attending:
         raise InvalidInput(f"layer: {layer} has no attention map")
     group = head * model.kv_heads // model.heads
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[list[Tensor]] = []
     for start in range(0, len(tokens), BLOCK):
         call = _arrived(model, layer, tokens[start : start + BLOCK])
         found = (call.query[:, head, 0], call.key[:, group, 0], call.value[:, group, 0])
-        parts.append((*(each.float().cpu() for each in found),))
+        parts.append([each.float().cpu() for each in found])
     query, key, value = (torch.cat(each) for each in zip(*parts, strict=True))
     return Vectors(query, key, value, call.scale, call.softcap)
 

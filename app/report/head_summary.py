@@ -108,8 +108,11 @@ def causal_sentence(
         return "No causal number in this run: no head was ablated or patched."
     analysis, variable = score.key.split(".", 1)
     result, here = results[analysis], standing(score, layer, head)
-    name = viz.head_name(*(int(score.array[dim][at]) if dim in score.array.coords else at
-                           for dim, at in (("layer", layer), ("head", head))))  # fmt: skip
+    labelled = [
+        int(score.array[dim][at]) if dim in score.array.coords else at
+        for dim, at in (("layer", layer), ("head", head))
+    ]
+    name = viz.head_name(labelled[0], labelled[1])
     method = METHODS.get(variable, "") if analysis == IMPORTANCE else ""
     if here is None:
         how = str(score.array.attrs.get("convention", ""))

@@ -88,7 +88,9 @@ def _table(
             here = standing(score, layer, head)
             units = str(score.array.attrs.get("units", ""))
             said = (
-                f"{viz.measured(here.value, units)} ({here.place})" if here else viz.amount("nan")
+                f"{viz.measured(here.value, units)} ({here.place})"
+                if here
+                else viz.amount(float("nan"))
             )
             row[viz.head_name(layer, head)] = said
         rows.append(row)

@@ -43,7 +43,7 @@ def draw(
     beside = view in ("grid", "thumbnails") and chosen.array.sizes["head"] <= BESIDE
     place, listed = st.columns([3, 2]) if beside else (st.container(), st.container())
     with place:
-        thumbnails = _view(view, scores, chosen, table, name, among)
+        thumbnails = _view(str(view), scores, chosen, table, name, among)
     with listed:
         finder.draw(chosen, at, among)
     st.caption(score_picker.caption(chosen))

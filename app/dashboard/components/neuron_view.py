@@ -48,7 +48,7 @@ def _tokens(weights: xr.DataArray) -> tuple[int, int]:
     }
     count = {name: range(len(each)) for name, each in labels.items()}
     last = len(labels[QUERY]) - 1
-    picked = []
+    picked: list[int] = []
     columns = st.columns(2)
     for column, (name, title) in zip(
         columns, ((QUERY, "Query token (destination)"), (KEY, "Key token (source)")), strict=True
