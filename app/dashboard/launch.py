@@ -53,6 +53,9 @@ def command(run: Path, port: int = 8501, address: str = ADDRESS) -> list[str]:
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",
         "--client.showErrorLinks=false",
+        # Streamlit's own red is too pale for small text on either ground.
+        "--theme.light.primaryColor=#c62839",
+        "--theme.dark.primaryColor=#ff8087",
         "--",
         str(run.absolute()),
     ]

@@ -85,7 +85,10 @@ def settle() -> Callable[[Page], None]:
 
     def run(page: Page) -> None:
         page.locator("[data-testid=stMain] :is(h1, h2, h3)").first.wait_for()
-        page.wait_for_timeout(300)
-        page.wait_for_selector("[data-test-script-state=notRunning]")
+        # A screen may ask for another run when it stands; until then what it shows is faded.
+        for _ in range(3):
+            page.wait_for_timeout(400)
+            page.wait_for_selector("[data-test-script-state=notRunning]")
+        page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
 
     return run

@@ -71,7 +71,7 @@ def _row(number: int, job: Job, unfinished: list[Job]) -> None:
         else:
             if job.state == DONE and job.opens is not None:
                 screen, link, label = job.opens
-                screens.link(screen, label, link, ":material/arrow_forward:")
+                screens.link(screen, label, link, ":material/arrow_forward:", job)
             st.button("Close", key=f"close_{id(job)}", on_click=_dismiss, args=(job,))
     if job.trace:
         with st.expander("Traceback"):

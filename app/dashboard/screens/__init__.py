@@ -52,15 +52,24 @@ def page(name: str, *, default: bool = False) -> Any:
     return st.Page(screen.draw, title=screen.TITLE, url_path=path, default=default)
 
 
-def link(name: str, label: str, parameters: Mapping[str, Any], icon: str | None = None) -> None:
-    """Draw a link to a screen, with what its address carries; of the same run, the rest of ours."""
+def link(
+    name: str,
+    label: str,
+    parameters: Mapping[str, Any],
+    icon: str | None = None,
+    owner: object = None,
+) -> None:
+    """Draw a link to a screen, with what its address carries; of the same run, the rest of ours.
+
+    ``owner`` tells it from other links of the screen to the same place.
+    """
     import streamlit as st
 
     from headscope.app.dashboard import cache, state
 
     to = pages(cache.folder())[name]
     if st.session_state[state.SCREEN] == to.title:  # Streamlit would leave the address as it is
-        key = f"link_{label}_{urlencode(parameters)}"
+        key = f"link_{id(owner)}_{label}_{urlencode(parameters)}"
         st.button(label, key=key, icon=icon, on_click=state.go, args=(parameters,))
         return
     same = st.session_state.get("run") == parameters.get("run")

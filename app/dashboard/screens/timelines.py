@@ -157,12 +157,12 @@ def _links(whole: xr.Dataset, point: str, picked: str, at: tuple[int, int], run:
     if not found:
         st.caption(f"No run beside it shows {picked}. This captures one of the checkpoint:")
         what = f"{whole.attrs['model']}@{point} --task {whole.attrs.get('task') or 'induction'}"
-        st.code(f"headscope capture {what} --out RUN", language=None)
+        st.code(f"headscope capture {what} --out RUN", language=None, wrap_lines=True)
     elif not (run / cache.MANIFEST).exists():
         st.caption(
             plain(f"Runs beside it show {picked}, too: {', '.join(found)}. This opens them:")
         )
-        st.code(f"headscope app {run.parent}", language=None)
+        st.code(f"headscope app {run.parent}", language=None, wrap_lines=True)
     else:
         for name, checkpoint in found.items():
             where = {"run": name, "layer": at[0], "head": at[1]}

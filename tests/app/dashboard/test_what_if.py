@@ -24,7 +24,7 @@ from headscope.probes.storage import run_folder
 @pytest.fixture
 def screen(demo_run: Path, dashboard) -> AppTest:
     """The dashboard at one head."""
-    return dashboard(demo_run, layer="0", head="5")
+    return dashboard(demo_run, tab="What if", layer="0", head="5")
 
 
 def ask(app: AppTest, kind: str) -> AppTest:
