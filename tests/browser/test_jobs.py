@@ -1,5 +1,6 @@
 """Jobs in Chromium: started, left, found again, cancelled; several visitors on one server."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,15 +92,15 @@ def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, new
     tray(page).get_by_role("link", name="Browse its heads").click()
     page.locator(TOKENS).first.wait_for()
     assert "/heads?" in page.url
-    expect(page.locator("body")).to_contain_text("/mine')")
+    expect(page.locator(".st-key-run input")).to_have_value("mine")
     assert run_folder.open(place / "mine").manifest["n_prompts"] == 2
 
     page.goto(f"{address}/analyses?run=mine&analysis=sinks")
     page.locator(".st-key-run_one button").click()
     tray(page).get_by_role("link", name="See the heads").last.click()
     page.locator(TOKENS).first.wait_for()
-    expect(page.locator("body")).to_contain_text("by=sinks.")
-    expect(page.locator("body")).to_contain_text("/mine')")
+    expect(page.locator(".st-key-by input")).to_have_value(re.compile("^sinks"))
+    expect(page.locator(".st-key-run input")).to_have_value("mine")
     assert len(page.context.pages) == 1
 
 

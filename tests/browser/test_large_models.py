@@ -1,5 +1,6 @@
 """Models of many heads in the dashboard: the head that is seen is the head that is opened."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,4 +58,4 @@ def test_the_head_under_the_mouse_is_opened(large, width, new_page):
         picture = screen.pixels(page, ".st-key-head_grid canvas")
         page.mouse.click(*screen.off_centre(picture, PLANTED[value], 0.95, 0.05))
         expect(page.get_by_role("heading", name=f"L{layer}H{head}", exact=True)).to_be_visible()
-        assert f"layer={layer}" in page.url
+        expect(page).to_have_url(re.compile(f"layer={layer}"))
