@@ -94,7 +94,7 @@ def pointed(page: Page) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("width", [900, 1280, 1920])
 def test_a_window_of_a_long_text_is_dragged_and_kept_in_the_link(
-    width, new_page, address, bundled, long_text
+    width, new_page, address, bundled, long_text, settle
 ):
     page = new_page(width, 1200)
     words = [shown_token(word, 200) for word in bundled.words(bundled.encode(long_text))]
@@ -127,6 +127,7 @@ def test_a_window_of_a_long_text_is_dragged_and_kept_in_the_link(
         page.keyboard.press(pressed)
     page.wait_for_function("location.search.includes('queries=0-127')")
     expect(page.get_by_role("heading", name="L1H3")).to_be_visible()
+    settle(page)
     page.go_back()
     expect(view.locator(".crumbs")).to_contain_text(f"queries {queries[0]}–{last_queries[1]}")
     view.get_by_role("button", name="Whole text").click()

@@ -144,13 +144,14 @@ def test_a_report_is_built_previewed_and_downloaded(new_page, address, tmp_path)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_pick_in_one_grid_is_a_pick_in_all(width, new_page, address):
+def test_a_pick_in_one_grid_is_a_pick_in_all(width, new_page, address, settle):
     link = "compare?run=one&other=two&compared=importance.mean_ablation&pick=L1H1"
     page = new_page(width, 1400)
     page.goto(f"{address}/{link}")
     settled(page, "compared_scatter")
     first = page.locator(".st-key-grid_A .picked")
     first.wait_for()
+    settle(page)
     box = first.bounding_box()
     side = box["width"]
     click(page, (box["x"] + 3.9 * side, box["y"] + 1.1 * side))
@@ -167,6 +168,7 @@ def test_a_pick_in_one_grid_is_a_pick_in_all(width, new_page, address):
     for key in ("ArrowDown", "ArrowLeft", "Enter"):
         page.keyboard.press(key)
     expect(heading(page, "L3H3")).to_be_visible()
+    settle(page)
     page.go_back()
     expect(heading(page, "L2H4")).to_be_visible()
     click(page, spot(page, "compared_scatter", "L3H7"))

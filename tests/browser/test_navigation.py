@@ -111,7 +111,8 @@ def test_links_between_screens_stay_in_the_tab(new_page, runs_address, settle):
     shows(page, "Runs")
     settle(page)
     page.get_by_test_id("stMain").get_by_role("link", name="Browse its heads").click()
-    expect(page.locator("body")).to_contain_text("/other')")
+    expect(chosen(page, "run")).to_have_value("other")
+    expect(page.locator(".st-key-head_grid .picked")).to_be_visible()
     assert asked(page)["run"] == "other"
     assert len(page.context.pages) == 1
     page.go_back()
