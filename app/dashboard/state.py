@@ -37,16 +37,20 @@ def take(field: str, known: Sequence[Any] | None = None, default: Any = ...) -> 
 
     ``known`` are its options, the first of which is the default unless another is given; None is
     free text. A list as the default is a widget of several options. The widget keeps its value
-    with ``persist_state="session"``.
+    with ``persist_state="session"``; one that is not offered any more, such as a head of another
+    run, gives way to the default.
     """
     if default is ...:
         default = known[0] if known else ""
     st.session_state[SHOWN][field] = default
+    several = isinstance(default, list)
     if field in st.session_state[SAID]:
+        kept = st.session_state.get(field)
+        if known is not None and not several and kept is not None and kept not in known:
+            st.session_state[field] = default
         return
     st.session_state[SAID][field] = st.query_params.get_all(field)
     values = _asked(field, known)
-    several = isinstance(default, list)
     st.session_state[field] = values if several else values[-1] if values else default
 
 
@@ -132,6 +136,12 @@ def select_clicked(chart: str) -> None:
     if points:
         row, column = points[0]["customdata"]
         select_head(int(row), int(column))
+
+
+def picked_row(table: str, names: Sequence[str]) -> str | None:
+    """Return the name of the row that was picked in a table; None where none is."""
+    rows = st.session_state[table]["selection"]["rows"]
+    return names[rows[0]] if rows and rows[0] < len(names) else None
 
 
 def token_view(tokens: int) -> dict[str, Any]:

@@ -127,17 +127,16 @@ def causal_sentence(
     metric = str(result["intact"].attrs["long_name"]).removeprefix("Intact ")
     what = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
     of = f"of {viz.amount(result['intact'])}"
-    if not ends or not all(map(np.isfinite, ends)):
-        verb, size, interval = "lowers" if here.value > 0 else "raises", abs(here.value), ""
-    elif ends[0] <= 0 <= ends[1]:
+    known = bool(ends) and all(map(np.isfinite, ends))
+    if known and ends[0] <= 0 <= ends[1]:
         # A loss counts as positive there, a change of the metric reads the other way round.
         change = f"{viz.amount(-here.value)} {interval_text(-ends[1], -ends[0])} {of}"
         head_of = f"{method.capitalize()} changes {what} by {change}"
         return f"{head_of}: no detectable change (the 95 % interval holds 0), {tail}"
-    else:
-        verb, size = "lowers" if here.value > 0 else "raises", abs(here.value)
-        interval = f" {interval_text(*sorted(map(abs, ends)))}"
-    return f"{method.capitalize()} {verb} {what} by {viz.amount(size)}{interval} {of}, {tail}"
+    verb = "lowers" if here.value > 0 else "raises"
+    interval = f" {interval_text(*sorted(map(abs, ends)))}" if known else ""
+    size = viz.amount(abs(here.value))
+    return f"{method.capitalize()} {verb} {what} by {size}{interval} {of}, {tail}"
 
 
 def _effect(result: xr.Dataset, score: Score, name: str) -> str:

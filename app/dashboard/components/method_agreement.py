@@ -50,8 +50,6 @@ def _pair(methods: Sequence[str]) -> tuple[str, str]:
     chosen = []
     for column, key, first in zip(st.columns(2), KEYS, start, strict=True):
         state.take(key, list(named), METHODS[first])
-        if st.session_state[key] not in named:  # of another run
-            st.session_state[key] = METHODS[first]
         title = column.selectbox(KEYS[key], list(named), key=key, persist_state="session")
         chosen.append(named[title])
     return chosen[0], chosen[1]

@@ -55,8 +55,6 @@ def _tokens(weights: xr.DataArray) -> tuple[int, int]:
     ):
         default = last if name == QUERY else _strongest(weights, picked[0])
         state.take(name, count[name], default)
-        if st.session_state[name] not in count[name]:  # of a longer prompt
-            st.session_state[name] = default
         column.selectbox(
             title, count[name], key=name, persist_state="session",
             format_func=labels[name].__getitem__,

@@ -14,8 +14,6 @@ KEY = "pick"
 def ask(names: Sequence[str], field: str = KEY) -> str:
     """Let the user pick a head by its name; the first one is picked to begin with."""
     state.take(field, names)
-    if st.session_state[field] not in names:  # it was picked in another run
-        st.session_state[field] = names[0]
     picked = st.selectbox(
         "Head", names, key=field, persist_state="session",
         help="Type its name, or click it in a figure or in the table.",

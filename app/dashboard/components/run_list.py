@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from headscope.app.dashboard import cache
+from headscope.app.dashboard import cache, state
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.capturing.memory_estimate import format_bytes
 from headscope.probes.storage import dataset_file, run_folder
@@ -59,6 +59,5 @@ def draw(runs: dict[str, Path]) -> None:
 
 
 def _pick(names: list[str]) -> None:
-    rows = st.session_state[TABLE]["selection"]["rows"]
-    if rows and rows[0] < len(names):
-        st.session_state["run"] = names[rows[0]]
+    if name := state.picked_row(TABLE, names):
+        st.session_state["run"] = name

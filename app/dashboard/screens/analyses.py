@@ -26,9 +26,8 @@ TABLE = "analysis_table"
 def draw() -> None:
     """Draw the catalogue for the run that the link names, and one analysis in full."""
     st.title(TITLE)
-    folder = cache.folder()
-    if folder is None or not (folder / cache.MANIFEST).exists():
-        st.info("There is no run here to analyse. The screen Runs captures one.")
+    folder = run_picker.opened(" to analyse")
+    if folder is None:
         return
     with st.container(key="stack_choice"):
         left, right = st.columns([3, 1])
@@ -97,9 +96,8 @@ def _catalogue(key: cache.RunKey, names: list[str]) -> None:
 
 
 def _pick(names: list[str]) -> None:
-    rows = st.session_state[TABLE]["selection"]["rows"]
-    if rows and rows[0] < len(names):
-        st.session_state["analysis"] = names[rows[0]]
+    if name := state.picked_row(TABLE, names):
+        st.session_state["analysis"] = name
 
 
 def _one(key: cache.RunKey, name: str) -> None:

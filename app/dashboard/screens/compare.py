@@ -42,9 +42,8 @@ class Compared(NamedTuple):
 def draw() -> None:
     """Draw the screen for the two runs and the score that the link names."""
     st.title(TITLE)
-    folder = cache.folder()
-    if folder is None or not (folder / cache.MANIFEST).exists():
-        st.info("There is no run here. The screen Runs captures one.")
+    folder = run_picker.opened()
+    if folder is None:
         return
     with st.container(key="stack_runs"):
         left, right, third = st.columns(3)
@@ -80,8 +79,6 @@ def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
     shape = _shape(path)
     start = next((at for at, name in enumerate(others) if _shape(runs[name]) == shape), 0)
     state.take("other", others, others[start])
-    if st.session_state["other"] not in others:  # it is the first one now
-        st.session_state["other"] = others[start]
     return runs[place.selectbox("Held against", others, key="other", persist_state="session")]
 
 
@@ -107,8 +104,6 @@ def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
 
 def _score(scores: list[str], place: Any) -> str:
     state.take(BY, scores)
-    if st.session_state[BY] not in scores:  # of another pair of runs
-        st.session_state[BY] = scores[0]
     title = "Score (analysis.variable)"
     return str(place.selectbox(title, scores, key=BY, persist_state="session"))
 
@@ -264,9 +259,8 @@ def _card(
 
 
 def _pick(names: list[str]) -> None:
-    rows = st.session_state[TABLE]["selection"]["rows"]
-    if rows and rows[0] < len(names):
-        picked_head.pick(names[rows[0]])
+    if name := state.picked_row(TABLE, names):
+        picked_head.pick(name)
 
 
 def _downloads(found: Compared, path: Path, other: Path, names: list[list[str]]) -> None:

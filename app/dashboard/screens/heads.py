@@ -32,9 +32,8 @@ from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Heads"
 TABS = ("Attention", "Examples", "Scores", "Query-key", "Vocabulary", "What if")
-# One column on narrow screens, and room for grids of many heads.
+# One column on narrow screens.
 NARROW = """<style>
-[data-testid=stMainBlockContainer] { padding: 3rem 2rem; }
 .st-key-score_title h3 { font-size: 1.2rem; padding: 0 0 0.5rem; }
 @media (max-width: 1100px) {
   .st-key-heads_columns > [data-testid=stLayoutWrapper] > [data-testid=stHorizontalBlock] {
@@ -50,7 +49,7 @@ NARROW = """<style>
 def draw() -> None:
     """Draw the screen for the run that the link names."""
     folder = cache.folder()
-    if folder is None or not (folder / "manifest.json").exists():
+    if folder is None or not (folder / cache.MANIFEST).exists():
         st.title("headscope")
         st.info(
             "There is no run here. `headscope demo` makes one on the bundled model; "

@@ -38,9 +38,8 @@ CURVES = ("curve", "group_curve")
 def draw() -> None:
     """Draw the screen for the run that the link names."""
     st.title(TITLE)
-    folder = cache.folder()
-    if folder is None or not (folder / cache.MANIFEST).exists():
-        st.info("There is no run here. The screen Runs captures one.")
+    folder = run_picker.opened()
+    if folder is None:
         return
     path = run_picker.choose(folder)
     key = cache.run_key(path)
@@ -177,8 +176,6 @@ def _what_if(
     with st.container(horizontal=True, vertical_alignment="bottom"):
         prompts = range(capture.sizes["prompt"])
         state.take("prompt", prompts)
-        if st.session_state["prompt"] not in prompts:  # of another run
-            st.session_state["prompt"] = 0
         number = st.selectbox("Prompt of the run", prompts, key="prompt", persist_state="session")
         important = table[table["verdict"] == importance_table.ABOVE]["name"].tolist()
         also = st.checkbox(
@@ -238,9 +235,8 @@ def _table(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, name: str
 
 
 def _pick(names: list[str]) -> None:
-    rows = st.session_state[TABLE]["selection"]["rows"]
-    if rows and rows[0] < len(names):
-        picked_head.pick(names[rows[0]])
+    if name := state.picked_row(TABLE, names):
+        picked_head.pick(name)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)

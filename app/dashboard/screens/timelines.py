@@ -119,8 +119,6 @@ def _heads(whole: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:
     at = picked_head.place_of(names, picked)
     points = [str(point) for point in whole[DIM].values.tolist()]
     state.take(DIM, points, points[-1])
-    if st.session_state[DIM] not in points:  # of another timeline
-        st.session_state[DIM] = points[-1]
     point = st.select_slider(
         "All heads at", points, key=DIM, persist_state="session",
         help="One range of colours for all checkpoints.",
