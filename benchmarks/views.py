@@ -22,15 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 import xarray as xr
 from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from headscope import viz
-from headscope.app.pipeline import analyze_run, capture_run
 from headscope.kernels import statistics as kernel_statistics
 from headscope.kernels.errors import ResourceLimit
 from headscope.probes import load_model, tasks
@@ -38,6 +35,7 @@ from headscope.probes.attention.layer_attention import Layer, run_until_layer
 from headscope.probes.models.model import Model
 from headscope.viz.component.view import View
 from headscope_benchmarks import machine, pages, peer_pages, terminal
+from headscope_benchmarks.random_model import random_run
 from headscope_benchmarks.sessions import serve
 
 NAME, LAYER, HEAD = "headscope/smollm2", 3, 3
@@ -198,21 +196,6 @@ def _peer(
     }  # fmt: skip
 
 
-def large_run(folder: Path) -> Path:
-    """Capture a model of 32 × 32 heads with random weights, and analyse it."""
-    bundled = load_model("headscope/bundled")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=bundled.vocabulary, hidden_size=2 * HEADS, intermediate_size=16,
-        num_hidden_layers=HEADS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
-    bundled.tokenizer.save_pretrained(folder / "model")
-    run = capture_run(folder / "run", str(folder / "model"), task="story", number=4)
-    analyze_run(run, ("sinks", "entropy", "head_types"), number=4)
-    return Path(run.path)
-
-
 # The time from the press of the mouse to the frame that shows another head's tokens.
 WATCH = """([said, name]) => {
   const before = said.textContent;
@@ -250,7 +233,8 @@ def clicks(page: Page) -> list[float]:
 
 def dashboard(browser: Browser, folder: Path) -> dict[str, Any]:
     """Measure first paints, warm, and clicks on the large run, beside an empty Streamlit app."""
-    run = large_run(folder)
+    # As many layers as heads, on four stories.
+    run = random_run(folder, (HEADS, HEADS), ("sinks", "entropy", "head_types"), 4).path
     empty = folder / "empty.py"
     empty.write_text("import streamlit as st\nst.write('nothing')\n", encoding="utf-8")
     found: dict[str, Any] = {"first visit": None, "warm": [], "empty": []}

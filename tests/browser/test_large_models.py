@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import screen
-import torch
-import transformers
 from dashboard_server import served
 from playwright.sync_api import expect
 
-from headscope.app.pipeline import analyze_run, capture_run
+from headscope_benchmarks.random_model import random_run
 
 pytestmark = pytest.mark.browser
 # Viridis at ninths of its range; every other head is at the low end.
@@ -21,21 +19,11 @@ PLACES = {(32, 32): [(3, 3), (17, 20), (31, 30)], (80, 64): [(1, 63), (41, 17), 
 
 
 @pytest.fixture(scope="module", params=PLACES, ids=str)
-def large(request, bundled, tmp_path_factory) -> Iterator[tuple[str, dict[float, tuple[int, int]]]]:
+def large(request, tmp_path_factory) -> Iterator[tuple[str, dict[float, tuple[int, int]]]]:
     """A random model of this many layers and heads, whose sink scores are planted."""
-    layers, heads = request.param
-    folder = tmp_path_factory.mktemp("large")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=bundled.vocabulary, hidden_size=2 * heads, intermediate_size=16,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
-    bundled.tokenizer.save_pretrained(folder / "model")
-    run = capture_run(folder / "run", str(folder / "model"), task="story", number=1)
-    analyze_run(run, ("sinks",), number=1)
+    run = random_run(tmp_path_factory.mktemp("large"), request.param, ("sinks",))
     result = run.results()["sinks"]
-    values = np.zeros((layers, heads))
+    values = np.zeros(request.param)
     places = dict(zip(PLANTED, PLACES[request.param], strict=True))
     for value, place in places.items():
         values[place] = value

@@ -24,9 +24,10 @@ def draw(chosen: Score, at: tuple[int, int], among: npt.NDArray[np.bool_] | None
     heads = chosen.array.size
     if heads > 1:
         most = min(MOST, heads)
-        state.take("top", range(1, most + 1), min(FIRST, most))
-        st.slider("Top N", 1, most, key="top", persist_state="session")
-    rows = _rows(chosen, among, int(st.session_state.get("top", 1)))
+        # Not the field of Importance, which offers other numbers: links carry both.
+        state.take("first", range(1, most + 1), min(FIRST, most))
+        st.slider("Top N", 1, most, key="first", persist_state="session")
+    rows = _rows(chosen, among, int(st.session_state.get("first", 1)))
     if not rows:
         st.caption("No head has a value.")
         return

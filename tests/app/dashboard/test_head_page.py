@@ -60,14 +60,14 @@ def test_every_tab_opens_from_its_link(screen):
 
 
 def test_the_finder_lists_the_first_heads_and_keeps_to_the_filter(screen, demo_run):
-    app = screen(by="head_types.induction", top="5")
+    app = screen(by="head_types.induction", first="5")
     (group,) = browser_views(app)["finder"]["groups"]
     induction = run_folder.open(demo_run).results()["head_types"]["induction"].values
     order = np.argsort(-induction, axis=None)[:5]
     expected = ["L{}H{}".format(*np.unravel_index(at, induction.shape)) for at in order]
     assert [row["name"] for row in group["rows"]] == expected
     assert [row["lead"] for row in group["rows"]] == list("12345")
-    app.slider(key="top").set_value(3).run()
+    app.slider(key="first").set_value(3).run()
     assert len(browser_views(app)["finder"]["groups"][0]["rows"]) == 3
     named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]["bos"]
     filtered = browser_views(screen(by="head_types.induction", type="bos"))["finder"]
