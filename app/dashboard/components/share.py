@@ -17,10 +17,11 @@ def draw(
     own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
     prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
     lines = [
-        "from headscope.probes import Pair, capture, pattern, run",
+        "from headscope.probes import Pair, capture, pattern",
+        "from headscope.probes.storage import run_folder",
         "from headscope.app.pipeline import open_model",
         "",
-        f"opened = run.open({str(path)!r})",
+        f"opened = run_folder.open({str(path)!r})",
     ]
     if window is None and isinstance(ids, tuple) and len(ids) > cache.WHOLE:
         stats = "stats=('pooled_max', 'pooled_mean', 'received', 'entropy')"
