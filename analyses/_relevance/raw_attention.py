@@ -1,0 +1,24 @@
+"""Raw attention: what the answer's position attends to in the last layer, averaged over heads.
+
+The baseline of Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
+"""
+
+import numpy as np
+import torch
+
+from headscope.analyses._relevance.trace import Trace
+from headscope.analyses._stats.bootstrap import Array
+from headscope.kernels.api import push
+
+SIGNED = False
+
+
+def relevance(trace: Trace) -> Array:
+    """Return the last layer's row of the answer's position (token,), shares."""
+    layer = trace.layers[max(trace.layers)]
+    heads = layer.z.shape[1]
+    row = torch.zeros(1, 1, layer.z.shape[2], 1)
+    row[0, 0, trace.target.at] = 1.0
+    mean = torch.full((heads,), 1 / heads)
+    found = push(row, layer.call.query, layer.call.key, layer.spec, heads=mean)
+    return np.asarray(found[0, 0, :, 0].double().cpu().numpy())
