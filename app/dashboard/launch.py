@@ -43,7 +43,7 @@ def command(run: Path, port: int = 8501, address: str = ADDRESS) -> list[str]:
         "-m",
         "streamlit",
         "run",
-        str(Path(__file__).with_name("main.py")),
+        str(Path(__file__).with_name("server.py")),
         f"--server.address={address}",
         f"--server.port={port}",
         "--server.headless=true",

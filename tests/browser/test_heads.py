@@ -60,6 +60,7 @@ def test_click_arrows_link_and_download(page, address, tmp_path):
     settled(page)
     link = page.url
 
+    page.get_by_role("button", name="Download", exact=True).click()
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV", exact=True).click()
     download.value.save_as(tmp_path / "heads.csv")

@@ -78,6 +78,23 @@ def test_a_job_outlives_keys_navigation_and_its_tab_and_can_be_cancelled(server,
     expect(tray(other)).to_have_count(0)
 
 
+def test_a_what_if_that_waits_is_cancelled_and_answers_nothing(server, place, new_page):
+    address, _ = server
+    page = new_page()
+    page.goto(f"{address}/analyses?run=bare&analysis=reliability")
+    start(page, "reliability")
+    page.goto(f"{address}/heads?run=bare&layer=1&head=2&tab=What+if")
+    page.get_by_role("button", name="Run with and without").click()
+    expect(tray(page).get_by_role("button", name="Cancel")).to_have_count(2)
+    expect(tray(page)).to_contain_text("L1H2")
+    tray(page).get_by_role("button", name="Cancel").last.click()
+    expect(tray(page).get_by_role("button", name="Cancel")).to_have_count(1)
+    expect(tray(page)).to_contain_text("reliability on bare")
+    tray(page).get_by_role("button", name="Cancel").click()
+    expect(tray(page).get_by_role("button", name="Cancel")).to_have_count(0)
+    expect(page.get_by_text("95 % interval")).to_have_count(0)
+
+
 def test_a_new_run_is_estimated_captured_analysed_and_browsed(server, place, new_page, first_words):
     address, _ = server
     page = new_page()

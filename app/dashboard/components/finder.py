@@ -17,7 +17,7 @@ MOST, FIRST = 50, 10
 
 
 def draw(chosen: Score, at: tuple[int, int], among: npt.NDArray[np.bool_] | None) -> None:
-    """List the first heads of a score; the slider says how many, a pick opens one.
+    """List the first heads of a score; a number says how many, a pick opens one.
 
     ``among`` tells which heads (layer, head) to list; None is all.
     """
@@ -26,7 +26,7 @@ def draw(chosen: Score, at: tuple[int, int], among: npt.NDArray[np.bool_] | None
         most = min(MOST, heads)
         # Not the field of Importance, which offers other numbers: links carry both.
         state.take("first", range(1, most + 1), min(FIRST, most))
-        st.slider("Top N", 1, most, key="first", persist_state="session")
+        st.number_input("Top N", 1, most, step=1, key="first", persist_state="session")
     rows = _rows(chosen, among, int(st.session_state.get("first", 1)))
     if not rows:
         st.caption("No head has a value.")

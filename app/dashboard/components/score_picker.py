@@ -33,4 +33,4 @@ def _label(score: Score) -> str:
 
 def caption(score: Score) -> str:
     """Say what the picked score is, its identifier last."""
-    return f"{mark(score)} {plain(score.tooltip)} · `{score.key}`"
+    return f"{mark(score)} {plain(score.tooltip)} · {score.key}"

@@ -182,20 +182,23 @@ def _note(result: xr.Dataset) -> str:
 
 
 def _downloads(key: cache.RunKey, name: str) -> None:
-    wide = not st.checkbox(
-        "A row a head and score", key="long",
-        help="Every row says units, n, evidence, convention, model and run.",
-    )  # fmt: skip
-    table = "heads" if wide else "scores"
-    columns = st.columns(len(tables.FORMATS))
-    for column, kind in zip(columns, tables.FORMATS, strict=True):
-        column.download_button(
-            kind.upper() if kind != "parquet" else "Parquet",
-            # Encoded when it is asked for: a browser would fetch the file with the screen.
-            partial(_table, key, wide, kind), f"{name}-{table}.{kind}",
-            key=f"download_{kind}", icon=":material/download:", on_click="ignore",
-            help="Scores of all heads. The camera on a figure saves it as PNG.",
+    place = st.popover("Download", icon=":material/download:", key="download", on_change="rerun")
+    if not place.open:
+        return
+    with place:
+        wide = not st.checkbox(
+            "A row a head and score", key="long",
+            help="Every row says units, n, evidence, convention, model and run.",
         )  # fmt: skip
+        table = "heads" if wide else "scores"
+        for kind in tables.FORMATS:
+            st.download_button(
+                kind.upper() if kind != "parquet" else "Parquet",
+                # Encoded when it is asked for: a browser would fetch the file with the screen.
+                partial(_table, key, wide, kind), f"{name}-{table}.{kind}",
+                key=f"download_{kind}", icon=":material/download:", on_click="ignore",
+                help="Scores of all heads. The camera on a figure saves it as PNG.",
+            )  # fmt: skip
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

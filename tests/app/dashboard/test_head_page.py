@@ -49,7 +49,7 @@ def test_scores_are_found_by_their_titles_analyses_and_evidence(screen):
     assert "head_types ○ Attention to the token after an earlier copy" in options
     groups = [option.split()[0] for option in options]
     assert groups == sorted(groups), "scores of an analysis stand together"
-    assert any("`importance.zero_ablation`" in one.value for one in app.main.caption)
+    assert any(one.value.endswith("importance.zero_ablation") for one in app.main.caption)
 
 
 def test_every_tab_opens_from_its_link(screen):
@@ -67,7 +67,7 @@ def test_the_finder_lists_the_first_heads_and_keeps_to_the_filter(screen, demo_r
     expected = ["L{}H{}".format(*np.unravel_index(at, induction.shape)) for at in order]
     assert [row["name"] for row in group["rows"]] == expected
     assert [row["lead"] for row in group["rows"]] == list("12345")
-    app.slider(key="first").set_value(3).run()
+    app.number_input(key="first").set_value(3).run()
     assert len(browser_views(app)["finder"]["groups"][0]["rows"]) == 3
     named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]["bos"]
     filtered = browser_views(screen(by="head_types.induction", type="bos"))["finder"]

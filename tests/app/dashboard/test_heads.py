@@ -274,6 +274,9 @@ def test_table_and_scatter_show_every_head(screen):
 
 def test_tables_of_the_heads_are_offered_wide_and_long(screen):
     app = screen()
+    assert not app.get("download_button")
+    app.session_state["download"] = True
+    app.run()
     for _ in range(2):
         labels = [one.proto.label for one in app.get("download_button")]
         assert labels == ["CSV", "Parquet", "JSON"]
