@@ -28,9 +28,11 @@ named = screens.page(next(iter(pages)))
 page = st.navigation([*pages.values(), named], position="hidden")
 state.open_address(page.title)
 with st.sidebar.container(key="navigation", gap="xxsmall"):
+    first = next(iter(pages.values()))
     for each in pages.values():
-        # Links of our own: Streamlit's leave the address behind.
-        st.page_link(each, query_params=state.address())
+        # Links of our own: Streamlit's leave the address behind. A link is marked on its own page.
+        link = page if page is named and each is first else each
+        st.page_link(link, query_params=state.address())
 address = str(st.get_option("server.address") or "")
 if address and not is_local(address):
     st.warning(

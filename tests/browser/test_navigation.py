@@ -174,3 +174,15 @@ def choose(page: Page, key: str, option: str) -> None:
     chosen(page, key).focus()
     page.keyboard.type(option)
     page.keyboard.press("Enter")
+
+
+@pytest.mark.parametrize(("path", "title"), [("", "Heads"), ("heads", "Heads"), ("runs", "Runs")])
+def test_the_link_of_the_screen_in_view_is_marked(path, title, new_page, address, settle):
+    page = new_page()
+    page.goto(f"{address}/{path}")
+    settle(page)
+    marked = page.locator(".st-key-navigation a").evaluate_all(
+        "links => links.filter((a) => getComputedStyle(a).backgroundColor !== 'rgba(0, 0, 0, 0)')"
+        ".map((a) => a.innerText)"
+    )
+    assert marked == [title]

@@ -102,7 +102,8 @@ def test_a_model_and_prompts_of_ones_own(clone, new_page):
     activate = commands("A real model")[0]
     run([activate, *(line.replace("MODEL", "headscope/bundled") for line in steps), report], clone)
     with serving(f"{activate}\n{app}", clone, "http://localhost:8501") as address:
-        expect(visit(new_page, address).locator("body")).to_contain_text("/mine')")
+        run_shown = visit(new_page, address).get_by_role("combobox", name="Run", exact=True)
+        expect(run_shown).to_have_value("mine")
 
 
 @pytest.mark.skipif(not packaged.is_fetched("headscope/smollm2"), reason="SmolLM2 is not fetched")
