@@ -8,6 +8,7 @@ arrive; named in a header of the page, the scripts are there by then.
 
 import gzip
 import re
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,11 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/static/"
 FOLDER = Path(st.__file__).parent / "static" / "static"
-# What draws the screen Heads.
-EARLY = (
-    "BidiComponent", "Button", "ButtonGroup", "Html", "Multiselect", "NumberInput", "PageLink",
-    "Selectbox", "TextArea",
-)  # fmt: skip
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 # Names of these files hold a hash of what is in them.
 HEADERS = {
@@ -32,44 +28,45 @@ HEADERS = {
 
 
 class CompressedScripts:
-    """Answers requests for Streamlit's scripts and styles; hands all others on."""
+    """Answers requests for Streamlit's scripts and styles; hands all others on.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The page names the scripts of ``early`` parts of Streamlit, and what they import, in its header.
+    """
+
+    def __init__(self, app: ASGIApp, early: Sequence[str] = ()) -> None:
         self.app = app
+        self.links = ", ".join(f"<.{PREFIX}{name}>; rel=modulepreload" for name in _needed(early))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         name = _asked(scope)
         if scope["type"] == "http" and scope["path"] == "/":
-            await self.app(scope, receive, partial(_announced, send))
+            await self.app(scope, receive, partial(self._announce, send))
         elif name in _names():
             content, kind = _compressed(name), TYPES[Path(name).suffix]
             await Response(content, media_type=kind, headers=HEADERS)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-
-async def _announced(send: Send, message: Message) -> None:
-    """Name the scripts of the first screen in the header of the page that will ask for them."""
-    if message["type"] == "http.response.start":
-        links = ", ".join(f"<.{PREFIX}{name}>; rel=modulepreload" for name in _early())
-        message = {**message, "headers": [*message["headers"], (b"link", links.encode())]}
-    await send(message)
+    async def _announce(self, send: Send, message: Message) -> None:
+        if message["type"] == "http.response.start" and self.links:
+            headers = [*message["headers"], (b"link", self.links.encode())]
+            message = {**message, "headers": headers}
+        await send(message)
 
 
-@cache
-def _early() -> tuple[str, ...]:
-    """List the scripts that draw the first screen, with those that they import."""
+def _needed(parts: Sequence[str]) -> list[str]:
+    """List the scripts of some parts of Streamlit, with those that they import."""
     by_part = {Path(name).name.split(".")[0]: name for name in _names() if name.endswith(".js")}
     found: dict[str, None] = {}
-    wanted = [by_part[part] for part in EARLY if part in by_part]  # another Streamlit names others
+    wanted = [by_part[part] for part in parts if part in by_part]
     while wanted:
         name = wanted.pop()
         if name not in found:
             found[name] = None
             text = (FOLDER / name).read_text(encoding="utf-8")
             wanted += [f"js/{other}" for other in re.findall(r'from"\./([^"]+\.js)"', text)]
-    return tuple(found)
+    return list(found)
 
 
 def _asked(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""What `headscope app` serves: the dashboard, with its scripts compressed."""
+"""What `headscope app` serves: the dashboard, with its scripts compressed and announced."""
 
 from pathlib import Path
 
@@ -7,4 +7,13 @@ from starlette.middleware import Middleware
 
 from headscope.app.dashboard.compressed_scripts import CompressedScripts
 
-app = st.App(Path(__file__).with_name("main.py"), middleware=[Middleware(CompressedScripts)])
+# What draws the screen Heads.
+EARLY = (
+    "BidiComponent", "Button", "ButtonGroup", "Html", "Multiselect", "NumberInput", "PageLink",
+    "Selectbox", "TextArea",
+)  # fmt: skip
+
+app = st.App(
+    Path(__file__).with_name("main.py"),
+    middleware=[Middleware(CompressedScripts, early=EARLY)],
+)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from headscope.app.dashboard.compressed_scripts import EARLY, FOLDER, CompressedScripts
+from headscope.app.dashboard.compressed_scripts import FOLDER, CompressedScripts
+from headscope.app.dashboard.server import EARLY
 
 SCRIPT = next(FOLDER.rglob("BidiComponent*.js"))
 
@@ -27,7 +28,7 @@ def answer(path: str, accepts: str = "gzip, br") -> tuple[dict[str, str], bytes]
 
     headers = [(b"accept-encoding", accepts.encode())]
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
-    asyncio.run(CompressedScripts(behind)(scope, receive, send))
+    asyncio.run(CompressedScripts(behind, EARLY)(scope, receive, send))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return found, b"".join(message.get("body", b"") for message in sent)
 
