@@ -4,6 +4,7 @@ from typing import Any
 from headscope.analyses._runtime.options import Option
 from headscope.analyses.attribution import block_influence as block_influence
 from headscope.analyses.attribution import contributions as contributions
+from headscope.analyses.attribution import faithfulness as faithfulness
 from headscope.analyses.attribution import logit_attribution as logit_attribution
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.circuits import sae_circuits as sae_circuits

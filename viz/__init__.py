@@ -22,6 +22,7 @@ from headscope.viz._scale import ranks
 from headscope.viz._table import top
 from headscope.viz.component.head_grid import head_grid
 from headscope.viz.component.long_view import long_view
+from headscope.viz.component.relevance_view import relevance_view
 from headscope.viz.component.thumbnails import thumbnail_row, thumbnails
 from headscope.viz.component.token_view import token_view
 
@@ -39,6 +40,7 @@ __all__ = [
     "measured",
     "names",
     "ranks",
+    "relevance_view",
     "show",
     "shown_token",
     "thumbnail_row",

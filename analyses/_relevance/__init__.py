@@ -10,19 +10,20 @@ the methods imports none of them.
 import ast
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headscope.kernels.errors import InvalidInput
+from headscope.kernels.errors import InvalidInput, NotApplicable
 
 if TYPE_CHECKING:
     from headscope.analyses._relevance.trace import Trace
     from headscope.analyses._stats.bootstrap import Array
 
 # What methods share; every other module is one.
-SHARED = {"target", "trace"}
+SHARED = {"perturbation", "target", "trace"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def methods() -> dict[str, Method]:
         first = (ast.get_docstring(tree) or "").split("\n")[0]
         found[each.name] = Method(each.name, first.split(":")[0])
     return found
+
+
+def measure(trace: "Trace", names: Sequence[str]) -> tuple[dict[str, "Array"], dict[str, str]]:
+    """Return the relevances of some methods by name, and why others refuse this text."""
+    found, refused = {}, {}
+    for name in names:
+        try:
+            found[name] = method(name).relevance(trace)
+        except NotApplicable as refusal:
+            refused[name] = str(refusal)
+    return found, refused
 
 
 def method(name: str) -> Method:

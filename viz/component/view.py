@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 SCRIPTS = (
-    "base", "cells", "heads", "lines", "token_view", "attention_heads", "row_list", "block_map",
-    "long_view", "mount",
+    "base", "cells", "heads", "lines", "token_view", "attention_heads", "row_list",
+    "relevance_view", "block_map", "long_view", "mount",
 )  # fmt: skip
 FOLDER = Path(__file__).parent
 

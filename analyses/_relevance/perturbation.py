@@ -1,0 +1,136 @@
+"""What replacing tokens does to the answer: one at a time, and in the order of a relevance.
+
+What stands in a token's place is another one of the same prompts, drawn at random; special tokens
+of the tokenizer stay, for a text without them is none that the model knows. Deletion replaces the
+most relevant tokens first, and a faithful order loses the answer at once; insertion brings the most
+relevant ones back first into a text of replaced ones, and a faithful order regains it at once.
+
+Sources: Samek et al., Evaluating the Visualization of What a Deep Neural Network has Learned
+(1509.06321); Petsiuk et al., RISE (1806.07421); DeYoung et al., ERASER (1911.03429).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headscope.kernels.errors import NotApplicable
+
+if TYPE_CHECKING:
+    from headscope.analyses._relevance.target import Target
+    from headscope.analyses._stats.bootstrap import Array
+    from headscope.probes.models.model import Model
+
+# Tokens in one forward pass.
+TOKENS = 4096
+
+
+@dataclass(eq=False)
+class Perturbation:
+    """A target with what stands in its tokens' places, and the scores that were measured so far.
+
+    Attributes
+    ----------
+    others
+        Replacements (draw, token); at tokens that stay, what stands there.
+    free
+        Which tokens can be replaced (token,).
+    """
+
+    model: Model
+    target: Target
+    others: NDArray[np.int64]
+    free: NDArray[np.bool_]
+    known: dict[bytes, float] = field(default_factory=dict)
+
+    def scores(self, replaced: NDArray[np.bool_]) -> Array:
+        """Return the target's score with sets of tokens replaced (set, token), mean over draws."""
+        replaced = replaced & self.free
+        keys = [each.tobytes() for each in replaced]
+        fresh = {key: row for key, row in zip(keys, replaced, strict=True) if key not in self.known}
+        if fresh:
+            masks = np.stack(list(fresh.values()))
+            own = np.asarray(self.target.ids)
+            rows = np.where(masks[:, None], self.others[None], own).reshape(-1, len(own))
+            size = max(1, TOKENS // len(own))
+            found = np.concatenate(
+                [
+                    self.target.scores(self.model, torch.from_numpy(rows[at : at + size]))
+                    .double().cpu().numpy()
+                    for at in range(0, len(rows), size)
+                ]
+            )  # fmt: skip
+            means = found.reshape(len(masks), -1).mean(1)
+            self.known |= dict(zip(fresh, means.tolist(), strict=True))
+        return np.array([self.known[key] for key in keys])
+
+    def effect(self) -> Array:
+        """Return what is lost when each token alone is replaced (token,), NaN where it stays."""
+        alone = np.eye(len(self.target.ids), dtype=bool)
+        (intact,) = self.scores(np.zeros((1, len(alone)), dtype=bool))
+        return np.where(self.free, intact - self.scores(alone), np.nan)
+
+    def ends(self) -> tuple[float, float]:
+        """Return the score of the text as it is, and with every token replaced."""
+        none = np.zeros(len(self.target.ids), dtype=bool)
+        intact, empty = self.scores(np.stack([none, ~none]))
+        return float(intact), float(empty)
+
+    def curves(self, order: NDArray[np.intp], steps: int) -> tuple[Array, Array]:
+        """Return the scores with growing shares of an order replaced, and brought back (step,).
+
+        ``order`` lists the free tokens, most relevant first. Steps divide it evenly; the first has
+        none of it, the last all of it.
+        """
+        counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
+        sets = np.zeros((len(counts), len(self.free)), dtype=bool)
+        for row, count in enumerate(counts):
+            sets[row, order[:count]] = True
+        return self.scores(sets), self.scores(~sets)
+
+
+def perturb(
+    model: Model, target: Target, pool: Sequence[int], draws: int, generator: np.random.Generator
+) -> Perturbation:
+    """Draw what stands in the place of every token of a target, from a pool of tokens."""
+    special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
+    free = np.array([token not in special for token in target.ids])
+    others = np.tile(np.asarray(target.ids, dtype=np.int64), (draws, 1))
+    known = np.unique([token for token in pool if token not in special])
+    for at in np.flatnonzero(free):
+        choice = known[known != target.ids[at]]
+        if len(choice) == 0:
+            raise NotApplicable(
+                "prompts: all tokens are the same, so none can be replaced by another"
+            )
+        others[:, at] = generator.choice(choice, size=draws)
+    return Perturbation(model, target, others, free)
+
+
+def order_of(relevance: Array, free: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """List the free tokens, most relevant first; of ties the earlier one."""
+    places = np.flatnonzero(free)
+    return places[np.argsort(-relevance[places], kind="stable")]
+
+
+def areas(
+    perturbation: Perturbation, orders: Mapping[str, NDArray[np.intp]], steps: int
+) -> dict[str, tuple[float, float]]:
+    """Return the areas under the deletion and the insertion curve of every order, in logits.
+
+    Above the score of the text with every token replaced; the trapezoid rule over the share of
+    tokens, so that both lie between 0 and what the intact text has where curves are monotonic.
+    """
+    _, empty = perturbation.ends()
+    found = {}
+    for name, order in orders.items():
+        deleted, inserted = perturbation.curves(order, steps)
+        found[name] = tuple(
+            float(np.trapezoid(curve - empty, dx=1 / steps)) for curve in (deleted, inserted)
+        )
+    return found  # type: ignore[return-value]

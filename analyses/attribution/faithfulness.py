@@ -1,0 +1,298 @@
+"""Faithfulness: which method of token relevance follows what the model uses.
+
+Every method orders the tokens of a prompt by how much the answer comes from them. Deletion replaces
+tokens in that order and loses the answer at once where the order is faithful; insertion brings them
+back in that order and regains it at once. Beside both stands the rank correlation with what is lost
+when each token alone is replaced. Orders at random and that of the replacements themselves say what
+is little and what is much. An explanation by attention can be far from what the model uses: where
+raw attention is no better than an order at random, the result says so.
+
+Sources: Samek et al. (1509.06321) and DeYoung et al., ERASER (1911.03429), for the curves; Jain &
+Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to Deceive with
+Attention-Based Explanations (1909.07913).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+import xarray as xr
+
+from headscope import probes
+from headscope.analyses import _relevance as registry
+from headscope.analyses._interventions import ablation
+from headscope.analyses._relevance import target as targets
+from headscope.analyses._relevance.perturbation import areas, order_of, perturb
+from headscope.analyses._relevance.target import Target
+from headscope.analyses._relevance.trace import Trace
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import Results
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.rank_correlation import ranked
+from headscope.kernels.formatting import amount
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
+
+NEEDS = ()
+TASK = "ioi"
+PROMPTS = 16
+SUPPORTS = {"hybrid"}
+QUICK = {"steps": 2, "other": ""}
+
+RANDOM, REPLACED = "random order", "token replacement"
+ORDERS = 3
+"""Orders at random whose areas are averaged."""
+RAW = "raw_attention"
+SOURCE = "Samek et al. 1509.06321; ERASER 1911.03429"
+
+
+@dataclass
+class _Measured:
+    """What was measured on one task: areas and correlations by method, one number a prompt."""
+
+    deletion: dict[str, list[float]] = field(default_factory=dict)
+    insertion: dict[str, list[float]] = field(default_factory=dict)
+    agreement: dict[str, list[float]] = field(default_factory=dict)
+    whole: list[float] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def gap(self, name: str) -> Array:
+        """Return insertion less deletion of every prompt, in logits."""
+        return np.asarray(np.subtract(self.insertion[name], self.deletion[name]))
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    other: str = "recall",
+    prompt: Annotated[int, AtLeast(0)] = 0,
+    draws: Annotated[int, AtLeast(1)] = 1,
+    steps: Annotated[int, Between(2, 100)] = 5,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Measure how faithfully every method of token relevance orders the tokens of a task.
+
+    Parameters
+    ----------
+    capture
+        Capture of the task, for its provenance.
+    model, task
+        What is explained: the last question of every prompt, by the logit of the answer over the
+        wrong one.
+    other
+        A second task, of which as many prompts are drawn; empty for none.
+    prompt
+        Prompt whose relevances are shown.
+    draws
+        Replacements that each token has, drawn from the other prompts' tokens.
+    steps
+        Points of a curve beside its start.
+    seed
+        Seed of the replacements, of the random orders and of the bootstrap over prompts.
+
+    Returns
+    -------
+    Dataset with ``deletion`` and ``insertion`` (task, method; area under the curve as a share of
+    what the intact prompts have over prompts of replaced tokens; a faithful method has a small
+    deletion and a large insertion), ``replacement_correlation`` (task, method; Spearman ρ with what
+    is lost when each token alone is replaced, −1 to 1), all with 95 % intervals over prompts;
+    ``relevance`` (method, query; of the shown prompt, over its largest size), and
+    ``replacement_effect`` (query; logits). Methods that refuse a task are NaN there, and
+    ``refused`` says why.
+    """
+    names = list(registry.methods())
+    encoded = {task.name: ablation.encode_task(model, task)}
+    if other:
+        made = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+        encoded[made.name] = ablation.encode_task(model, made)
+    every = targets.of_task(encoded[task.name])
+    Between(0, len(every) - 1).check("prompt", prompt)
+    pool = [token for each in every for token in each.ids]
+    measured = {
+        name: _measure(model, each, names, draws, steps, seed) for name, each in encoded.items()
+    }
+    found = measured[task.name]
+    kept = [name for name in names if name in found.deletion]
+    rows = [*kept, REPLACED, RANDOM]
+
+    results = Results(capture, seed=seed, source=SOURCE, evidence="causal")
+    over = f"{steps} steps, {draws} draws of the prompts' other tokens; special tokens stay"
+    for name, title in (
+        ("deletion", "Answer kept while tokens are replaced in a method's order"),
+        ("insertion", "Answer regained while tokens return in a method's order"),
+    ):
+        results.add_mean(
+            name, ("task", "method"), _table(measured, name, rows, share=True), title, "share",
+            "diverging", convention="area under the curve over the share of tokens, less the text "
+            f"of replaced tokens, over what the intact text has more; {over}",
+        )  # fmt: skip
+    results.add_mean(
+        "replacement_correlation", ("task", "method"),
+        _table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
+        "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
+    )  # fmt: skip
+    shown = explain(model, every[prompt], names=kept, pool=pool, draws=draws, seed=seed + 1)
+    relevance = np.full((len(rows), len(shown["query"])), np.nan)
+    relevance[:-1] = shown["relevance"].values
+    results.variables["relevance"] = xr.Variable(
+        ("method", "query"), relevance, shown["relevance"].attrs
+    )
+    results.variables["replacement_effect"] = shown["replacement_effect"].variable
+    titles = {name: each.title for name, each in registry.methods().items()}
+    refused = {name: each.refused for name, each in measured.items() if each.refused}
+    return results.dataset(
+        {"task": list(measured), "method": [titles.get(name, name) for name in rows],
+         "query": shown["query"], "token": shown["token"]},
+        _verdict(measured, titles),
+        prompt=prompt,
+        refused=refused,
+    )  # fmt: skip
+
+
+def explain(
+    model: Model,
+    target: Target,
+    *,
+    names: Sequence[str] = (),
+    pool: Sequence[int] = (),
+    draws: int = 1,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Explain one answer by every method, beside what is lost when each token is replaced.
+
+    Parameters
+    ----------
+    target
+        The answer, of `_relevance.target`: of a task's question, or what the model predicts.
+    names
+        Methods of the registry; without any, all.
+    pool
+        Tokens that replacements are drawn from; without any, those of the text.
+    draws
+        Replacements that each token has.
+
+    Returns
+    -------
+    Dataset with ``relevance`` (method, query; over its largest size, −1 to 1) and
+    ``replacement_effect`` (query; logits). ``refused`` says which methods cannot follow this text,
+    and why; they are not among its rows.
+    """
+    generator = np.random.default_rng(seed)
+    effect = perturb(model, target, pool or target.ids, draws, generator).effect()
+    relevances, refused = registry.measure(Trace(model, target), names or list(registry.methods()))
+    rows = {registry.method(name).title: each for name, each in relevances.items()}
+    rows[REPLACED] = effect
+    table = np.stack([each / (np.nanmax(np.abs(each)) or 1.0) for each in rows.values()])
+    results = Results(xr.Dataset(), source=SOURCE)
+    results.add(
+        "relevance", ("method", "query"), table, "Relevance of each token", "share of largest",
+        "diverging", -1, 1, evidence="correlational", convention="over the largest absolute one",
+    )  # fmt: skip
+    results.add(
+        "replacement_effect", ("query",), effect, "Lost when the token is replaced", "logits",
+        "diverging", evidence="causal",
+        convention=f"intact − replaced by {draws} draws; special tokens stay",
+    )  # fmt: skip
+    tokens = [str(word) for word in model.words(list(target.ids))]
+    answer = " / ".join(map(str, model.words(list(target.answer_ids))))
+    return xr.Dataset(
+        dict(results.variables),
+        {"method": list(rows), "query": np.arange(len(tokens)), "token": ("query", tokens)},
+        {"model": model.name, "answer": answer, "refused": refused, "seed": seed},
+    )
+
+
+def _measure(
+    model: Model, encoded: EncodedTask, names: Sequence[str], draws: int, steps: int, seed: int
+) -> _Measured:
+    """Measure every method on the prompts of a task; one that refuses any of them is left out."""
+    generator = np.random.default_rng(seed)
+    pool = [token for ids in encoded.ids for token in ids]
+    found = _Measured()
+    for target in targets.of_task(encoded):
+        held = perturb(model, target, pool, draws, generator)
+        # Other draws than those of the curves, so that chance in them is not shared.
+        effect = perturb(model, target, pool, draws, generator).effect()
+        asked = [name for name in names if name not in found.refused]
+        relevances, refused = registry.measure(Trace(model, target), asked)
+        found.refused |= refused
+        orders = {name: order_of(each, held.free) for name, each in relevances.items()}
+        orders[REPLACED] = order_of(effect, held.free)
+        places = np.flatnonzero(held.free)
+        shuffled = {f"{RANDOM} {at}": generator.permutation(places) for at in range(ORDERS)}
+        by_name = areas(held, orders | shuffled, steps)
+        intact, empty = held.ends()
+        found.whole.append(intact - empty)
+        by_name[RANDOM] = tuple(np.mean([by_name.pop(name) for name in shuffled], axis=0).tolist())
+        for name, (deleted, inserted) in by_name.items():
+            found.deletion.setdefault(name, []).append(deleted)
+            found.insertion.setdefault(name, []).append(inserted)
+            given = relevances.get(name, effect)
+            rho = ranked(given[held.free], effect[held.free]) if name in relevances else np.nan
+            found.agreement.setdefault(name, []).append(rho)
+    for part in (found.deletion, found.insertion, found.agreement):
+        for name in found.refused:
+            part.pop(name, None)
+    return found
+
+
+def _table(
+    measured: Mapping[str, _Measured], part: str, rows: Sequence[str], *, share: bool
+) -> Array:
+    """Collect a number of all prompts, tasks and methods (prompt, task, method), NaN where none."""
+    count = max(len(each.whole) for each in measured.values())
+    table = np.full((count, len(measured), len(rows)), np.nan)
+    for at, each in enumerate(measured.values()):
+        whole = float(np.mean(each.whole)) if share else 1.0
+        for column, name in enumerate(rows):
+            values = getattr(each, part).get(name)
+            if values is not None and whole > 0:
+                table[: len(values), at, column] = np.asarray(values) / whole
+    return table
+
+
+def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
+    """Say which methods beat an order at random, and whether raw attention does."""
+    parts = [_of_task(name, each, titles) for name, each in measured.items()]
+    verdict = parts[0]
+    for each in parts[1:]:
+        verdict = verdict & each
+    return verdict
+
+
+def _of_task(name: str, found: _Measured, titles: Mapping[str, str]) -> Verdict:
+    known = [each for each in titles if each in found.deletion]
+    above = np.stack([found.gap(each) - found.gap(RANDOM) for each in known], axis=1)
+    whole = float(np.mean(found.whole))
+    if len(above) < LEAST_PROMPTS:
+        return Verdict(
+            "too_few", f"{name}: {len(above)} prompts are too few to tell methods from chance."
+        )
+    if not told_above_zero(np.asarray(found.whole)[:, None])[0]:
+        return Verdict(
+            "too_few", f"{name}: the model does not do it, so there is nothing to follow."
+        )
+    better = told_above_zero(above)
+    order = np.argsort(-above.mean(0))
+    gaps = {
+        each: amount(float(found.gap(each).mean()) / whole) for each in (*known, RANDOM, REPLACED)
+    }
+    best = ", ".join(f"{titles[known[at]]} {gaps[known[at]]}" for at in order[:3])
+    worse = [titles[known[at]] for at in order if not better[at]]
+    text = (
+        f"{name}: insertion − deletion is largest by {best}; by token replacement "
+        f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
+    )
+    if worse:
+        text += f" Not told from an order at random: {', '.join(worse)}."
+    if RAW in known and not better[known.index(RAW)]:
+        return Verdict(
+            "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."
+        )
+    return Verdict("supported", text)
