@@ -42,11 +42,15 @@ class Gradient:
         activation.
     positive
         Whether links of negative share count as 0.
+    relevance
+        A second gradient in ``z``, such as that under the rules of LRP: the weight is then
+        P ∘ ∂L/∂P times relevance_i · v_j.
 
     References
     ----------
     Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
-    Transformers (Chefer et al. 2021).
+    Transformers (Chefer et al. 2021). Transformer Interpretability Beyond Attention Visualization
+    (Chefer et al. 2021) for the second.
 
     Examples
     --------
@@ -60,6 +64,7 @@ class Gradient:
     v: Float[Tensor, "batch kv_head key value_size"]
     dz: Float[Tensor, "batch head query value_size"]
     positive: bool = True
+    relevance: Float[Tensor, "batch head query value_size"] | None = None
 
 
 def pull(
@@ -168,7 +173,7 @@ class Product:
 
     panels: Panels
     heads: Tensor | None
-    dz: Tensor | None
+    factors: tuple[Tensor, ...]
     positive: bool
 
     @classmethod
@@ -188,17 +193,20 @@ class Product:
         panels = Panels(q, k, v, spec.fit(q, k))
         refuse_gradients(q=q, k=k, v=v, heads=heads)
         if gradient is None:
-            return cls(panels, heads, None, False)
-        sizes = (*q.shape[:3], v.shape[3])
-        expect("dz", gradient.dz, tuple((size,) for size in sizes))
-        refuse_gradients(dz=gradient.dz)
-        dz = gradient.dz.float().masked_fill(
-            ~panels.visibility.valid_queries[:, None, :, None], 0.0
-        )
+            return cls(panels, heads, (), False)
+        sizes = tuple((size,) for size in (*q.shape[:3], v.shape[3]))
+        factors = []
+        for name, each in (("dz", gradient.dz), ("relevance", gradient.relevance)):
+            if each is None:
+                continue
+            expect(name, each, sizes)
+            refuse_gradients(**{name: each})
+            hidden = ~panels.visibility.valid_queries[:, None, :, None]
+            factors.append(each.float().masked_fill(hidden, 0.0))
         edits = panels.spec.edits
         if edits is not None and edits.gate is not None:
-            dz = dz * edits.gate[:, :, None, None]
-        return cls(panels, heads, dz, gradient.positive)
+            factors = [each * edits.gate[:, :, None, None] for each in factors]
+        return cls(panels, heads, tuple(factors), gradient.positive)
 
     def take(self, name: str, vectors: Tensor, side: str, mask: Tensor | None) -> Tensor:
         """Check vectors, and blank what padding holds."""
@@ -242,14 +250,20 @@ class Product:
 
     def weigh(self, panel: Panel, part: Part) -> Tensor:
         """Multiply the weights of a panel by their gradients, if there are any."""
-        if self.dz is None:
+        if not self.factors:
             return panel.weights
-        # Query heads that share a KV head are rows of one product: V is never expanded.
-        rows = self.dz[part.batch, part.heads, panel.queries]
-        rows = rows.reshape(len(panel.values), -1, rows.shape[-1])
-        out = panel.scratch.view(*rows.shape[:2], -1)
-        torch.bmm(rows, panel.values.mT, out=out)
-        shares = panel.scratch.mul_(panel.weights)
+        shares = panel.weights
+        for factor in self.factors:
+            # Query heads that share a KV head are rows of one product: V is never expanded.
+            rows = factor[part.batch, part.heads, panel.queries]
+            rows = rows.reshape(len(panel.values), -1, rows.shape[-1])
+            # A second product finds the scratch in use.
+            if shares is panel.weights:
+                out = panel.scratch.view(*rows.shape[:2], -1)
+                torch.bmm(rows, panel.values.mT, out=out)
+                shares = panel.scratch.mul_(panel.weights)
+            else:
+                shares.mul_(torch.bmm(rows, panel.values.mT).view_as(shares))
         return shares.clamp_min_(0.0) if self.positive else shares
 
 

@@ -43,12 +43,15 @@ class LayerTrace:
         return self.call.variant()
 
 
-_Passed = tuple[dict[int, LayerTrace], Tensor, Tensor | None, float]
+Passed = tuple[dict[int, LayerTrace], Tensor, Tensor | None, float]
 """Layers, what enters the first block, the gradient in that, and the score."""
 
 
 class Trace:
     """The passes that explain one target; each is made when it is first asked for."""
+
+    reader: type[Reader] = Reader
+    """What answers the attention calls of the passes."""
 
     def __init__(self, model: Model, target: Target) -> None:
         if model.reads != "tokens" or model.attention != SELF:
@@ -87,10 +90,10 @@ class Trace:
         return self._backward[3]
 
     @cached_property
-    def _backward(self) -> _Passed:
+    def _backward(self) -> Passed:
         return self._pass(gradients=True)
 
-    def _pass(self, *, gradients: bool) -> _Passed:
+    def _pass(self, *, gradients: bool) -> Passed:
         model, target = self.model, self.target
         entered: list[Tensor] = []
         met: dict[int, tuple[AttentionCall, Tensor]] = {}
@@ -106,7 +109,7 @@ class Trace:
             met[call.layer] = replace(call, **still), z
 
         ids, where = torch.tensor([target.ids]), torch.tensor([[target.at]])
-        reader = Reader(Request(stats=()), (), take)
+        reader = self.reader(Request(stats=()), (), take)
         with torch.set_grad_enabled(gradients), watching(model, enter):
             with unembedding_at(model, where) as finish:
                 logits = finish(run(model, ids, reader, head=True))[:, 0]

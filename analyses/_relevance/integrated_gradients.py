@@ -1,0 +1,91 @@
+"""Integrated gradients: gradients summed on the way from a text of equal tokens to the text.
+
+``(x − x̄) · ∫₀¹ ∂s/∂x dα`` at ``x̄ + α (x − x̄)``; the baseline x̄ is the mean of the text's own
+embeddings (at the embedding of zero, norms divide by nothing, and no number of points suffices).
+Parts of the way where the trapezoid misses what the score does there are halved, until all of them
+miss `TOLERANCE` of its change or `POINTS` are spent: then the method refuses, and says by how much
+the relevances miss.
+Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365); baselines:
+Sturmfels et al., Visualizing the Impact of Feature Attribution Baselines (2020).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headscope.analyses._relevance.trace import Trace
+from headscope.analyses._stats.bootstrap import Array
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
+from headscope.kernels.formatting import percent
+from headscope.probes.attention.forward import Reader, run, unembedding_at
+from headscope.probes.attention.residual_stream import watching
+
+SIGNED = True
+
+TOLERANCE, START, POINTS = 0.2, 8, 256
+# Tokens that are followed at once, and in all: a long text gets fewer points.
+TOKENS, BUDGET = 2048, 16384
+
+
+def relevance(trace: Trace) -> Array:
+    """Return the integrated gradient of every token (token,), logits."""
+    found, missing = integrate(trace)
+    if missing > TOLERANCE:
+        raise NotApplicable(
+            f"model: integrated gradients of {trace.model.name} miss {percent(missing)} of the "
+            "score's change after as many points as the text's length allows; use another method"
+        )
+    return found
+
+
+def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
+    """Return the integral (token,), and the completeness error.
+
+    The error is a share of what the score changes by on the way, or of the score where that is
+    more; errors of parts do not cancel in it.
+    """
+    points = min(points, max(4 * START, BUDGET // len(trace.target.ids)))
+    way = trace.embedding - trace.embedding.mean(0)
+    known: dict[float, tuple[float, Array]] = {}
+
+    def visit(places: list[float]) -> None:
+        size = max(1, TOKENS // len(way))
+        for at in range(0, len(places), size):
+            some = places[at : at + size]
+            scores, slopes = _at(trace, way, some)
+            parts = torch.einsum("std,td->st", slopes, way).double().cpu().numpy()
+            known.update({each: (score, part) for each, score, part
+                          in zip(some, scores.tolist(), parts, strict=True)})  # fmt: skip
+
+    visit(np.linspace(0, 1, START + 1).tolist())
+    while True:
+        ends = sorted(known)
+        parts = list(zip(ends[:-1], ends[1:], strict=True))
+        sums = [(known[a][1] + known[b][1]) * (b - a) / 2 for a, b in parts]
+        missed = [abs(known[b][0] - known[a][0] - each.sum())
+                  for (a, b), each in zip(parts, sums, strict=True)]  # fmt: skip
+        scale = max(abs(known[1.0][0] - known[0.0][0]), abs(trace.score), 1e-12)
+        left = points - len(known)
+        if sum(missed) <= TOLERANCE * scale or left <= 0:
+            return np.sum(sums, axis=0), sum(missed) / scale
+        # The worst parts, a batch or so at a time.
+        worst = np.argsort(missed)[::-1][: min(left, max(START, TOKENS // len(way)))]
+        visit([sum(parts[at]) / 2 for at in worst if missed[at] > 0.5 * missed[worst[0]]])
+
+
+def _at(trace: Trace, way: Tensor, places: list[float]) -> tuple[Tensor, Tensor]:
+    """Return score and gradient in the embeddings at some places of the way."""
+    model, target = trace.model, trace.target
+    back = 1 - torch.tensor(places).to(way)
+    stream = (trace.embedding - back[:, None, None] * way).requires_grad_(True)
+    ids = torch.tensor([target.ids]).expand(len(places), -1)
+    where = torch.full((len(places), 1), target.at)
+
+    def enter(boundary: int, entered: Tensor) -> Tensor | None:
+        return None if boundary else stream
+
+    with torch.enable_grad(), watching(model, enter), unembedding_at(model, where) as finish:
+        logits = finish(run(model, ids, Reader(Request(stats=())), head=True))[:, 0]
+        score = target.score(logits)
+    return score.detach(), torch.autograd.grad(score.sum(), stream)[0]
