@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 VIEWS = (
     "head_grid", "thumbnails", "token_view", "long_view", "finder", "examples", "query_keys",
-    "pinned", "grid_A", "grid_B", "grid_difference", "timeline_grid",
+    "pinned", "grid_A", "grid_B", "grid_difference", "timeline_grid", "relevance",
 )  # fmt: skip
 
 
