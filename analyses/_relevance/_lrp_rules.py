@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headscope.analyses._relevance._rows import check_layers
 from headscope.analyses._relevance.trace import Passed, Trace
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
 # Products of a gate and a signal, by what their module calls its parts.
 GATED = ("gate_proj", "gate_up_proj", "wi_0", "w1")
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
+OTHERS = (nn.Softmax, nn.LogSoftmax, nn.MultiheadAttention)
+# How configurations count experts.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # What float32 may leave of the score, and of the sum of everything's size.
-GAP, ROUNDING = 1e-3, 1e-5
+GAP, ROUNDING = 1e-4, 1e-6
 
 
 @dataclass
@@ -73,6 +77,13 @@ class LinearTrace(Trace):
 
     def __init__(self, model: Model, target: Target, epsilon: float = 0.0) -> None:
         super().__init__(model, target)
+        check_layers(self)
+        config = model.module.config.get_text_config()
+        if any(getattr(config, name, None) for name in EXPERTS):
+            raise NotApplicable(
+                f"model: {model.architecture} chooses experts for each token, and the rules of LRP "
+                "know none; use another method"
+            )
         self.epsilon, self.ledger = epsilon, Ledger()
 
     @cached_property
@@ -136,13 +147,18 @@ def linearized(model: Model, epsilon: float, ledger: Ledger) -> Iterator[None]:
             rule: Any = None
             if "Norm" in type(part).__name__:
                 rule = _norm(ledger)
-            elif type(part).__module__ in ACTIVATIONS:
+            elif _activates(part):
                 rule = _gate if id(part) in gates else _activation
             elif isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D":
                 rule = _linear(ledger, epsilon)
             if rule is not None:
                 stack.enter_context(part.register_forward_hook(rule))
         yield
+
+
+def _activates(part: nn.Module) -> bool:
+    known = type(part).__module__ in ACTIVATIONS or "gelu" in type(part).__name__.lower()
+    return known and not isinstance(part, OTHERS)
 
 
 def _gate(part: nn.Module, args: Any, result: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365
 Sturmfels et al., Visualizing the Impact of Feature Attribution Baselines (2020).
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,7 +63,7 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
     visit(np.linspace(0, 1, START + 1).tolist())
     while True:
         ends = sorted(known)
-        parts = list(zip(ends[:-1], ends[1:], strict=True))
+        parts = list(pairwise(ends))
         sums = [(known[a][1] + known[b][1]) * (b - a) / 2 for a, b in parts]
         missed = [abs(known[b][0] - known[a][0] - each.sum())
                   for (a, b), each in zip(parts, sums, strict=True)]  # fmt: skip

@@ -142,14 +142,15 @@ def test_heads_added_or_alike(name, case, agree):
             agree("push", pushed, total.mT @ clean_r, logit=one.logit)
 
 
-def slopes_of(one: Case) -> Tensor:
+def slopes_of(one: Case, dz: Tensor | None = None) -> Tensor:
     """Differentiate the loss Σ dz · z in every weight, with gates in z, by autograd."""
+    dz = one.dz if dz is None else dz
     weights = one.maps.clone().requires_grad_(True)
     values = one.clean["v"].repeat_interleave(4 // one.v.shape[1], dim=1)
     edits = one.spec.edits
     gate = torch.ones(1, 4) if edits is None or edits.gate is None else edits.gate
     z = (weights @ values) * gate.double()[..., None, None]
-    return torch.autograd.grad((z * one.dz.double().nan_to_num()).sum(), weights)[0]
+    return torch.autograd.grad((z * dz.double().nan_to_num()).sum(), weights)[0]
 
 
 @pytest.mark.parametrize("positive", [True, False])
@@ -163,6 +164,21 @@ def test_the_gradient_is_that_of_autograd(name, positive, case, agree):
     pushed = push(one.r, *one.call, gradient=gradient)
     agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 40)
     agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 40)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_gradient_multiplies_the_first(name, case, agree):
+    one = case(name)
+    other = one.dz.flip(-1)
+    shares = (one.maps * slopes_of(one) * slopes_of(one, other)).clamp_min(0.0)
+    gradient = Gradient(one.v, one.dz, relevance=other)
+    pulled, pushed = (
+        pull(one.x, *one.call, gradient=gradient), push(one.r, *one.call, gradient=gradient),
+    )  # fmt: skip
+    agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 80)
+    agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 80)
+    check_refusal("relevance", pull, one.x, *one.call,
+                  gradient=Gradient(one.v, one.dz, relevance=other[:, :1]))  # fmt: skip
 
 
 def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw, agree):

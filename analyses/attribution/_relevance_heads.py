@@ -1,0 +1,85 @@
+"""Relevance of heads, with the ablation of those heads beside it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.screening import FIRST, screen
+from headscope.analyses._relevance.target import Target, of_task
+from headscope.analyses._runtime.options import Between
+from headscope.analyses._runtime.results import GRID, Results, label, top
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.kernels.formatting import amount
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
+
+
+def targets(model: Model, task: Task, prompt: int) -> tuple[EncodedTask, list[Target]]:
+    """Return the last question of every prompt, and the target of each."""
+    encoded = ablation.encode_task(model, task)
+    Between(0, len(encoded) - 1).check("prompt", prompt)
+    found = of_task(encoded)
+    return replace(encoded, questions=tuple(row[-1:] for row in encoded.questions)), found
+
+
+def add_ablation(
+    results: Results,
+    capture: xr.Dataset,
+    model: Model,
+    encoded: EncodedTask,
+    scores: Array,
+    what: str,
+    *,
+    exhaustive: bool,
+    seed: int,
+) -> Verdict:
+    """Add what the answer loses without a head, and how that ranks the heads against ``scores``."""
+    paired = all(question.wrong_ids for row in encoded.questions for question in row)
+    metric = "logit_difference" if paired else "log_probability"
+    mean = ablation.mean_z(capture)
+    most = top(np.abs(scores.mean(0)), FIRST)
+    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
+    intact = ablation.evaluate(model, encoded, (), metric)
+    lost = intact[:, None, None] - ablation.ablate_each_head(
+        model, encoded, metric, mean, heads=chosen.heads
+    )
+    units = "logits" if paired else "nats"
+    results.add_mean(
+        "ablation_effect", GRID, lost, "What the answer loses by mean ablation of the head", units,
+        "diverging", evidence="causal", source="Wang et al. 2211.00593",
+        convention=f"intact − ablated {metric.replace('_', ' ')}, {chosen.convention}",
+    )  # fmt: skip
+    ends = agreement(scores, lost, seed)
+    results.add_interval(
+        "relevance_vs_ablation", (), ends, "Relevance of heads against mean ablation", "Spearman ρ",
+        "diverging", -1, 1, convention=f"{OVER_HEADS}; {chosen.convention}",
+    )  # fmt: skip
+    apart = f"(Spearman ρ {amount(ends[0])}), furthest apart {first(scores, lost)}."
+    return interval_verdict(
+        ends[1],
+        f"{what} ranks heads like mean ablation does {apart}",
+        f"{what} does not rank heads like mean ablation {apart}",
+        f"One prompt has no interval for the rank correlation {apart}",
+    )
+
+
+def first(scores: Array, lost: Array) -> str:
+    """Name the heads that the two rank most differently."""
+    return ", ".join(parting(scores.mean(0), lost.mean(0)))
+
+
+def words(model: Model, target: Target) -> dict[str, Sequence[object] | tuple[str, list[str]]]:
+    """Return the coordinates of a target's text."""
+    size = np.arange(len(target.ids))
+    return {"query": size, "token": ("query", model.words(target.ids))}
+
+
+def leaders(scores: Array) -> str:
+    """Name the five heads of the largest mean, by its size."""
+    return ", ".join(label(head) for head in top(np.abs(scores.mean(0)), 5))
