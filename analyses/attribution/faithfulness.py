@@ -98,11 +98,11 @@ def run(
 
     Returns
     -------
-    Dataset with ``deletion`` and ``insertion`` (task, method; area under the curve as a share of
+    Dataset with ``deletion`` and ``insertion`` (task, explainer; area under the curve as a share of
     what the intact prompts have over prompts of replaced tokens; a faithful method has a small
-    deletion and a large insertion), ``replacement_correlation`` (task, method; Spearman ρ with what
+    deletion and a large insertion), ``replacement_correlation`` (task, explainer; Spearman ρ with what
     is lost when each token alone is replaced, −1 to 1), all with 95 % intervals over prompts;
-    ``relevance`` (method, query; of the shown prompt, over its largest size), and
+    ``relevance`` (explainer, query; of the shown prompt, over its largest size), and
     ``replacement_effect`` (query; logits). Methods that refuse a task are NaN there, and
     ``refused`` says why.
     """
@@ -128,12 +128,12 @@ def run(
         ("insertion", "Answer regained while tokens return in a method's order"),
     ):
         results.add_mean(
-            name, ("task", "method"), _table(measured, name, rows, share=True), title, "share",
+            name, ("task", "explainer"), _table(measured, name, rows, share=True), title, "share",
             "diverging", convention="area under the curve over the share of tokens, less the text "
             f"of replaced tokens, over what the intact text has more; {over}",
         )  # fmt: skip
     results.add_mean(
-        "replacement_correlation", ("task", "method"),
+        "replacement_correlation", ("task", "explainer"),
         _table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
         "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
     )  # fmt: skip
@@ -141,13 +141,13 @@ def run(
     relevance = np.full((len(rows), len(shown["query"])), np.nan)
     relevance[:-1] = shown["relevance"].values
     results.variables["relevance"] = xr.Variable(
-        ("method", "query"), relevance, shown["relevance"].attrs
+        ("explainer", "query"), relevance, shown["relevance"].attrs
     )
     results.variables["replacement_effect"] = shown["replacement_effect"].variable
     titles = {name: each.title for name, each in registry.methods().items()}
     refused = {name: each.refused for name, each in measured.items() if each.refused}
     return results.dataset(
-        {"task": list(measured), "method": [titles.get(name, name) for name in rows],
+        {"task": list(measured), "explainer": [titles.get(name, name) for name in rows],
          "query": shown["query"], "token": shown["token"]},
         _verdict(measured, titles),
         prompt=prompt,
@@ -179,7 +179,7 @@ def explain(
 
     Returns
     -------
-    Dataset with ``relevance`` (method, query; over its largest size, −1 to 1) and
+    Dataset with ``relevance`` (explainer, query; over its largest size, −1 to 1) and
     ``replacement_effect`` (query; logits). ``refused`` says which methods cannot follow this text,
     and why; they are not among its rows.
     """
@@ -191,7 +191,7 @@ def explain(
     table = np.stack([each / (np.nanmax(np.abs(each)) or 1.0) for each in rows.values()])
     results = Results(xr.Dataset(), source=SOURCE)
     results.add(
-        "relevance", ("method", "query"), table, "Relevance of each token", "share of largest",
+        "relevance", ("explainer", "query"), table, "Relevance of each token", "share of largest",
         "diverging", -1, 1, evidence="correlational", convention="over the largest absolute one",
     )  # fmt: skip
     results.add(
@@ -203,7 +203,7 @@ def explain(
     answer = " / ".join(map(str, model.words(list(target.answer_ids))))
     return xr.Dataset(
         dict(results.variables),
-        {"method": list(rows), "query": np.arange(len(tokens)), "token": ("query", tokens)},
+        {"explainer": list(rows), "query": np.arange(len(tokens)), "token": ("query", tokens)},
         {"model": model.name, "answer": answer, "refused": refused, "seed": seed},
     )
 

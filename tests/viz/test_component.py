@@ -226,11 +226,14 @@ def test_what_cannot_be_drawn_is_refused(field, draw, array):
 def test_a_relevance_view_scales_each_method_and_puts_causal_ones_first():
     array = xr.DataArray(
         [[1.0, -4.0, np.nan], [0.5, 0.25, 0.0], [np.nan] * 3],
-        dims=("method", "query"),
-        coords={"method": ["Rollout", "replaced", "none"], "token": ("query", ["<b>", " a", "\n"])},
+        dims=("explainer", "query"),
+        coords={
+            "explainer": ["Rollout", "replaced", "none"],
+            "token": ("query", ["<b>", " a", "\n"]),
+        },
     )
     data = viz.relevance_view(array, causal=("replaced",)).data
     assert [row["name"] for row in data["rows"]] == ["replaced", "Rollout"]
     assert data["rows"][1]["shares"] == [0.25, -1.0, None]
     assert data["tokens"] == ["<b>", "·a", "⏎"]
-    check_refusal("relevance", viz.relevance_view, array.isel(method=0))
+    check_refusal("relevance", viz.relevance_view, array.isel(explainer=0))

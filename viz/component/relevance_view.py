@@ -24,7 +24,7 @@ def relevance_view(
     Parameters
     ----------
     relevance
-        Numbers with dims method and query, such as ``relevance`` of the analysis faithfulness;
+        Numbers with dims explainer and query, such as ``relevance`` of the analysis faithfulness;
         the coordinate ``token`` names the tokens. Each method is drawn on its own scale.
     notes
         What stands behind the name of a method, by that name.
@@ -34,14 +34,14 @@ def relevance_view(
     Examples
     --------
     >>> tokens = ("query", [" a", " b"])
-    >>> found = xr.DataArray([[0.5, -1]], dims=("method", "query"),
-    ...                      coords={"method": ["Rollout"], "token": tokens})
+    >>> found = xr.DataArray([[0.5, -1]], dims=("explainer", "query"),
+    ...                      coords={"explainer": ["Rollout"], "token": tokens})
     >>> relevance_view(found).data["rows"][0]["shares"]
     [0.5, -1.0]
     """
-    if set(relevance.dims) != {"method", "query"} or "token" not in relevance.coords:
+    if set(relevance.dims) != {"explainer", "query"} or "token" not in relevance.coords:
         raise InvalidInput(
-            f"relevance: a relevance view has dims method and query and the coordinate token, not "
+            f"relevance: a relevance view has dims explainer and query and the coordinate token, not "
             f"{relevance.dims}; select one prompt"
         )
     if relevance.size > SPANS:
@@ -49,9 +49,9 @@ def relevance_view(
             f"relevance: {relevance.size} tokens of all methods, and a page shows up to {SPANS}; "
             "select methods or a shorter text"
         )
-    array = relevance.transpose("method", "query")
+    array = relevance.transpose("explainer", "query")
     rows = []
-    for name, values in zip(array["method"].values.tolist(), array.values, strict=True):
+    for name, values in zip(array["explainer"].values.tolist(), array.values, strict=True):
         known = np.isfinite(values)
         if not known.any():
             continue

@@ -63,7 +63,7 @@ def _methods(result: xr.Dataset) -> None:
     task = st.segmented_control("Task", tasks, key="task", persist_state="session", required=True)
     row = result.sel(task=task)
     gap = (row["insertion"] - row["deletion"]).values
-    table = pd.DataFrame({"method": row["method"].values, "insertion − deletion": gap})
+    table = pd.DataFrame({"method": row["explainer"].values, "insertion − deletion": gap})
     for name, title in MEASURES.items():
         ends = (row[f"{name}{end}"].values for end in ("", "_lower", "_upper"))
         table[title] = [

@@ -40,7 +40,7 @@ def test_methods_stand_in_order_beside_replacement_and_chance(screen, measured):
     row = result.sel(task="greater_than")
     gap = (row["insertion"] - row["deletion"]).values
     known = np.isfinite(gap)
-    order = row["method"].values[known][np.argsort(-gap[known], kind="stable")].tolist()
+    order = row["explainer"].values[known][np.argsort(-gap[known], kind="stable")].tolist()
     assert table["method"].tolist() == order
     assert {"token replacement", "random order", "Raw attention"} <= set(order)
 
@@ -51,7 +51,7 @@ def test_without_a_text_of_ones_own_the_tokens_are_those_of_the_analysis(screen,
     assert view["rows"][0]["name"] == "token replacement"
     assert view["rows"][0]["causal"]
     raw = next(row for row in view["rows"] if row["name"] == "Raw attention")
-    known = result["relevance"].sel(method="Raw attention").values
+    known = result["relevance"].sel(explainer="Raw attention").values
     np.testing.assert_allclose(raw["shares"], known / np.abs(known).max(), atol=1e-3)
 
 
