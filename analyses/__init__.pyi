@@ -5,7 +5,9 @@ from headscope.analyses._runtime.options import Option
 from headscope.analyses.attribution import block_influence as block_influence
 from headscope.analyses.attribution import contributions as contributions
 from headscope.analyses.attribution import faithfulness as faithfulness
+from headscope.analyses.attribution import gradient_relevance as gradient_relevance
 from headscope.analyses.attribution import logit_attribution as logit_attribution
+from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.circuits import sae_circuits as sae_circuits
 from headscope.analyses.conditions import context_reliance as context_reliance

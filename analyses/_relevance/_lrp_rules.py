@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -190,7 +190,7 @@ def _linear(ledger: Ledger, epsilon: float) -> Any:
                 ledger.add(gradient, part.bias)
             return gradient
 
-        result.register_hook(back)
+        result.register_hook(back)  # type: ignore[no-untyped-call]
 
     return rule
 
@@ -217,7 +217,8 @@ def _norm(ledger: Ledger) -> Any:
                 )
         linear: Tensor = inner * scale + shift
         if bool(shift.any()):
-            linear.register_hook(lambda gradient: ledger.add(gradient, shift))
+            note = partial(ledger.add, bias=shift)
+            linear.register_hook(note)  # type: ignore[no-untyped-call]
         return linear
 
     return rule

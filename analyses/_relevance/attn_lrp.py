@@ -54,8 +54,8 @@ class AttnReader(Reader):
         """Compute one layer."""
 
         def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            changed = {"query": query, "key": key, "value": value}
-            return super(AttnReader, self).__call__(replace(call, **changed))
+            changed = replace(call, query=query, key=key, value=value)
+            return super(AttnReader, self).__call__(changed)
 
         wrapped = _rules("patches").wrap_attention_forward(forward)
         z: Tensor = wrapped(call.module, call.query, call.key, call.value)

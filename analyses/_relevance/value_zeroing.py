@@ -88,7 +88,7 @@ class Mixing:
         # What is taken away is u = Σ_h A v W_O: its length, and its share along the stream.
         square = torch.einsum("hqk,khg,gqk->qk", maps, gram, maps)
         along = torch.einsum("qr,hsr->hqs", stream, out)
-        grouped = along.unflatten(0, (len(value), -1))
+        grouped = along.reshape(len(value), -1, *along.shape[1:])
         dot = (torch.einsum("ghqs,gks->ghqk", grouped, value).flatten(0, 1) * maps).sum(0)
         whole = stream.square().sum(-1, keepdim=True)
         left = (whole - 2 * dot + square).clamp_min(1e-30)

@@ -1,7 +1,7 @@
 """Relevance of heads, with the ablation of those heads beside it."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -74,12 +74,12 @@ def first(scores: Array, lost: Array) -> str:
     return ", ".join(parting(scores.mean(0), lost.mean(0)))
 
 
-def words(model: Model, target: Target) -> dict[str, Sequence[object] | tuple[str, list[str]]]:
+def words(model: Model, target: Target) -> dict[str, Any]:
     """Return the coordinates of a target's text."""
     size = np.arange(len(target.ids))
     return {"query": size, "token": ("query", model.words(target.ids))}
 
 
-def leaders(scores: Array) -> str:
+def largest(scores: Array) -> str:
     """Name the five heads of the largest mean, by its size."""
     return ", ".join(label(head) for head in top(np.abs(scores.mean(0)), 5))

@@ -10,7 +10,7 @@ Source: Chefer et al., Generic Attention-model Explainability (2103.15679) and T
 Interpretability Beyond Attention Visualization (2012.09838).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def run(
     one_text(capture.attrs.get("attention", "self"), "gradient_relevance")
     require_maps(capture, "gradient_relevance")
     encoded, targets = _relevance_heads.targets(model, task, prompt)
-    variant = {"normalize": normalize, "start": start_layer}
+    variant: Any = {"normalize": normalize, "start": start_layer}
     added = []
     for target in targets:
         trace = Trace(model, target)
@@ -133,7 +133,7 @@ def run(
         results, capture, model, encoded, shares, "Gradient relevance", exhaustive=exhaustive,
         seed=seed,
     )  # fmt: skip
-    note += f"Heads of most relevance: {_relevance_heads.leaders(shares)}."
+    note += f"Heads of most relevance: {_relevance_heads.largest(shares)}."
     return results.dataset(coords, verdict, note, prompt=prompt)
 
 

@@ -105,7 +105,7 @@ def run(
         results, capture, model, encoded, scores, "LRP", exhaustive=exhaustive, seed=seed
     )
     note = (
-        f"Heads of most relevance: {_relevance_heads.leaders(scores)}. Of the score, tokens and "
+        f"Heads of most relevance: {_relevance_heads.largest(scores)}. Of the score, tokens and "
         f"biases miss {amount(gaps)} at most."
     )
     coords = {"component": list(COMPONENTS), **_relevance_heads.words(model, targets[prompt])}

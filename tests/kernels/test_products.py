@@ -177,8 +177,6 @@ def test_a_second_gradient_multiplies_the_first(name, case, agree):
     )  # fmt: skip
     agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 80)
     agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 80)
-    check_refusal("relevance", pull, one.x, *one.call,
-                  gradient=Gradient(one.v, one.dz, relevance=other[:, :1]))  # fmt: skip
 
 
 def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw, agree):
@@ -376,6 +374,8 @@ def test_what_does_not_fit_is_refused(draw):
     with pytest.raises(InvalidInput, match="dz: shape"):
         pull(x, *call, gradient=Gradient(inputs.v, noise(2, 4, 20, 9)))
     check_refusal("v", pull, x, *call, gradient=Gradient(inputs.v[:, :, 1:], inputs.q))
+    wide = Gradient(inputs.v, inputs.q, relevance=noise(2, 4, 20, 9))
+    check_refusal("relevance", pull, x, *call, gradient=wide)
     check_refusal("k", pull, x, inputs.q, noise(2, 3, 20, 8))
     check_refusal("slopes", pull, x, *call, AttentionSpec(slopes=torch.ones(3)))
     for name in ("x", "q", "v", "dz"):
