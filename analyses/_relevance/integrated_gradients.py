@@ -3,8 +3,8 @@
 ``(x − x̄) · ∫₀¹ ∂s/∂x dα`` at ``x̄ + α (x − x̄)``; the baseline x̄ is the mean of the text's own
 embeddings (at the embedding of zero, norms divide by nothing, and no number of points suffices).
 Parts of the way where the trapezoid misses what the score does there are halved, until all of them
-miss `TOLERANCE` of its change or `POINTS` are spent: then the method refuses, and says by how much
-the relevances miss.
+miss `TOLERANCE` of its change. Where `POINTS` would not do, the method refuses and says by how much
+the relevances miss: long texts of deep models, after a few points.
 Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365); baselines:
 Sturmfels et al., Visualizing the Impact of Feature Attribution Baselines (2020).
 """
@@ -36,7 +36,7 @@ def relevance(trace: Trace) -> Array:
     if missing > TOLERANCE:
         raise NotApplicable(
             f"model: integrated gradients of {trace.model.name} miss {percent(missing)} of the "
-            "score's change after as many points as the text's length allows; use another method"
+            "score's change, and more points on the way would cost too much; use another method"
         )
     return found
 
@@ -69,8 +69,11 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
                   for (a, b), each in zip(parts, sums, strict=True)]  # fmt: skip
         scale = max(abs(known[1.0][0] - known[0.0][0]), abs(trace.score), 1e-12)
         left = points - len(known)
-        if sum(missed) <= TOLERANCE * scale or left <= 0:
-            return np.sum(sums, axis=0), sum(missed) / scale
+        missing = sum(missed) / scale
+        # What is missed falls faster than the number of points grows, but not by far more.
+        hopeless = missing * len(known) / points > 2 * TOLERANCE
+        if missing <= TOLERANCE or left <= 0 or hopeless:
+            return np.sum(sums, axis=0), missing
         # The worst parts, a batch or so at a time.
         worst = np.argsort(missed)[::-1][: min(left, max(START, TOKENS // len(way)))]
         visit([sum(parts[at]) / 2 for at in worst if missed[at] > 0.5 * missed[worst[0]]])

@@ -20,7 +20,7 @@ BOTH_WAYS = "model: BertForMaskedLM sees later tokens too, so it predicts no nex
 PREDICTING = {
     "atlas", "context_reliance", "contrast", "distractors", "importance", "latent_retrieval",
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
-    "rollout", "sae_circuits", "position_bias",
+    "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
     "injection", "pruning", "task_vectors", "tuning",
 }  # fmt: skip
 OTHERS = {

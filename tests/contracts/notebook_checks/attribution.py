@@ -1,5 +1,7 @@
 """What the notebook attribution says, checked after each cell in its names."""
 
+import numpy as np
+
 # %% attribution-importance-check
 zero, resampled = lost["zero_ablation"], lost["resample_ablation"]
 constant = (lost["zero_ablation_lower"].pipe(abs) > 0.5) & (abs(resampled) < 0.1)
@@ -15,6 +17,20 @@ assert float(lost["zero_vs_resample_upper"]) < float(lost["gate_vs_zero_lower"])
 lower, upper = (traced[f"ablation_correlation_{side}"].to_series() for side in ("lower", "upper"))
 assert lower["rollout"] > upper["raw attention"]
 assert upper.max() < 0.8
+
+# %% attribution-relevance
+assert float(weighed["relevance_vs_ablation_lower"]) > 0
+words = weighed["gradient_attention"].assign_coords(query=weighed["token"].values)[:-1].to_series()
+assert words.idxmax() in set(first.clean.split())
+
+# %% attribution-lrp
+parts = handed["component_relevance"].to_series()
+assert abs(parts["missing"]) < 1e-3 * parts["tokens"]
+relevance = handed["token_relevance"].values
+repeated = handed["token"].values == handed["token"].values[relevance.argmin()]
+names = relevance[repeated]
+assert names.min() < 0 < names.max()
+assert float(handed["relevance_vs_ablation_lower"]) > 0
 
 # %% attribution-sae-baselines
 auc = coded["node_auc"].to_series()
