@@ -100,8 +100,8 @@ def run(
     -------
     Dataset with ``deletion`` and ``insertion`` (task, explainer; area under the curve as a share of
     what the intact prompts have over prompts of replaced tokens; a faithful method has a small
-    deletion and a large insertion), ``replacement_correlation`` (task, explainer; Spearman ρ with what
-    is lost when each token alone is replaced, −1 to 1), all with 95 % intervals over prompts;
+    deletion and a large insertion), ``replacement_correlation`` (task, explainer; Spearman ρ with
+    what is lost when each token alone is replaced, −1 to 1), all with 95 % intervals over prompts;
     ``relevance`` (explainer, query; of the shown prompt, over its largest size), and
     ``replacement_effect`` (query; logits). Methods that refuse a task are NaN there, and
     ``refused`` says why.

@@ -41,8 +41,8 @@ def relevance_view(
     """
     if set(relevance.dims) != {"explainer", "query"} or "token" not in relevance.coords:
         raise InvalidInput(
-            f"relevance: a relevance view has dims explainer and query and the coordinate token, not "
-            f"{relevance.dims}; select one prompt"
+            "relevance: a relevance view has dims explainer and query and the coordinate token, "
+            f"not {relevance.dims}; select one prompt"
         )
     if relevance.size > SPANS:
         raise ResourceLimit(

@@ -1,7 +1,5 @@
 """What the notebook attribution says, checked after each cell in its names."""
 
-import numpy as np
-
 # %% attribution-importance-check
 zero, resampled = lost["zero_ablation"], lost["resample_ablation"]
 constant = (lost["zero_ablation_lower"].pipe(abs) > 0.5) & (abs(resampled) < 0.1)
