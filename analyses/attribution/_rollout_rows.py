@@ -9,16 +9,20 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.kernels.api import AttentionSpec, Request, attend, pull, push
+from headscope.analyses._relevance._attention_flow import step
+from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.errors import NotApplicable
 
 TOLERANCE = 1e-3
 
 
-def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArray[np.float64]:
+def follow(
+    capture: xr.Dataset, prompt: int, positions: Sequence[int], *, first: bool = True
+) -> NDArray[np.float64]:
     """Take output positions through the mixed maps of all layers, last layer first (row, key).
 
-    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``.
+    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``; without
+    ``first`` the first key is left out.
 
     Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
     """
@@ -26,22 +30,12 @@ def follow(capture: xr.Dataset, prompt: int, positions: Sequence[int]) -> NDArra
     rows = torch.zeros(1, 1, length, len(positions))
     for number, position in enumerate(positions):
         rows[0, 0, position, number] = 1.0
-    heads = capture.sizes["head"]
     for layer in reversed(range(capture.sizes["layer"])):
         part = capture.isel(layer=layer, prompt=prompt)
         q, k, variant = _call(part, length)
         _check(part, q, k, variant)
-        mean = torch.full((heads,), 1 / heads)
-        rows = rows / (1 + _sums(q, k, variant, mean))
-        rows = rows + push(rows, q, k, variant, heads=mean)
+        rows = step(rows, q, k, variant, first=first)
     return rows[0, 0].T.double().numpy()
-
-
-def _sums(q: Tensor, k: Tensor, variant: AttentionSpec, mean: Tensor) -> Tensor | float:
-    """Sum the rows of the mean map: to 1, unless a learned sink takes its share."""
-    if variant.sinks is None:
-        return 1.0
-    return pull(torch.ones(1, 1, k.shape[2], 1), q, k, variant, heads=mean)
 
 
 def _call(
