@@ -1,7 +1,8 @@
+import architectures
 import numpy as np
 import pytest
 import torch
-from constructed import repeated
+from constructed import repeated, tokenizer
 from refusals import check_message, check_refusal
 
 from headscope.analyses import gradient_relevance
@@ -61,6 +62,19 @@ def test_bad_input_is_refused(circuit, captured, task):
     check_refusal("start_layer", run, captured, circuit, task, start_layer=2)
     check_refusal("prompt", run, captured, circuit, task, prompt=4)
     check_refusal("capture", run, captured.drop_vars("z"), circuit, task)
+
+
+def test_a_rule_set_that_a_model_does_not_allow_is_left_out_and_said():
+    """Experts have no LRP rules: without R_A there is no transformer attribution."""
+    model = load_model(architectures.build("gpt_oss"), tokenizer=tokenizer())
+    task = repeated(n=2, length=3)
+    cap = capture(model, task, stats=(), keep=("z",))
+    result = gradient_relevance.run(cap, model, task)
+    assert "gradient_attention" in result
+    assert "transformer_attribution" not in result
+    assert "No transformer_attribution: model: GptOssForCausalLM" in result.attrs["note"]
+    other = {"rules": "transformer_attribution"}
+    check_message("experts", gradient_relevance.run, cap, model, task, **other)
 
 
 def by_hand(self_s, self_q, cross):
