@@ -70,8 +70,8 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
         scale = max(abs(known[1.0][0] - known[0.0][0]), abs(trace.score), 1e-12)
         left = points - len(known)
         missing = sum(missed) / scale
-        # What is missed falls faster than the number of points grows, but not by far more.
-        hopeless = missing * len(known) / points > 2 * TOLERANCE
+        # A long text may have few points: what they will miss shows after the first.
+        hopeless = points < POINTS and missing * len(known) / points > 2 * TOLERANCE
         if missing <= TOLERANCE or left <= 0 or hopeless:
             return np.sum(sums, axis=0), missing
         # The worst parts, a batch or so at a time.
