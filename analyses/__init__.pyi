@@ -1,6 +1,5 @@
 from types import ModuleType
 from typing import Any
-
 from headscope.analyses._runtime.options import Option
 from headscope.analyses.attribution import block_influence as block_influence
 from headscope.analyses.attribution import contributions as contributions
@@ -9,6 +8,7 @@ from headscope.analyses.attribution import gradient_relevance as gradient_releva
 from headscope.analyses.attribution import logit_attribution as logit_attribution
 from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
+from headscope.analyses.attribution import routes as routes
 from headscope.analyses.circuits import sae_circuits as sae_circuits
 from headscope.analyses.conditions import context_reliance as context_reliance
 from headscope.analyses.conditions import contrast as contrast
@@ -54,16 +54,8 @@ from headscope.analyses.token_groups import lifetimes as lifetimes
 from headscope.analyses.token_groups import offsets as offsets
 from headscope.analyses.token_groups import segments as segments
 from headscope.analyses.token_groups import token_classes as token_classes
-
-TOOLS = ("comparison", "series")
-RENAMED = {
-    "depth": "depth_profile",
-    "hardness": "concentration",
-    "literal": "latent_retrieval",
-    "ranks": "head_rank",
-    "rhythm": "preplan_anchor",
-    "slots": "position_bias",
-}
+TOOLS = ('comparison', 'series')
+RENAMED = {'depth': 'depth_profile', 'hardness': 'concentration', 'literal': 'latent_retrieval', 'ranks': 'head_rank', 'rhythm': 'preplan_anchor', 'slots': 'position_bias'}
 
 def names() -> list[str]:
     """List the analyses, without importing them.

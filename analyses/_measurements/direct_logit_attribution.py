@@ -208,6 +208,24 @@ def written(model: Model) -> dict[int, float]:
     return factors
 
 
+def parallel(model: Model) -> bool:
+    """Tell whether the MLP of a block reads the same stream as the attention, not what it wrote.
+
+    A vector added to what the heads of a layer write then changes the stream by that vector alone.
+    """
+    found = weights.read(model, ("o",))
+    layer = min(model.geometry.attending)
+    ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
+    width = found.of(layer, "o").shape[-1]
+    push = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    module: Any = found.projections[layer, "o"].module
+    before = _streams(model, ids, [])
+    after = _streams(model, ids, [module.register_forward_hook(_pushing(push))])
+    moved = (after[layer + 1] - before[layer + 1])[0]
+    along = (moved @ push.double() / push.double().square().sum())[:, None] * push.double()
+    return bool((moved - along).abs().max() <= 1e-4 * along.abs().max())
+
+
 def _streams(
     model: Model, ids: Int[Tensor, "1 position"], hooks: list[Any], take: Any = None
 ) -> dict[int, Tensor]:

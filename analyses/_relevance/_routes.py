@@ -1,0 +1,228 @@
+"""The graph of routes from an output position to the tokens, from one forward pass.
+
+A block adds to the stream of position i what its heads write from every key, ``A_ij v_j W_O``, and
+what its MLP writes. Of a sum w, the part p gets the share ``c = max(0, ‖w‖₁ − ‖w − p‖₁)``, divided
+by the sum of all c: parts that go against the sum get the floor. Only parts that exist have a floor
+at all, so masked keys have no share. Shares up to the threshold are cut, the rest renormalised, and
+the output's importance is handed down along them. Rows that nothing reaches are not computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analyses._measurements.direct_logit_attribution import parallel, written
+from headscope.analyses._relevance import _rollout
+from headscope.analyses._stats.bootstrap import Array
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
+from headscope.probes.attention import projections
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.residual_stream import watching
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headscope.probes.attention.interface import AttentionCall
+    from headscope.probes.models.model import Model
+
+FLOOR = 1e-5
+# Rows whose weights are held at once, and numbers of parts less sums.
+ROWS, NUMBERS = 16, 2**21
+# What an edge goes through, where it is no head.
+RESIDUAL, MLP = -1, -2
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What blocks of a model write: shared by all texts."""
+
+    outwards: dict[int, Float[Tensor, "head size residual"]]
+    factors: dict[int, float]
+    parallel: bool
+
+    @classmethod
+    def of(cls, model: Model) -> Blocks:
+        """Measure how heads write into the stream, or refuse where they do not."""
+        absent = set(range(model.layers)) - set(model.geometry.attending)
+        if absent:
+            raise NotApplicable(
+                f"model: routes go through the attention of every layer, and layer {min(absent)} "
+                f"of {model.name} has no attention weights"
+            )
+        factors, found = written(model), projections.read(model, ("o",))
+        outwards = {layer: found.of(layer, "o").float() * factors[layer] for layer in factors}
+        return cls(outwards, factors, parallel(model))
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The graph of one text.
+
+    Attributes
+    ----------
+    edges
+        Layer, head (or `RESIDUAL`, `MLP`), source, target and importance of every edge.
+    tokens
+        Importance that reaches each token of the text (token,).
+    heads, mlp, residual
+        Importance that goes through each head (layer, head), each MLP, and past the attention of
+        each layer (layer,).
+    """
+
+    edges: list[tuple[int, int, int, int, float]]
+    tokens: Array
+    heads: Array
+    mlp: Array
+    residual: Array
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One pass: streams at every boundary, what attention adds, and its calls."""
+
+    at: list[Float[Tensor, "token residual"]]
+    added: list[Float[Tensor, "token residual"]]
+    calls: list[AttentionCall]
+
+
+@torch.no_grad()
+def read(model: Model, ids: Sequence[int], blocks: Blocks) -> Streams:
+    """Run the model once on a text."""
+    streams: dict[int, Tensor] = {}
+    added: dict[int, Tensor] = {}
+    calls: dict[int, AttentionCall] = {}
+    found = projections.read(model, ("o",))
+    hooks = []
+    for layer in blocks.factors:
+
+        def keep(part: object, args: object, result: Tensor, layer: int = layer) -> None:
+            added[layer] = result.float() * blocks.factors[layer]
+
+        hooks.append(found.projections[layer, "o"].module.register_forward_hook(keep))
+    try:
+        with watching(model, lambda at, it: streams.update({at: it[0].float()})):
+            reader = Reader(
+                Request(stats=()), (), lambda call, *_: calls.update({call.layer: call})
+            )
+            run(model, torch.tensor([list(ids)]), reader, head=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = sorted(added)
+    return Streams(
+        [streams[at] for at in sorted(streams)],
+        [added[layer].view_as(streams[layer]) for layer in order],
+        [calls[layer] for layer in order],
+    )
+
+
+@torch.no_grad()
+def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes:
+    """Follow the stream of one position from the last layer down."""
+    layers = len(streams.added)
+    size, count = len(streams.at[0]), streams.calls[0].query.shape[1]
+    heads, mlp, residual = np.zeros((layers, count)), np.zeros(layers), np.zeros(layers)
+    importance = torch.zeros(size, dtype=torch.float64)
+    importance[at] = 1.0
+    edges: list[tuple[int, int, int, int, float]] = []
+    for layer in reversed(range(layers)):
+        below = torch.zeros_like(importance)
+        for rows in importance.nonzero()[:, 0].split(ROWS):
+            weights, own = layer_shares(streams, blocks, layer, rows, threshold)
+            arriving = importance[rows]
+            for name, into in ((MLP, mlp), (RESIDUAL, residual)):
+                through = arriving * own[name]
+                into[layer] += float(through.sum())
+                edges += [
+                    (layer, name, int(row), int(row), float(each))
+                    for row, each in zip(rows, through, strict=True) if each > 0
+                ]  # fmt: skip
+            # What an MLP writes, it made of the stream of the same position; in a block in turn,
+            # of the stream after the attention, whose shares are of the whole.
+            below[rows] += arriving * (own[RESIDUAL] + (own[MLP] if blocks.parallel else 0))
+            moved = arriving[None, :, None] * weights
+            heads[layer] += moved.sum((1, 2)).numpy()
+            below += moved.sum((0, 1))
+            edges += [
+                (layer, int(head), int(key), int(rows[row]), float(moved[head, row, key]))
+                for head, row, key in moved.nonzero()
+            ]
+        importance = below
+    edges.sort(key=lambda edge: -edge[-1])
+    return Routes(edges, importance.numpy(), heads, mlp, residual)
+
+
+def layer_shares(
+    streams: Streams, blocks: Blocks, layer: int, rows: Tensor, threshold: float
+) -> tuple[Float[Tensor, "head row key"], dict[int, Float[Tensor, " row"]]]:
+    """Return what shares of some rows come through heads from keys, past them, and from the MLP.
+
+    In a block in turn the shares of heads and residual stream are of the sum after the attention,
+    and sum to 1; that of the MLP is of the sum after it. In a parallel block all are of one sum.
+    """
+    before, after = (streams.at[at][rows] for at in (layer, layer + 1))
+    added = streams.added[layer][rows]
+    through_mlp = after - before - added
+    whole = after if blocks.parallel else before + added
+    parts, written_by_heads = _head_parts(streams, blocks, layer, rows, whole)
+    # The biases come from no token; what is left by rounding is none.
+    rest = added - written_by_heads
+    rest = torch.where(rest.abs() > 1e-5 * added.abs().amax(-1, keepdim=True), rest, 0)
+    beside = [before, rest] + [through_mlp] * blocks.parallel
+    size = parts.shape[-1]
+    flat = [parts.transpose(0, 1).flatten(1)]
+    flat += [_part(whole, each)[:, None] for each in beside]
+    shares = _kept(torch.cat(flat, dim=1).double(), threshold)
+    heads = shares[:, : len(parts) * size].unflatten(1, (len(parts), size)).transpose(0, 1)
+    own = {RESIDUAL: shares[:, len(parts) * size]}
+    if blocks.parallel:
+        own[MLP] = shares[:, -1]
+    else:
+        both = torch.stack([_part(after, whole), _part(after, through_mlp)], dim=1)
+        own[MLP] = _kept(both.double(), threshold)[:, 1]
+    return heads, own
+
+
+def _head_parts(
+    streams: Streams, blocks: Blocks, layer: int, rows: Tensor, whole: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return c of what every head writes from every key (head, row, key), and the sum of that."""
+    call, outwards = streams.calls[layer], blocks.outwards[layer]
+    weights = _rollout.weights((call.query, call.key, call.variant()), rows)
+    values = call.value[0].float()
+    group = len(outwards) // len(values)
+    parts, total = torch.zeros_like(weights), torch.zeros_like(whole)
+    step = max(1, NUMBERS // (len(rows) * whole.shape[1]))
+    norm = whole.abs().sum(-1, keepdim=True)
+    for head in range(len(outwards)):
+        seen = (weights[head] > 0).any(0).nonzero()[:, 0]
+        for keys in seen.split(step):
+            vectors = values[head // group, keys] @ outwards[head]
+            some = weights[head][:, keys]
+            total += some @ vectors
+            part = some[:, :, None] * vectors
+            off = part.sub_(whole[:, None]).abs_().sum(-1)
+            # A weight of 0 is a part that does not exist, so no floor.
+            parts[head][:, keys] = torch.where(some > 0, (norm - off).clamp_min(FLOOR), 0)
+    return parts, total
+
+
+def _part(whole: Tensor, part: Tensor) -> Tensor:
+    """Return c of one part of every row; none of a part that is 0."""
+    found = whole.abs().sum(-1) - (whole - part).abs().sum(-1)
+    return torch.where((part != 0).any(-1), found.clamp_min(FLOOR), 0)
+
+
+def _kept(parts: Float[Tensor, "row part"], threshold: float) -> Float[Tensor, "row part"]:
+    """Normalise, cut shares up to the threshold, and normalise again; the largest always stays."""
+    shares = parts / parts.sum(-1, keepdim=True).clamp_min(1e-30)
+    largest = shares == shares.amax(-1, keepdim=True)
+    shares = torch.where((shares > threshold) | largest, shares, 0)
+    return shares / shares.sum(-1, keepdim=True).clamp_min(1e-30)

@@ -1,0 +1,168 @@
+"""Information flow routes: through which heads and tokens the answer's stream came together.
+
+From one forward pass, top down: what heads write from every key, what the MLP writes and the stream
+itself share each sum by how much nearer they bring it, in L1 distance. Shares up to a threshold are
+cut, the rest renormalised, and the importance of the answer's position is handed down along them.
+Over prompts this says how much each head is used; the loss without the head stands beside it.
+
+Source: Ferrando & Voita, Information Flow Routes (2403.00824).
+"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.screening import FIRST, screen
+from headscope.analyses._relevance import _routes
+from headscope.analyses._relevance.routes import THRESHOLD
+from headscope.analyses._relevance.target import of_task
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.kernels.errors import InvalidInput
+from headscope.kernels.formatting import amount
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+
+NEEDS = ()
+KEEP = ("z",)
+TASK = "ioi"
+PROMPTS = 16
+SUPPORTS: set[str] = set()
+
+SOURCE = "Ferrando & Voita 2403.00824"
+# What an edge goes through, besides heads.
+WAYS = {_routes.RESIDUAL: "residual stream", _routes.MLP: "MLP"}
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    threshold: Annotated[float, Between(0, 0.5)] = THRESHOLD,
+    prompt: Annotated[int, AtLeast(0)] = 0,
+    exhaustive: bool = False,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Trace the answers of a task back to the tokens, through the heads that carried them.
+
+    Parameters
+    ----------
+    capture, model, task
+        Capture of the task whose last questions are traced, with the kept ``z``, whose means take
+        the heads' place in the ablation.
+    threshold
+        Share of a sum that a part must exceed to stay in the graph.
+    prompt
+        Prompt whose graph is shown.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that are used most or that gradients rank first, and a random sample of the others.
+    seed
+        Seed of the bootstrap over prompts, and of the sample of heads.
+
+    Returns
+    -------
+    Dataset with ``route`` (edge; importance, of the shown prompt, with the ends of each edge, the
+    head of it and its way), ``token_importance`` (query; share, of the shown prompt),
+    ``head_usage`` (layer, head; importance that goes through the head), ``head_used`` (layer, head;
+    share of prompts in whose graph the head is), ``mlp_usage`` and ``residual_usage`` (layer;
+    importance that goes through the MLP, and past the attention) and ``usage_vs_ablation``
+    (Spearman rank correlation over heads with the drop under mean ablation), with 95 % intervals
+    over prompts.
+
+    Models whose heads do not write straight into the residual stream are refused: there, what they
+    write is no part of a sum.
+    """
+    require(capture, KEEP, "routes")
+    encoded = ablation.encode_task(model, task)
+    asked = of_task(encoded)
+    if prompt >= len(asked):
+        raise InvalidInput(f"prompt: {prompt}, but the task has {len(asked)}; the first is 0")
+    blocks = _routes.Blocks.of(model)
+    found = []
+    for each in asked:
+        streams = _routes.read(model, each.ids, blocks)
+        found.append(_routes.trace(streams, blocks, each.at, threshold))
+    usage = np.stack([each.heads for each in found])
+    paired = all(question.wrong_ids for row in encoded.questions for question in row)
+    metric = "logit_difference" if paired else "log_probability"
+    mean = ablation.mean_z(capture)
+    most = top(usage.mean(0), FIRST)
+    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
+    intact = ablation.evaluate(model, encoded, (), metric)
+    lost = intact[:, None, None] - ablation.ablate_each_head(
+        model, encoded, metric, mean, heads=chosen.heads
+    )
+
+    shown, text = found[prompt], asked[prompt]
+    over = f"from the last question of {len(found)} prompts of {task.name}, threshold {threshold:g}"
+    results = Results(capture, seed=seed, source=SOURCE, convention=over)
+    importance = ("share of the importance", "sequential", 0, 1)
+    results.add_all(
+        ("route", ("edge",), [each[-1] for each in shown.edges], "Routes to the answer", importance,
+         f"prompt {prompt}, the largest first; threshold {threshold:g}"),
+        ("token_importance", ("query",), shown.tokens, "Importance that reaches the token", SHARE,
+         f"prompt {prompt}; biases take what is missing to 1"),
+    )  # fmt: skip
+    results.add_means(
+        ("head_usage", GRID, usage, "Importance through the head", importance),
+        ("head_used", GRID, (usage > 0).astype(float), "Prompts that use the head",
+         ("share of prompts", "sequential", 0, 1)),
+        ("mlp_usage", ("layer",), np.stack([each.mlp for each in found]),
+         "Importance through the MLP", importance),
+        ("residual_usage", ("layer",), np.stack([each.residual for each in found]),
+         "Importance past the attention", importance),
+    )  # fmt: skip
+    results.add_mean(
+        "usage_ablation", GRID, lost, f"{metric.replace('_', ' ').capitalize()} lost",
+        "logits" if paired else "nats", "diverging", evidence="causal",
+        convention=f"mean ablation, {chosen.convention}",
+    )  # fmt: skip
+    ends = agreement(usage, lost, seed)
+    results.add_interval(
+        "usage_vs_ablation", (), ends, "Usage against mean ablation", "Spearman ρ", "diverging",
+        -1, 1, convention=f"{OVER_HEADS}; ablation of {chosen.convention}",
+    )  # fmt: skip
+    words = [f"{at} {word}" for at, word in enumerate(model.words(list(text.ids)))]
+    heads = results["head_usage"].values
+    return results.dataset(
+        {**_ends(shown, words), "query": np.arange(len(words)), "token": ("query", words)},
+        _verdict(ends, parting(heads, results["usage_ablation"].values)),
+        prompt=prompt,
+        top_heads=[label(head) for head in top(heads, 5)],
+    )
+
+
+def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
+    """Name the ends of every edge, and what it goes through."""
+    layer, head, source, target = np.array([each[:4] for each in shown.edges]).reshape(-1, 4).T
+    ways = [
+        WAYS.get(int(two), label((int(one), int(two))))
+        for one, two in zip(layer, head, strict=True)
+    ]
+    # Streams before a layer have its number; an MLP works in the middle of a block.
+    return {
+        "source_layer": ("edge", layer),
+        "target_layer": ("edge", layer + 1),
+        "source": ("edge", [words[at] for at in source]),
+        "target": ("edge", [words[at] for at in target]),
+        "source_position": ("edge", source),
+        "target_position": ("edge", target),
+        "way": ("edge", ways),
+    }
+
+
+def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
+    rho, lower, _ = ends
+    apart = f"(Spearman ρ {amount(rho)}); they part most at {', '.join(furthest)}."
+    return interval_verdict(
+        lower,
+        f"Heads that the routes use more cost more to ablate {apart}",
+        f"Heads that the routes use more do not cost more to ablate {apart}",
+        f"One prompt has no interval for the rank correlation {apart}",
+    )
