@@ -54,8 +54,16 @@ from headscope.analyses.token_groups import lifetimes as lifetimes
 from headscope.analyses.token_groups import offsets as offsets
 from headscope.analyses.token_groups import segments as segments
 from headscope.analyses.token_groups import token_classes as token_classes
-TOOLS = ('comparison', 'series')
-RENAMED = {'depth': 'depth_profile', 'hardness': 'concentration', 'literal': 'latent_retrieval', 'ranks': 'head_rank', 'rhythm': 'preplan_anchor', 'slots': 'position_bias'}
+
+TOOLS = ("comparison", "series")
+RENAMED = {
+    "depth": "depth_profile",
+    "hardness": "concentration",
+    "literal": "latent_retrieval",
+    "ranks": "head_rank",
+    "rhythm": "preplan_anchor",
+    "slots": "position_bias",
+}
 
 def names() -> list[str]:
     """List the analyses, without importing them.

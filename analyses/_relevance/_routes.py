@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._measurements.direct_logit_attribution import parallel, written
-from headscope.analyses._relevance import _rollout
+from headscope.analyses._relevance._rows import weights_of
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-5
 # Rows whose weights are held at once, and numbers of parts less sums.
-ROWS, NUMBERS = 16, 2**21
+ROWS, NUMBERS = 16, 2**18
 # What an edge goes through, where it is no head.
 RESIDUAL, MLP = -1, -2
 
@@ -195,7 +195,7 @@ def _head_parts(
 ) -> tuple[Tensor, Tensor]:
     """Return c of what every head writes from every key (head, row, key), and the sum of that."""
     call, outwards = streams.calls[layer], blocks.outwards[layer]
-    weights = _rollout.weights((call.query, call.key, call.variant()), rows)
+    weights = weights_of(call, rows)
     values = call.value[0].float()
     group = len(outwards) // len(values)
     parts, total = torch.zeros_like(weights), torch.zeros_like(whole)
@@ -207,8 +207,8 @@ def _head_parts(
             vectors = values[head // group, keys] @ outwards[head]
             some = weights[head][:, keys]
             total += some @ vectors
-            part = some[:, :, None] * vectors
-            off = part.sub_(whole[:, None]).abs_().sum(-1)
+            less = torch.addcmul(-whole[:, None], some[:, :, None], vectors)
+            off = torch.linalg.vector_norm(less, ord=1, dim=-1)
             # A weight of 0 is a part that does not exist, so no floor.
             parts[head][:, keys] = torch.where(some > 0, (norm - off).clamp_min(FLOOR), 0)
     return parts, total

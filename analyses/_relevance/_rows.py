@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analyses._relevance.trace import LayerTrace, Trace
 from headscope.kernels.api import Gradient, pull, push
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.probes.attention.interface import AttentionCall
 
 Link = Callable[[int, LayerTrace], Gradient]
 """What weighs the attention of a layer."""
@@ -19,6 +20,13 @@ def one_hot(trace: Trace) -> Float[Tensor, "1 1 query 1"]:
     row = torch.zeros(1, 1, len(trace.target.ids), 1)
     row[0, 0, trace.target.at] = 1.0
     return row
+
+
+def weights_of(call: AttentionCall, queries: Int[Tensor, " row"]) -> Float[Tensor, "head row key"]:
+    """Return the weights of some queries on all keys."""
+    chosen = torch.zeros(1, 1, call.query.shape[2], len(queries))
+    chosen[0, 0, queries, torch.arange(len(queries))] = 1.0
+    return push(chosen, call.query, call.key, call.variant())[0].transpose(1, 2)
 
 
 def check_layers(trace: Trace) -> None:

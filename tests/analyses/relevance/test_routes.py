@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from constructed import WORDS, silent_gpt2, tokenizer
+from constructed import WORDS, random_llama, silent_gpt2, tokenizer
+from largest_tensor import LargestTensor
 
 from headscope.analyses._relevance import _routes, method
 from headscope.analyses._relevance.target import Target
@@ -132,3 +133,17 @@ def test_a_planted_route_is_found():
 def test_norms_after_the_attention_are_refused():
     with pytest.raises(NotApplicable, match="do not write straight into the residual stream"):
         _routes.Blocks.of(family("gemma2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rollout", "routes"])
+def test_32k_tokens_take_memory_linear_in_the_text(name):
+    size = 32768
+    trace = Trace(
+        random_llama(places=size),
+        Target(tuple(at % 30 for at in range(size)), size - 1, (5,)),
+    )
+    with LargestTensor() as largest:
+        found = method(name).relevance(trace)
+    assert found.sum() == pytest.approx(1, abs=1e-4)
+    assert largest.elements < size**2 / 64

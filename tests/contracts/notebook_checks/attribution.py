@@ -30,6 +30,16 @@ names = relevance[repeated]
 assert names.min() < 0 < names.max()
 assert float(handed["relevance_vs_ablation_lower"]) > 0
 
+# %% attribution-routes
+assert traced.attrs["verdict"] == "supported"
+through = traced["head_usage"].sum("head") + traced["residual_usage"]
+assert (abs(through - 1) < 1e-6).all()
+
+# %% attribution-faithfulness-table
+gap = (trusted["insertion"] - trusted["deletion"]).isel(task=0).to_series()
+assert gap["token replacement"] > gap["random order"] + 0.3
+assert "Raw attention" in trusted.attrs["note"].partition("Not told from an order at random")[2]
+
 # %% attribution-sae-baselines
 auc = coded["node_auc"].to_series()
 assert auc["trained SAE"] > 0.5
