@@ -1,5 +1,6 @@
 from types import ModuleType
 from typing import Any
+
 from headscope.analyses._runtime.options import Option
 from headscope.analyses.attribution import block_influence as block_influence
 from headscope.analyses.attribution import contributions as contributions
