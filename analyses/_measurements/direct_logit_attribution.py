@@ -1,8 +1,9 @@
-"""Direct logit attribution: what each component writes to the answer, the last norm frozen."""
+"""Direct logit attribution: what each component writes to the answer, the norms' scales frozen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.analyses._interventions.ablation import Array, encode_task
+from headscope.analyses._measurements.residual_writes import (
+    Norm,
+    read_norm,
+    same,
+    through,
+    written,
+)
 from headscope.analyses._measurements.unembedding import final_norm
-from headscope.kernels.api import Request
-from headscope.kernels.errors import NotApplicable
+from headscope.kernels.api import Request, push
 from headscope.probes.attention import projections as weights
 from headscope.probes.attention.forward import Reader, run
-from headscope.probes.attention.residual_stream import blocks, watching
+from headscope.probes.attention.residual_stream import watching
 from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
@@ -25,27 +32,6 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 TOKENS = 8192
-# Shares of the largest number that rounding may make.
-TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The last norm as a linear map of one vector, its scale frozen at what it is for that vector.
-
-    ``gain`` and ``bias`` are factor and summand of each channel; ``centred`` says whether the mean
-    over channels is taken away, as LayerNorm does and RMSNorm does not.
-    """
-
-    gain: Float[Tensor, " residual"]
-    bias: Float[Tensor, " residual"]
-    centred: bool
-
-    def linear(self, vectors: Float[Tensor, "... residual"]) -> Float[Tensor, "... residual"]:
-        """Map vectors up to the frozen scale."""
-        if self.centred:
-            vectors = vectors - vectors.mean(-1, keepdim=True)
-        return vectors * self.gain
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,12 @@ class Parts:
     embedding, bias
         (prompt,): of the embeddings, and of the last norm and the unembedding.
     logit
-        What the model itself gives (prompt,); all parts sum to it.
+        What the model itself gives (prompt,), before a soft cap; all parts sum to it.
+    heads_before_norm, stream
+        The same of heads without the last norm (prompt, layer, head), parts of what the residual
+        stream gives without it (prompt,).
+    capped
+        Whether the model caps its logits.
     """
 
     heads: Array
@@ -69,6 +60,9 @@ class Parts:
     embedding: Array
     bias: Array
     logit: Array
+    heads_before_norm: Array
+    stream: Array
+    capped: bool
 
     def total(self) -> Array:
         """Sum all parts (prompt,)."""
@@ -81,222 +75,186 @@ def attribute(model: Model, task: Task | EncodedTask) -> Parts:
 
     ``Σ z_h W_O^h`` of the heads, what else each layer adds to the residual stream, and the
     embeddings, each through the last norm with its scale frozen, the unembedding and ``answer −
-    wrong``. Without wrong answers the mean over the vocabulary stands in their place.
+    wrong``; a norm between the heads and the stream is frozen too. Without wrong answers the mean
+    over the vocabulary stands in their place. Where the model caps its logits, they are those
+    before the cap.
     """
     encoded = encode_task(model, task)
-    factors = written(model)
-    norm = read_norm(model)
-    found = weights.read(model, ("o",))
-    outwards = {layer: found.of(layer, "o") for layer in model.geometry.attending}
-    module: Any = model.module
-    head = module.get_output_embeddings()
-    table = head.weight.detach().double().cpu()
-    added = getattr(head, "bias", None)
-    shift = None if added is None else added.detach().double().cpu()
-
+    reads = Readout(model)
     count, layers = len(encoded.ids), model.layers
-    heads = np.full((count, layers, model.heads), np.nan)
-    rest, sums = np.zeros((count, layers)), {key: np.zeros(count) for key in ("in", "bias", "all")}
+    heads, before = (np.full((count, layers, model.heads), np.nan) for _ in range(2))
+    rest = np.zeros((count, layers))
+    sums = {key: np.zeros(count) for key in ("in", "bias", "all", "stream")}
     for rows in batches(encoded.ids, TOKENS):
         asked = [encoded.questions[row] for row in rows]
         flat = [(place, one) for place, each in enumerate(asked) for one in each]
         where = torch.tensor([(place, one.at) for place, one in flat]).T
-        ids = torch.tensor([encoded.ids[row] for row in rows])
-        streams, z, output = _pass(model, ids, where)
-        direction = torch.stack([_difference(table, one) for _, one in flat])
-        # One over the frozen scale: what the last norm makes of its input, over what is linear.
-        last = norm.linear(streams[-1])
-        normed = _through(final_norm(model), model, streams[-1]) - norm.bias
-        scale = (normed * last).sum(-1) / last.square().sum(-1)
-        _same(normed, last * scale[:, None], "the last norm")
-        towards = direction * scale[:, None]
-
-        def of(
-            vectors: Float[Tensor, "question residual"], along: Tensor = towards
-        ) -> Float[Tensor, " question"]:
-            return (norm.linear(vectors) * along).sum(-1)
+        found = reads.read(torch.tensor([encoded.ids[row] for row in rows]), where)
+        direction = torch.stack([_difference(reads.table, one) for _, one in flat])
+        towards = reads.before_norm(direction, found)
 
         share = torch.zeros(len(rows), len(flat), dtype=torch.float64)
         for at, (place, _) in enumerate(flat):
             share[place, at] = 1 / len(asked[place])
         for layer in range(layers):
-            change = of(streams[layer + 1] - streams[layer])
-            if layer in outwards:
-                vectors = torch.einsum("qhs,hsr->qhr", z[layer], outwards[layer]) * factors[layer]
-                each = (norm.linear(vectors) * towards[:, None]).sum(-1)
-                heads[rows, layer] = (share @ each).numpy()
-                change = change - each.sum(-1)
+            change = ((found.streams[layer + 1] - found.streams[layer]) * towards).sum(-1)
+            if layer in reads.writes:
+                z = found.z[layer]
+                for kept, along in ((heads, towards), (before, direction)):
+                    each = (z * reads.before_heads(along, layer, found)).sum(-1)
+                    kept[rows, layer] = (share @ each).numpy()
+                    change = change - each.sum(-1) if kept is heads else change
             rest[rows, layer] = (share @ change).numpy()
-        sums["in"][rows] = (share @ of(streams[0])).numpy()
-        fixed = direction @ norm.bias
+        sums["in"][rows] = (share @ (found.streams[0] * towards).sum(-1)).numpy()
+        sums["stream"][rows] = (share @ (found.streams[-1] * direction).sum(-1)).numpy()
+        fixed = direction @ reads.norm.bias
         logit = torch.stack(
-            [_difference(row, one) for row, (_, one) in zip(output, flat, strict=True)]
+            [_difference(row, one) for row, (_, one) in zip(found.logits, flat, strict=True)]
         )
-        if shift is not None:
-            fixed = fixed + torch.stack([_difference(shift, one) for _, one in flat])
+        if reads.shift is not None:
+            fixed = fixed + torch.stack([_difference(reads.shift, one) for _, one in flat])
         sums["bias"][rows] = (share @ fixed).numpy()
         sums["all"][rows] = (share @ logit).numpy()
-    parts = Parts(heads, rest, sums["in"], sums["bias"], sums["all"])
-    _same(torch.from_numpy(parts.total()), torch.from_numpy(parts.logit), "the unembedding")
+    parts = Parts(
+        heads, rest, sums["in"], sums["bias"], sums["all"], before, sums["stream"], reads.capped
+    )
+    same(torch.from_numpy(parts.total()), torch.from_numpy(parts.logit), "the unembedding")
     return parts
 
 
-def written(model: Model) -> dict[int, float]:
-    """Measure by which factor the output of each layer's heads enters the residual stream.
-
-    A known vector is added to what the output projection gives while everything else in the blocks
-    is held at what it was; the stream after the block must change by a multiple of that vector,
-    which it does not where a norm stands between.
-    """
-    found = weights.read(model, ("o",))
-    projections = {
-        layer: found.projections[layer, "o"].module for layer in model.geometry.attending
-    }
-    generator = torch.Generator().manual_seed(0)
-    ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
-    width = found.of(min(projections), "o").shape[-1]
-    pushes = {layer: torch.randn(width, generator=generator) for layer in projections}
-    active: list[nn.Module] = []
-    made: dict[nn.Module, Any] = {}
-    beside: dict[nn.Module, None] = {}
-    around: set[nn.Module] = set()
-
-    def leave(part: nn.Module, args: Any, result: Any) -> None:
-        active.pop()
-        made[part] = result
-
-    def meet(call: Any, outputs: Any, z: Tensor) -> None:
-        # What stands beside the attention in the modules around it, at every depth.
-        inside = set(call.module.modules())
-        around.update(active)
-        for part in active:
-            if part not in inside:
-                beside.update(dict.fromkeys(part.children()))
-
-    every = [part for block in blocks(model) for part in block.modules()]
-    hooks = [
-        part.register_forward_pre_hook(lambda part, args: active.append(part)) for part in every
-    ]
-    hooks += [part.register_forward_hook(leave) for part in every]
-    before = _streams(model, ids, hooks, meet)
-    # Dropout and the like hand on what they are given, the push among it.
-    held = [
-        part
-        for part in beside
-        if part not in around and part in made and next(part.parameters(), None) is not None
-    ]
-    hooks = [part.register_forward_hook(lambda part, args, result: made[part]) for part in held]
-    hooks += [
-        module.register_forward_hook(_pushing(pushes[layer]))
-        for layer, module in projections.items()
-    ]
-    after = _streams(model, ids, hooks)
-    factors = {}
-    for layer, push in pushes.items():
-        gone = after[layer] - before[layer]
-        moved = (after[layer + 1] - before[layer + 1] - gone)[0]
-        vector = push.double()
-        factor = float((moved @ vector).mean() / (vector @ vector))
-        off = float((moved - factor * vector).abs().max())
-        if factor < 1e-3 or off > 1e-2 * factor * float(vector.abs().max()):
-            raise NotApplicable(
-                f"model: the heads of layer {layer} of {model.name} do not write straight into the "
-                "residual stream (a norm or another block stands between), so what they write is "
-                "no sum; use patching or importance"
-            )
-        factors[layer] = factor
-    return factors
-
-
-def parallel(model: Model) -> bool:
-    """Tell whether the MLP of a block reads the same stream as the attention, not what it wrote.
-
-    A vector added to what the heads of a layer write then changes the stream by that vector alone.
-    """
-    found = weights.read(model, ("o",))
-    layer = min(model.geometry.attending)
-    ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
-    width = found.of(layer, "o").shape[-1]
-    push = torch.randn(width, generator=torch.Generator().manual_seed(0))
-    module: Any = found.projections[layer, "o"].module
-    before = _streams(model, ids, [])
-    after = _streams(model, ids, [module.register_forward_hook(_pushing(push))])
-    moved = (after[layer + 1] - before[layer + 1])[0]
-    along = (moved @ push.double() / push.double().square().sum())[:, None] * push.double()
-    return bool((moved - along).abs().max() <= 1e-4 * along.abs().max())
-
-
-def _streams(
-    model: Model, ids: Int[Tensor, "1 position"], hooks: list[Any], take: Any = None
-) -> dict[int, Tensor]:
-    """Return the residual stream at every boundary, and remove the hooks."""
-    seen: dict[int, Tensor] = {}
-    try:
-        with torch.no_grad(), watching(model, lambda at, it: seen.update({at: it})):
-            run(model, ids, Reader(Request(stats=()), take=take), head=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {at: it.detach().double().cpu() for at, it in seen.items()}
-
-
-def read_norm(model: Model) -> Norm:
-    """Read gain, bias and kind of the last norm from what it makes of known vectors."""
-    norm = final_norm(model)
+def of_prompt(model: Model, task: EncodedTask, prompt: int) -> tuple[Sequence[int], Array]:
+    """Split what heads write for the last question of a prompt by token: ids up to it, logits."""
+    question = task.questions[prompt][-1]
+    ids = task.ids[prompt][: question.at + 1]
     module: Any = model.module
-    width = module.get_output_embeddings().weight.shape[1]
-    probe = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0).double()
-    probe = probe * (1 + torch.arange(width).double() / width)
-    zero = _through(norm, model, torch.zeros(1, width))[0]
-    one, moved = (_through(norm, model, (1e3 * (probe + up))[None])[0] for up in (0.0, 1.0))
-    centred = float((one - moved).abs().max()) < 1e-3 * float(one.abs().max())
-    inner = probe - probe.mean() if centred else probe
-    gain = (one - zero) / (inner / inner.square().mean().sqrt())
-    return Norm(gain, zero, centred)
+    direction = _difference(module.get_output_embeddings().weight.detach().cpu(), question)
+    return ids, np.asarray(by_source(model, ids, question.at, direction).numpy())
 
 
-def _pushing(push: Tensor) -> Any:
-    def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
-        return result + push.to(result)
+def by_source(
+    model: Model, ids: Sequence[int], at: int, direction: Float[Tensor, " residual"]
+) -> Float[Tensor, "layer head key"]:
+    """Split what every head writes along a direction of the unembedding by the token it is from.
 
-    return hook
-
-
-def _pass(
-    model: Model, ids: Int[Tensor, "batch position"], where: Int[Tensor, "2 question"]
-) -> tuple[list[Tensor], dict[int, Tensor], Tensor]:
-    """Return residual streams, head outputs and logits at the questions, in float64."""
-    row, at = where
-    streams: dict[int, Tensor] = {}
-    z: dict[int, Tensor] = {}
-
-    def see(boundary: int, stream: Tensor) -> None:
-        streams[boundary] = stream[row, at].double().cpu()
-
-    def take(call: Any, outputs: Any, values: Tensor) -> None:
-        z[call.layer] = values[row, :, at].double().cpu()
-
-    with torch.no_grad(), watching(model, see):
-        output = run(model, ids, Reader(Request(stats=()), (), take), head=True)
-    return [streams[each] for each in sorted(streams)], z, output[row, at].double().cpu()
+    ``A[at, key] · v_key W_O^h`` through the frozen norms; over keys they sum to the head's direct
+    logits. Layers without an attention map are 0.
+    """
+    reads = Readout(model)
+    found = reads.read(torch.tensor([list(ids)]), torch.tensor([[0], [at]]), maps=True)
+    towards = reads.before_norm(direction[None], found)
+    shares = torch.zeros(model.layers, model.heads, len(ids), dtype=torch.float64)
+    for layer, (row, value) in found.maps.items():
+        along = reads.before_heads(towards, layer, found)[0]
+        value = value.repeat_interleave(len(row) // len(value), 0)
+        shares[layer] = row * torch.einsum("hks,hs->hk", value, along)
+        same(shares[layer].sum(-1), (found.z[layer][0] * along).sum(-1), f"layer {layer}")
+    return shares
 
 
-def _through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
-    with torch.no_grad():
-        made: Tensor = norm(vectors.to(model.device, model.dtype)[None])[0]
-    return made.double().cpu()
+@dataclass
+class Found:
+    """What a pass gave at the questions, in float64: streams by boundary, the rest by layer."""
+
+    streams: list[Tensor] = field(default_factory=list)
+    z: dict[int, Tensor] = field(default_factory=dict)
+    scales: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class Readout:
+    """The linear way from the heads to the logits of a model, the scales of its norms frozen."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.writes = written(model)
+        self.last = final_norm(model)
+        module: Any = model.module
+        self.unembedding = module.get_output_embeddings()
+        self.table = self.unembedding.weight.detach().cpu()
+        self.norm = read_norm(self.last, model, self.table.shape[1])
+        added = getattr(self.unembedding, "bias", None)
+        self.shift = None if added is None else added.detach().double().cpu()
+        self.capped = bool(getattr(model.module.config, "final_logit_softcapping", None))
+        self.outwards = weights.read(model, ("o",))
+
+    def before_norm(
+        self, direction: Float[Tensor, "question residual"], found: Found
+    ) -> Float[Tensor, "question residual"]:
+        """Map directions of the unembedding to those before the last norm."""
+        last = found.streams[-1]
+        scale = self.norm.scale(last, through(self.last, self.model, last))
+        return self.norm.transposed(direction) * scale[:, None]
+
+    def before_heads(
+        self, towards: Float[Tensor, "question residual"], layer: int, found: Found
+    ) -> Float[Tensor, "question head size"]:
+        """Map directions of the residual stream to those of the outputs of a layer's heads."""
+        write = self.writes[layer]
+        inner = towards * write.factor
+        if write.norm is not None:
+            inner = write.norm.transposed(inner) * found.scales[layer][:, None]
+        return torch.einsum("hsr,qr->qhs", self.outwards.of(layer, "o"), inner)
+
+    def read(
+        self, ids: Int[Tensor, "batch token"], where: Int[Tensor, "2 question"],
+        *, maps: bool = False,
+    ) -> Found:  # fmt: skip
+        """Run the model and keep what it gives at the questions; of one question, maps too."""
+        row, at = where
+        found = Found()
+
+        def see(boundary: int, stream: Tensor) -> None:
+            found.streams.append(stream[row, at].double().cpu())
+
+        def take(call: Any, outputs: Any, values: Tensor) -> None:
+            found.z[call.layer] = values[row, :, at].double().cpu()
+            if maps:
+                one = torch.zeros(1, 1, values.shape[2], 1, device=values.device)
+                one[0, 0, at] = 1
+                rows = push(one, call.query, call.key, call.variant())[0, ..., 0]
+                found.maps[call.layer] = rows.double().cpu(), call.value[0].double().cpu()
+
+        def freeze(layer: int, norm: Norm) -> Any:
+            def hook(part: nn.Module, args: Any, result: Tensor) -> None:
+                entered, made = (each[row, at].double().cpu() for each in (args[0], result))
+                found.scales[layer] = norm.scale(entered, made)
+
+            return hook
+
+        def uncap(part: nn.Module, args: Any, result: Tensor) -> None:
+            found.logits = result[row, at].double().cpu()
+
+        hooks = [
+            each.module.register_forward_hook(freeze(layer, each.norm))
+            for layer, each in self.writes.items()
+            if each.module is not None and each.norm is not None
+        ]
+        if self.capped:
+            hooks.append(self.unembedding.register_forward_hook(uncap))
+        try:
+            with torch.no_grad(), watching(self.model, see):
+                output = run(self.model, ids, Reader(Request(stats=()), (), take), head=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not self.capped:
+            found.logits = output[row, at].double().cpu()
+        return found
 
 
 def _difference(values: Float[Tensor, "vocab ..."], question: Any) -> Float[Tensor, ...]:
     """Average what the answers of a question have, less the wrong ones, or all words."""
     wrong = values[list(question.wrong_ids)] if question.wrong_ids else values
-    return values[list(question.answer_ids)].mean(0) - wrong.mean(0)
+    right = values[list(question.answer_ids)].mean(0, dtype=torch.float64)
+    return right - wrong.mean(0, dtype=torch.float64)
 
 
-def _same(one: Tensor, other: Tensor, what: str) -> None:
-    off = float((one - other).abs().max())
-    if off > TOLERANCE * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
-        raise NotApplicable(
-            f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
-            "such as with a soft cap on the logits, so logits do not split into parts"
-        )
+def direction_of(
+    model: Model, answer_ids: Sequence[int], wrong_ids: Sequence[int] = ()
+) -> Float[Tensor, " residual"]:
+    """Return the mean unembedding of the answers, less that of the wrong ones if any."""
+    module: Any = model.module
+    table = module.get_output_embeddings().weight.detach().cpu()
+    right = table[list(answer_ids)].mean(0, dtype=torch.float64)
+    return right - table[list(wrong_ids)].mean(0, dtype=torch.float64) if wrong_ids else right

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._measurements.direct_logit_attribution import parallel, written
+from headscope.analyses._measurements.residual_writes import parallel, straight
 from headscope.analyses._relevance._rows import weights_of
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request
@@ -56,7 +56,7 @@ class Blocks:
                 f"model: routes go through the attention of every layer, and layer {min(absent)} "
                 f"of {model.name} has no attention weights"
             )
-        factors, found = written(model), projections.read(model, ("o",))
+        factors, found = straight(model), projections.read(model, ("o",))
         outwards = {layer: found.of(layer, "o").float() * factors[layer] for layer in factors}
         return cls(outwards, factors, parallel(model))
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._measurements.residual_writes import straight
 from headscope.analyses._relevance._rows import check_layers, one_hot
 from headscope.analyses._relevance.trace import LayerTrace, Trace
 from headscope.analyses._stats.bootstrap import Array
@@ -45,7 +45,7 @@ class Mixing:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         # Refuses models whose heads do not write straight into the residual stream.
-        self.factors = direct_logit_attribution.written(trace.model)
+        self.factors = straight(trace.model)
         self.weights = projections.read(trace.model, ("o",))
         self.streams: dict[int, Tensor] = {}
         ids = torch.tensor([trace.target.ids])

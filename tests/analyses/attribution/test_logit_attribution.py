@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from headscope.analyses import logit_attribution
 from headscope.analyses._interventions import ablation
 from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._relevance import method
+from headscope.analyses._relevance.target import of_task
+from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._runtime import runner
-from headscope.kernels.errors import HeadscopeError
-from headscope.probes import capture, load_model
+from headscope.probes import capture, load_model, tasks
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def family(name, tokenizer):
     return load_model(uneven(module), tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma2"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_parts_sum_to_the_logit_difference(name, random_llama, task):
     model = family(name, random_llama.tokenizer)
     parts = direct_logit_attribution.attribute(model, task)
@@ -105,9 +108,103 @@ def test_only_the_head_that_copies_writes_to_the_answer(circuit):
     assert "they part most at L0H0" in result.attrs["note"]
 
 
-def test_a_norm_behind_the_attention_is_refused(random_llama, task):
-    with pytest.raises(HeadscopeError, match="do not write straight"):
-        direct_logit_attribution.attribute(family("gemma2", random_llama.tokenizer), task)
+@pytest.mark.requirement("C6")
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_tokens_are_those_of_the_maps_and_weights_of_transformers(name, random_llama, task):
+    model = family(name, random_llama.tokenizer)
+    encoded = ablation.encode_task(model, task)
+    ids, found = direct_logit_attribution.of_prompt(model, encoded, 0)
+    assert np.abs(found).max() > 1e-5
+    np.testing.assert_allclose(found, dense(name, model, ids, encoded.questions[0][-1]), atol=2e-6)
+
+
+def dense(name, model, ids, question):
+    """Contributions in float64 from whole attention maps and weights, by the names of modules."""
+    config = copy.deepcopy(model.module.config)
+    module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    module.load_state_dict(model.module.state_dict())
+    module = module.double().eval()
+    base = module.transformer if name == "gpt2" else module.model
+    blocks = base.h if name == "gpt2" else base.layers
+    kept = {}
+
+    def keep(part, args, result):
+        if args:
+            kept[part] = args[0].detach(), result if isinstance(result, torch.Tensor) else result[0]
+
+    for part in module.modules():
+        part.register_forward_hook(keep)
+    with torch.no_grad():
+        maps = module(torch.tensor([list(ids)]), output_attentions=True).attentions
+    table = module.lm_head.weight.detach()
+    along = table[list(question.answer_ids)].mean(0) - table[list(question.wrong_ids)].mean(0)
+    last = base.ln_f if name == "gpt2" else base.norm
+    expected = np.zeros((2, 4, len(ids)))
+    for layer, block in enumerate(blocks):
+        if name == "gpt2":
+            value = kept[block.attn.c_attn][1][0].detach().chunk(3, -1)[2]
+            out = block.attn.c_proj.weight.detach()
+        else:
+            value = kept[block.self_attn.v_proj][1][0].detach()
+            out = block.self_attn.o_proj.weight.detach().T
+        value = value.reshape(len(ids), -1, 8)
+        value = value.repeat_interleave(4 // value.shape[1], 1)
+        written = torch.einsum("hj,jhs,hsr->hjr", maps[layer][0, :, -1], value, out.view(4, 8, -1))
+        if name == "gemma2":
+            post = block.post_attention_layernorm
+            entered = kept[post][0][0, -1]
+            written = written / (entered.square().mean() + post.eps).sqrt() * (1 + post.weight)
+        entered = kept[last][0][0, -1]
+        if name == "gpt2":
+            written = written - written.mean(-1, keepdim=True)
+            size = (entered.var(unbiased=False) + last.eps).sqrt()
+        else:
+            eps = last.eps if name == "gemma2" else last.variance_epsilon
+            size = (entered.square().mean() + eps).sqrt()
+        gain = 1 + last.weight if name == "gemma2" else last.weight
+        expected[layer] = (written / size * gain @ along).detach().numpy()
+    return expected
+
+
+def test_capped_logits_are_split_before_the_cap(random_llama, task):
+    model = family("gemma2", random_llama.tokenizer)
+    model.module.config.final_logit_softcapping = 0.05
+    parts = direct_logit_attribution.attribute(model, task)
+    assert parts.capped
+    capped = ablation.evaluate(model, task, metric="logit_difference")
+    assert np.abs(parts.logit - capped).max() > 1e-2
+    np.testing.assert_allclose(parts.total(), parts.logit, atol=1e-4)
+
+
+def check_sums(model, task):
+    """Heads, their tokens and the other components sum to what the model gives, as C6 says."""
+    encoded = ablation.encode_task(model, task)
+    encoded = dataclasses.replace(encoded, questions=[each[-1:] for each in encoded.questions])
+    parts = direct_logit_attribution.attribute(model, encoded)
+    whole = ablation.evaluate(model, encoded, metric="logit_difference")
+    np.testing.assert_allclose(parts.total(), whole, atol=1e-4 * np.abs(whole).max())
+    _, tokens = direct_logit_attribution.of_prompt(model, encoded, 0)
+    np.testing.assert_allclose(tokens.sum(-1), np.nan_to_num(parts.heads[0]), atol=1e-4)
+
+
+@pytest.mark.requirement("C6")
+@pytest.mark.parametrize("name", ["bundled", "bundled-python", "induction"])
+def test_contributions_sum_to_the_logits_of_every_bundled_model(name):
+    model = load_model(f"headscope/{name}")
+    check_sums(model, tasks.make("induction", model.tokenizer, n=3, length=8))
+
+
+@pytest.mark.requirement("C6")
+def test_the_relevance_of_tokens_is_their_share_of_the_logit(bundled):
+    encoded = ablation.encode_task(bundled, tasks.make("ioi", bundled.tokenizer, n=2))
+    target = of_task(encoded)[1]
+    relevance = method("logit_contributions").relevance(Trace(bundled, target))
+    _, shares = direct_logit_attribution.of_prompt(bundled, encoded, 1)
+    np.testing.assert_allclose(relevance, shares.sum((0, 1)), atol=1e-5)
+    result = runner.execute("logit_attribution", bundled, n=2, options={"prompt": 1})
+    assert result["token_contribution"].sum() == pytest.approx(
+        float(result["head_token_contribution"].sum()), abs=1e-6
+    )
 
 
 def test_direct_logits_stand_beside_ablation_on_the_bundled_model(bundled):

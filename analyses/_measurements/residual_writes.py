@@ -1,0 +1,254 @@
+"""Norms as linear maps, their scales frozen, and how heads reach the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
+from headscope.probes.attention import projections as weights
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.residual_stream import blocks, watching
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+# Shares of the largest number that rounding may make.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm as a linear map of one vector, its scale frozen at what it is for that vector.
+
+    ``gain`` and ``bias`` are factor and summand of each channel; ``centred`` says whether the mean
+    over channels is taken away, as LayerNorm does and RMSNorm does not.
+    """
+
+    gain: Float[Tensor, " residual"]
+    bias: Float[Tensor, " residual"]
+    centred: bool
+
+    def linear(self, vectors: Float[Tensor, "*batch residual"]) -> Float[Tensor, "*batch residual"]:
+        """Map vectors up to the frozen scale."""
+        if self.centred:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors * self.gain
+
+    def transposed(
+        self, directions: Float[Tensor, "*batch residual"]
+    ) -> Float[Tensor, "*batch residual"]:
+        """Map directions behind the norm to those before it, up to the frozen scale."""
+        directions = directions * self.gain
+        if self.centred:
+            directions = directions - directions.mean(-1, keepdim=True)
+        return directions
+
+    def scale(
+        self, entered: Float[Tensor, "*batch residual"], made: Float[Tensor, "*batch residual"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return the frozen scale of vectors that entered, from what the norm made of them."""
+        linear, made = self.linear(entered), made - self.bias
+        scale = (made * linear).sum(-1) / linear.square().sum(-1)
+        same(made, linear * scale[..., None], "a norm")
+        return scale
+
+
+@dataclass(frozen=True)
+class Write:
+    """How the sum of a layer's heads enters the residual stream: by a factor, or through a norm."""
+
+    factor: float
+    module: nn.Module | None
+    norm: Norm | None
+
+
+def written(model: Model) -> dict[int, Write]:
+    """Measure how the output of each layer's heads enters the residual stream.
+
+    A known vector is added to what the output projection gives while everything else in the blocks
+    is held at what it was, a norm that takes the projection's output at its scale; the stream after
+    the block must change by a multiple of that vector, or of what the norm makes of it.
+    """
+    found = weights.read(model, ("o",))
+    projections = {
+        layer: found.projections[layer, "o"].module for layer in model.geometry.attending
+    }
+    generator = torch.Generator().manual_seed(0)
+    ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
+    width = found.of(min(projections), "o").shape[-1]
+    pushes = {layer: torch.randn(width, generator=generator) for layer in projections}
+    active: list[nn.Module] = []
+    made: dict[nn.Module, Any] = {}
+    entered: dict[nn.Module, Tensor] = {}
+    beside: dict[nn.Module, None] = {}
+    around: set[nn.Module] = set()
+
+    def leave(part: nn.Module, args: Any, result: Any) -> None:
+        active.pop()
+        made[part] = result
+        if args and isinstance(args[0], Tensor) and _is_norm(part):
+            entered[part] = args[0]
+
+    def meet(call: Any, outputs: Any, z: Tensor) -> None:
+        # What stands beside the attention in the modules around it, at every depth.
+        inside = set(call.module.modules())
+        around.update(active)
+        for part in active:
+            if part not in inside:
+                beside.update(dict.fromkeys(part.children()))
+
+    every = [part for block in blocks(model) for part in block.modules()]
+    hooks = [
+        part.register_forward_pre_hook(lambda part, args: active.append(part)) for part in every
+    ]
+    hooks += [part.register_forward_hook(leave) for part in every]
+    before = _streams(model, ids, hooks, meet)
+    # Dropout and the like hand on what they are given, the push among it.
+    held = [
+        part
+        for part in beside
+        if part not in around and part in made and next(part.parameters(), None) is not None
+    ]
+    between = {
+        layer: next((part for part in entered if _equal(entered[part], made[module])), None)
+        for layer, module in projections.items()
+    }
+    frozen = {layer: part for layer, part in between.items() if part is not None}
+    norms = {layer: read_norm(part, model, width) for layer, part in frozen.items()}
+    scales = {
+        layer: norms[layer].scale(_exact(entered[part]), _exact(made[part]))[..., None]
+        for layer, part in frozen.items()
+    }
+    held = [part for part in held if part not in frozen.values()]
+    hooks = [part.register_forward_hook(lambda part, args, result: made[part]) for part in held]
+    hooks += [
+        module.register_forward_hook(_pushing(pushes[layer]))
+        for layer, module in projections.items()
+    ]
+
+    def freezing(layer: int) -> Any:
+        def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
+            moved = norms[layer].linear(_exact(args[0]) - _exact(entered[part])) * scales[layer]
+            return made[part] + moved.to(result)
+
+        return hook
+
+    hooks += [part.register_forward_hook(freezing(layer)) for layer, part in frozen.items()]
+    after = _streams(model, ids, hooks)
+    writes = {}
+    for layer, push in pushes.items():
+        gone = after[layer] - before[layer]
+        moved = (after[layer + 1] - before[layer + 1] - gone)[0]
+        vector = push.double().expand_as(moved)
+        if layer in norms:
+            vector = norms[layer].linear(vector) * scales[layer][0]
+        factor = float((moved * vector).sum() / vector.square().sum())
+        off = float((moved - factor * vector).abs().max())
+        if factor < 1e-3 or off > 1e-2 * factor * float(vector.abs().max()):
+            raise NotApplicable(
+                f"model: the heads of layer {layer} of {model.name} do not write straight into the "
+                "residual stream (another block stands between), so what they write is no sum; use "
+                "patching or importance"
+            )
+        writes[layer] = Write(factor, between[layer], norms.get(layer))
+    return writes
+
+
+def straight(model: Model) -> dict[int, float]:
+    """Return the factor by which each layer's heads enter the residual stream, or refuse a norm."""
+    writes = written(model)
+    for layer, write in writes.items():
+        if write.norm is not None:
+            raise NotApplicable(
+                f"model: the heads of layer {layer} of {model.name} do not write straight into the "
+                "residual stream (a norm stands between), so what they write is no sum; see "
+                "logit_attribution"
+            )
+    return {layer: write.factor for layer, write in writes.items()}
+
+
+def parallel(model: Model) -> bool:
+    """Tell whether the MLP of a block reads the same stream as the attention, not what it wrote.
+
+    A vector added to what the heads of a layer write then changes the stream by that vector alone.
+    """
+    found = weights.read(model, ("o",))
+    layer = min(model.geometry.attending)
+    ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
+    width = found.of(layer, "o").shape[-1]
+    push = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    module: Any = found.projections[layer, "o"].module
+    before = _streams(model, ids, [])
+    after = _streams(model, ids, [module.register_forward_hook(_pushing(push))])
+    moved = (after[layer + 1] - before[layer + 1])[0]
+    along = (moved @ push.double() / push.double().square().sum())[:, None] * push.double()
+    return bool((moved - along).abs().max() <= 1e-4 * along.abs().max())
+
+
+def _streams(
+    model: Model, ids: Int[Tensor, "1 position"], hooks: list[Any], take: Any = None
+) -> dict[int, Tensor]:
+    """Return the residual stream at every boundary, and remove the hooks."""
+    seen: dict[int, Tensor] = {}
+    try:
+        with torch.no_grad(), watching(model, lambda at, it: seen.update({at: it})):
+            run(model, ids, Reader(Request(stats=()), take=take), head=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {at: it.detach().double().cpu() for at, it in seen.items()}
+
+
+def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
+    """Read gain, bias and kind of a norm from what it makes of known vectors."""
+    probe = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0).double()
+    probe = probe * (1 + torch.arange(width).double() / width)
+    zero = through(norm, model, torch.zeros(1, width))[0]
+    one, moved = (through(norm, model, (1e3 * (probe + up))[None])[0] for up in (0.0, 1.0))
+    centred = float((one - moved).abs().max()) < 1e-3 * float(one.abs().max())
+    inner = probe - probe.mean() if centred else probe
+    gain = (one - zero) / (inner / inner.square().mean().sqrt())
+    return Norm(gain, zero, centred)
+
+
+def same(one: Tensor, other: Tensor, what: str) -> None:
+    """Refuse where two arrays that a linear map with a frozen scale makes equal are not."""
+    off = float((one - other).abs().max())
+    if off > TOLERANCE * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
+        raise NotApplicable(
+            f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
+            "so logits do not split into parts"
+        )
+
+
+def through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
+    """Send vectors through a norm, in float64."""
+    with torch.no_grad():
+        made: Tensor = norm(vectors.to(model.device, model.dtype)[None])[0]
+    return made.double().cpu()
+
+
+def _is_norm(part: nn.Module) -> bool:
+    sizes = [weight.ndim for weight in part.parameters()]
+    return bool(sizes) and set(sizes) == {1}
+
+
+def _equal(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.equal(one, other))
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.detach().double().cpu()
+
+
+def _pushing(push: Tensor) -> Any:
+    def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
+        return result + push.to(result)
+
+    return hook
