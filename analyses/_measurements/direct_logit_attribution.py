@@ -255,6 +255,6 @@ def direction_of(
 ) -> Float[Tensor, " residual"]:
     """Return the mean unembedding of the answers, less that of the wrong ones if any."""
     module: Any = model.module
-    table = module.get_output_embeddings().weight.detach().cpu()
-    right = table[list(answer_ids)].mean(0, dtype=torch.float64)
+    table: Tensor = module.get_output_embeddings().weight.detach().cpu()
+    right: Tensor = table[list(answer_ids)].mean(0, dtype=torch.float64)
     return right - table[list(wrong_ids)].mean(0, dtype=torch.float64) if wrong_ids else right

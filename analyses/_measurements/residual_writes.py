@@ -135,7 +135,8 @@ def written(model: Model) -> dict[int, Write]:
     def freezing(layer: int) -> Any:
         def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
             moved = norms[layer].linear(_exact(args[0]) - _exact(entered[part])) * scales[layer]
-            return made[part] + moved.to(result)
+            whole: Tensor = made[part] + moved.to(result)
+            return whole
 
         return hook
 

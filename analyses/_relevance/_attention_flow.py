@@ -28,7 +28,7 @@ def mix(maps: Array, fusion: str = "mean", *, residual: bool = True, discard: fl
     count as 0, are those of rollout for vision transformers (jacobgil/vit-explain). Without
     ``residual`` the maps alone are multiplied; a row that holds nothing then stays where it is.
     """
-    joined = {"mean": np.mean, "max": np.max, "min": np.min}[fusion](maps, axis=1)
+    joined = {"mean": maps.mean(1), "max": maps.max(1), "min": maps.min(1)}[fusion]
     if discard:
         seen = np.tril(np.ones(joined.shape[-2:], dtype=bool)) | (joined > 0).any(0)
         for each in joined:
@@ -103,14 +103,14 @@ def step(
     heads, size = q.shape[1], k.shape[2]
     mean = torch.full((heads,), 1 / heads)
     if first:
-        sums = 1.0
+        sums = torch.ones(1)
         if spec.sinks is not None:
             sums = pull(torch.ones(1, 1, size, 1), q, k, spec, heads=mean)
         rows = rows / (1 + sums)
         return rows + push(rows, q, k, spec, heads=mean)
     ends = torch.ones(1, 1, size, 2)
     ends[0, 0, 1:, 1] = 0.0
-    whole, sunk = pull(ends, q, k, spec, heads=mean).split(1, dim=-1)
+    whole, sunk = torch.split(pull(ends, q, k, spec, heads=mean), 1, dim=-1)
     left = whole - sunk
     left[0, 0, 0] = whole[0, 0, 0]
     stays = left <= NOTHING

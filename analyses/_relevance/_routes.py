@@ -134,7 +134,7 @@ def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes
     edges: list[tuple[int, int, int, int, float]] = []
     for layer in reversed(range(layers)):
         below = torch.zeros_like(importance)
-        for rows in importance.nonzero()[:, 0].split(ROWS):
+        for rows in torch.split(importance.nonzero()[:, 0], ROWS):
             weights, own = layer_shares(streams, blocks, layer, rows, threshold)
             arriving = importance[rows]
             for name, into in ((MLP, mlp), (RESIDUAL, residual)):
@@ -180,7 +180,7 @@ def layer_shares(
     flat = [parts.transpose(0, 1).flatten(1)]
     flat += [_part(whole, each)[:, None] for each in beside]
     shares = _kept(torch.cat(flat, dim=1).double(), threshold)
-    heads = shares[:, : len(parts) * size].unflatten(1, (len(parts), size)).transpose(0, 1)
+    heads = shares[:, : len(parts) * size].view(len(rows), len(parts), size).transpose(0, 1)
     own = {RESIDUAL: shares[:, len(parts) * size]}
     if blocks.parallel:
         own[MLP] = shares[:, -1]
@@ -203,7 +203,7 @@ def _head_parts(
     norm = whole.abs().sum(-1, keepdim=True)
     for head in range(len(outwards)):
         seen = (weights[head] > 0).any(0).nonzero()[:, 0]
-        for keys in seen.split(step):
+        for keys in torch.split(seen, step):
             vectors = values[head // group, keys] @ outwards[head]
             some = weights[head][:, keys]
             total += some @ vectors
