@@ -119,24 +119,55 @@ def looked_for(
     return replace(pairs, logits=found.softcap * np.tanh(pairs.logits / found.softcap))
 
 
-def _arrived(model: Model, layer: int, tokens: Sequence[int]) -> AttentionCall:
-    """Put tokens, as they enter the first block, before a layer; return what its attention gets."""
+@torch.no_grad()
+def values(
+    model: Model, layer: int, tokens: Sequence[int], found: projections.Weights
+) -> Float[Tensor, "kv_head token value_size"]:
+    """Read the values of tokens at a layer, without bias, each behind the MLP of the first block.
+
+    In the first layer tokens stand as they enter it.
+    """
+    if model.attention != SELF or model.reads != "tokens":
+        raise NotApplicable(f"model: {model.name} does not read one text; relations are of one")
+    projection = found.projections[layer, "v"]
+    bias = getattr(projection.module, "bias", None)
+    parts = []
+    for start in range(0, len(tokens), BLOCK):
+        call = _arrived(model, layer, tokens[start : start + BLOCK], behind_mlp=layer > 0)
+        parts.append(call.value[:, :, 0].double().cpu())
+    value = torch.cat(parts).transpose(0, 1)
+    return value if bias is None else value - projection.apply(bias.detach().cpu())[:, None]
+
+
+def _arrived(
+    model: Model, layer: int, tokens: Sequence[int], *, behind_mlp: bool = False
+) -> AttentionCall:
+    """Put tokens, as they enter the first block, before a layer; return what its attention gets.
+
+    Behind the MLP, they are what the first block adds to them with its attention at zero.
+    """
     reader = Reader(Request(stats=()))
+    entered: list[Tensor] = []
 
     def receive(call: AttentionCall) -> Tensor:
-        if call.layer == layer:
+        if call.layer == layer and entering is not None:
             raise _Reached(call)
-        return reader(call)
+        made = reader(call)
+        return torch.zeros_like(made) if entering is None else made
 
     def stop(boundary: int, stream: Tensor) -> Tensor | None:
-        raise _Reached(stream)
+        entered.append(stream)
+        if boundary == int(behind_mlp):
+            raise _Reached(stream - entered[0] if behind_mlp else stream)
+        return None
 
     def swap(boundary: int, stream: Tensor) -> Tensor | None:
         # The earlier blocks have seen one token, the layer sees all of them, each by itself.
         return entering if boundary == layer else None
 
     ids = torch.tensor(tokens)[:, None]
-    entering: Tensor = _until(model, ids, stop, receive)
+    entering: Tensor | None = None
+    entering = _until(model, ids, stop, receive)
     found: AttentionCall = _until(model, ids[:1], swap, receive)
     return found
 

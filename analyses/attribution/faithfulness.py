@@ -27,7 +27,7 @@ from headscope.analyses._relevance.perturbation import areas, order_of, perturb
 from headscope.analyses._relevance.target import Target
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results
+from headscope.analyses._runtime.results import Results, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
@@ -40,7 +40,7 @@ from headscope.probes.prompts.tokens import EncodedTask
 NEEDS = ()
 TASK = "ioi"
 PROMPTS = 16
-SUPPORTS = {"hybrid"}
+SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "other": ""}
 
 RANDOM, REPLACED = "random order", "token replacement"
@@ -106,6 +106,7 @@ def run(
     ``replacement_effect`` (query; logits). Methods that refuse a task are NaN there, and
     ``refused`` says why.
     """
+    require_maps(capture, "faithfulness")
     names = list(registry.methods())
     encoded = {task.name: ablation.encode_task(model, task)}
     if other:

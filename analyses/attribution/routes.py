@@ -19,7 +19,15 @@ from headscope.analyses._relevance import _routes
 from headscope.analyses._relevance.routes import THRESHOLD
 from headscope.analyses._relevance.target import of_task
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
+from headscope.analyses._runtime.results import (
+    GRID,
+    SHARE,
+    Results,
+    label,
+    require,
+    require_maps,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.kernels.errors import InvalidInput
@@ -78,6 +86,7 @@ def run(
     Models whose heads do not write straight into the residual stream are refused: there, what they
     write is no part of a sum.
     """
+    require_maps(capture, "routes")
     require(capture, KEEP, "routes")
     encoded = ablation.encode_task(model, task)
     asked = of_task(encoded)
