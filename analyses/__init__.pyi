@@ -25,6 +25,7 @@ from headscope.analyses.head_importance import tuning as tuning
 from headscope.analyses.head_roles import classes as classes
 from headscope.analyses.head_roles import head_types as head_types
 from headscope.analyses.head_roles import vocabulary as vocabulary
+from headscope.analyses.head_roles import weight_relations as weight_relations
 from headscope.analyses.pattern_shape import blocks as blocks
 from headscope.analyses.pattern_shape import concentration as concentration
 from headscope.analyses.pattern_shape import depth_profile as depth_profile

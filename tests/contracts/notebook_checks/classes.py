@@ -26,3 +26,8 @@ costly = viz.top(written, "lost", number=6)
 assert suppressors <= set(costly.index)
 neither = (np.abs(written["name_mover"]) < 0.05) & (written["copy_suppression"] < 0.05)
 assert float(written["lost"].where(neither).max()) > 1
+
+# %% classes-weights
+assert relations.attrs["heads_by_relation"]["name_copying"][0] == "L0H1"
+assert float(relations["name_copying"].max()) > 0.9
+assert relations["name_copying"].attrs["null"] < 0.1
