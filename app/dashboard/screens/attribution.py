@@ -1,4 +1,4 @@
-"""Where an answer comes from: its tokens by every method, and which method to believe."""
+"""Where an answer comes from: its tokens by every method, which to believe, and its routes."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,19 @@ import xarray as xr
 
 from headscope import viz
 from headscope.app.dashboard import cache, state
-from headscope.app.dashboard.components import run_button, run_picker, token_relevance
+from headscope.app.dashboard.components import (
+    route_figures,
+    run_button,
+    run_picker,
+    token_relevance,
+)
 from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.report.page import is_doubtful
 from headscope.app.report.scores import interval_text
 from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Attribution"
-FAITHFULNESS = "faithfulness"
+FAITHFULNESS, ROUTES = "faithfulness", "routes"
 # Columns of the table: variable, and what stands above it.
 MEASURES = {
     "deletion": "deletion (small is faithful)",
@@ -33,7 +38,7 @@ def draw() -> None:
     path = run_picker.choose(folder)
     key = cache.run_key(path)
     try:
-        _, capture, results = cache.run(key)
+        run, capture, results = cache.run(key)
     except HeadscopeError as refusal:
         error(refusal)
         return
@@ -46,6 +51,13 @@ def draw() -> None:
         run_button.offer(key, FAITHFULNESS, "How faithful the methods are was not measured here.")
     else:
         _methods(measured)
+    st.header("Through which heads?")
+    traced = _measured(results, ROUTES)
+    if traced is None:
+        run_button.offer(key, ROUTES, "The routes to the answer were not traced on this run yet.")
+    else:
+        name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
+        route_figures.draw(key, traced, name)
     with complaints:
         state.show_warnings()
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import browser_views
+from browser_views import asked, browser_views, links
+from charts import figures, numbers
 from streamlit.testing.v1 import AppTest
 
 from headscope.analyses import _relevance as registry
@@ -23,7 +24,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "measured"
     run = capture_run(folder, "headscope/bundled", task="ioi", number=3, seed=1)
     options = {"faithfulness": {"steps": 2, "other": "greater_than"}}
-    analyze_run(run, ("faithfulness",), options=options, number=3)
+    analyze_run(run, ("faithfulness", "routes"), options=options, number=3)
     return folder
 
 
@@ -36,13 +37,32 @@ def test_methods_stand_in_order_beside_replacement_and_chance(screen, measured):
     result = run_folder.open(measured).results()["faithfulness"]
     app = screen(task="greater_than")
     assert not app.exception
-    (table,) = [each.value for each in app.main.table]
+    table = next(each.value for each in app.main.table if "method" in each.value)
     row = result.sel(task="greater_than")
     gap = (row["insertion"] - row["deletion"]).values
     known = np.isfinite(gap)
     order = row["explainer"].values[known][np.argsort(-gap[known], kind="stable")].tolist()
     assert table["method"].tolist() == order
     assert {"token replacement", "random order", "Raw attention"} <= set(order)
+
+
+def test_routes_flow_between_positions_and_open_the_heads_that_carry_most(screen, measured):
+    result = run_folder.open(measured).results()["routes"]
+    app = screen()
+    (drawn,) = figures(app)["routes"]["data"]
+    route, way = result["route"], result["route"]["way"]
+    value = numbers(drawn["link"]["value"])
+    # What arrives at the answer's position in the last layer is all of it.
+    last = (route["target_layer"] == route["target_layer"].max()) & (way != "MLP")
+    node = len(drawn["node"]["label"]) - 1
+    arriving = [each for each, to in zip(value, numbers(drawn["link"]["target"]), strict=True)
+                if to == node]  # fmt: skip
+    assert sum(arriving) == pytest.approx(float(route[last].sum()), rel=1e-4)
+    usage = result["head_usage"].values
+    most = np.unravel_index(int(usage.argmax()), usage.shape)
+    first = asked(links(app)[-6])
+    assert (first["layer"], first["head"]) == ([str(most[0])], [str(most[1])])
+    assert first["by"] == ["routes.head_usage"]
 
 
 def test_without_a_text_of_ones_own_the_tokens_are_those_of_the_analysis(screen, measured):

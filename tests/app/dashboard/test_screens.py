@@ -29,7 +29,8 @@ def test_a_file_in_the_folder_is_a_screen(tmp_path, dashboard, monkeypatch):
     importlib.invalidate_caches()
     try:
         assert screens.names() == [
-            "analyses", "compare", "heads", "importance", "mine", "runs", "timelines",
+            "analyses", "attribution", "compare", "heads", "importance", "mine", "runs",
+            "timelines",
         ]  # fmt: skip
         (tmp_path / "mine.txt").touch()
         assert dashboard(tmp_path).title[0].value == "A screen of mine"
