@@ -27,7 +27,7 @@ from headscope.analyses._relevance.perturbation import areas, order_of, perturb
 from headscope.analyses._relevance.target import Target
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, require_maps
+from headscope.analyses._runtime.results import Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
@@ -106,6 +106,7 @@ def run(
     ``replacement_effect`` (query; logits). Methods that refuse a task are NaN there, and
     ``refused`` says why.
     """
+    require(capture, NEEDS, "faithfulness")
     require_maps(capture, "faithfulness")
     names = list(registry.methods())
     encoded = {task.name: ablation.encode_task(model, task)}
@@ -158,7 +159,7 @@ def run(
 
 def explain(
     model: Model,
-    target: Target,
+    target: Target | str,
     *,
     names: Sequence[str] = (),
     pool: Sequence[int] = (),
@@ -170,7 +171,8 @@ def explain(
     Parameters
     ----------
     target
-        The answer, of `_relevance.target`: of a task's question, or what the model predicts.
+        A text, whose answer is the token that the model predicts after it; or an answer of
+        `_relevance.target`, such as that of a task's question.
     names
         Methods of the registry; without any, all.
     pool
@@ -184,6 +186,8 @@ def explain(
     ``replacement_effect`` (query; logits). ``refused`` says which methods cannot follow this text,
     and why; they are not among its rows.
     """
+    if isinstance(target, str):
+        target = targets.predicted(model, model.encode(target))
     generator = np.random.default_rng(seed)
     effect = perturb(model, target, pool or target.ids, draws, generator).effect()
     relevances, refused = registry.measure(Trace(model, target), names or list(registry.methods()))

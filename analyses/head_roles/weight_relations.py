@@ -20,7 +20,15 @@ import xarray as xr
 
 from headscope.analyses._measurements import relation_words, vocabulary_map
 from headscope.analyses._runtime.options import AtLeast
-from headscope.analyses._runtime.results import GRID, ZERO_TO_ONE, Results, first_few, label, top
+from headscope.analyses._runtime.results import (
+    GRID,
+    ZERO_TO_ONE,
+    Results,
+    first_few,
+    label,
+    require,
+    top,
+)
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -68,6 +76,7 @@ def run(
     ``heads_by_relation`` names the heads whose interval lies above the null, and ``descriptions``
     what the strongest pairs of the first of them are.
     """
+    require(capture, NEEDS, "weight_relations")
     known, left_out = relation_words.relations(model)
     generator = np.random.default_rng(seed)
     drawn = {

@@ -21,13 +21,14 @@ PREDICTING = {
     "atlas", "context_reliance", "contrast", "distractors", "importance", "latent_retrieval",
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
-    "injection", "pruning", "task_vectors", "tuning",
+    "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
     "depth_profile": "needs causal order",
     "frequencies": "positions do not turn",
     "lifetimes": "needs causal order",
+    "weight_relations": "no unembedding",
     "parallel_context": "need causal order",
     # Its needles are longer than the 80 positions of this model, which is found out first.
     "retrieval": "the context of",

@@ -43,7 +43,7 @@ def test_scripts_are_found_in_packages_that_were_fetched(tmp_path):
 def test_bars_are_medians_of_what_was_measured():
     visits = [{"seconds": 1.0 + at, "http_bytes": 1000 * at} for at in range(3)]
     empty = [{"seconds": 9.0, "http_bytes": 400}]
-    found = views.bars({"clicks": [0.1, 0.2, 5.0], "warm": visits, "empty": empty})
+    found = views.bars({"clicks": [0.1, 0.2, 5.0], "warm": visits, "empty, compressed": empty})
     assert [value for value, _ in found.values()] == [0.2, 2.0, 600.0]
     assert list(found) == list(views.BARS)
 
