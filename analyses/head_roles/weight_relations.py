@@ -77,6 +77,7 @@ def run(
     what the strongest pairs of the first of them are.
     """
     require(capture, NEEDS, "weight_relations")
+    model.check_predicts()
     known, left_out = relation_words.relations(model)
     generator = np.random.default_rng(seed)
     drawn = {

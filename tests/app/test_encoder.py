@@ -22,13 +22,13 @@ PREDICTING = {
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
     "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
+    "weight_relations",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
     "depth_profile": "needs causal order",
     "frequencies": "positions do not turn",
     "lifetimes": "needs causal order",
-    "weight_relations": "no unembedding",
     "parallel_context": "need causal order",
     # Its needles are longer than the 80 positions of this model, which is found out first.
     "retrieval": "the context of",
