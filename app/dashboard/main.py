@@ -14,6 +14,10 @@ STYLE = """<style>
 }
 /* Streamlit's own are paler than can be read well. */
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.8; }
+/* White on the paler red of the dark theme cannot be read. */
+[data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"]:hover {
+  background-color: #c62839; border-color: #c62839; color: #fff;
+}
 /* Links to other screens look like the buttons beside them. */
 [data-testid="stMain"] [data-testid="stPageLink-NavLink"] {
   border: 1px solid color-mix(in srgb, currentColor 20%, transparent); padding: 0.4rem 0.75rem;
