@@ -24,7 +24,7 @@ from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
-from headscope.analyses.attribution import _relevance_heads, logit_attribution, routes
+from headscope.analyses.attribution import _relevance_heads, logit_attribution
 from headscope.analyses.head_importance import _method_scores
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.kernels.errors import NotApplicable
@@ -93,7 +93,7 @@ def row(name, model, prompts):
     if "exhaustive" in analyses.options(name):
         with patch.multiple(screening, FEW=0, FIRST=FIRST, SAMPLE=SAMPLE), ExitStack() as stack:
             # These have a name of their own for it.
-            for module in (_method_scores, _relevance_heads, logit_attribution, routes):
+            for module in (_method_scores, _relevance_heads, logit_attribution):
                 stack.enter_context(patch.object(module, "FIRST", FIRST))
             found["screened"], screened, *_ = count(name, model, prompts, None)
         chosen = screened[0] / swept[0] * heads(model)

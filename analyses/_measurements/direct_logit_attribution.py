@@ -128,18 +128,18 @@ def of_prompt(model: Model, task: EncodedTask, prompt: int) -> tuple[Sequence[in
     ids = task.ids[prompt][: question.at + 1]
     module: Any = model.module
     direction = _difference(module.get_output_embeddings().weight.detach().cpu(), question)
-    return ids, np.asarray(by_source(model, ids, question.at, direction).numpy())
+    return ids, np.asarray(by_source(Readout(model), ids, question.at, direction).numpy())
 
 
 def by_source(
-    model: Model, ids: Sequence[int], at: int, direction: Float[Tensor, " residual"]
+    reads: Readout, ids: Sequence[int], at: int, direction: Float[Tensor, " residual"]
 ) -> Float[Tensor, "layer head key"]:
     """Split what every head writes along a direction of the unembedding by the token it is from.
 
     ``A[at, key] · v_key W_O^h`` through the frozen norms; over keys they sum to the head's direct
     logits. Layers without an attention map are 0.
     """
-    reads = Readout(model)
+    model = reads.model
     found = reads.read(torch.tensor([list(ids)]), torch.tensor([[0], [at]]), maps=True)
     towards = reads.before_norm(direction[None], found)
     shares = torch.zeros(model.layers, model.heads, len(ids), dtype=torch.float64)

@@ -16,6 +16,8 @@ from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import blocks, watching
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headscope.probes.models.model import Model
 
 # Shares of the largest number that rounding may make.
@@ -108,7 +110,7 @@ def written(model: Model) -> dict[int, Write]:
         part.register_forward_pre_hook(lambda part, args: active.append(part)) for part in every
     ]
     hooks += [part.register_forward_hook(leave) for part in every]
-    before = _streams(model, ids, hooks, meet)
+    before = streams(model, ids, hooks, meet)
     # Dropout and the like hand on what they are given, the push among it.
     held = [
         part
@@ -141,7 +143,7 @@ def written(model: Model) -> dict[int, Write]:
         return hook
 
     hooks += [part.register_forward_hook(freezing(layer)) for layer, part in frozen.items()]
-    after = _streams(model, ids, hooks)
+    after = streams(model, ids, hooks)
     writes = {}
     for layer, push in pushes.items():
         gone = after[layer] - before[layer]
@@ -185,17 +187,17 @@ def parallel(model: Model) -> bool:
     width = found.of(layer, "o").shape[-1]
     push = torch.randn(width, generator=torch.Generator().manual_seed(0))
     module: Any = found.projections[layer, "o"].module
-    before = _streams(model, ids, [])
-    after = _streams(model, ids, [module.register_forward_hook(_pushing(push))])
+    before = streams(model, ids)
+    after = streams(model, ids, [module.register_forward_hook(_pushing(push))])
     moved = (after[layer + 1] - before[layer + 1])[0]
     along = (moved @ push.double() / push.double().square().sum())[:, None] * push.double()
     return bool((moved - along).abs().max() <= 1e-4 * along.abs().max())
 
 
-def _streams(
-    model: Model, ids: Int[Tensor, "1 position"], hooks: list[Any], take: Any = None
+def streams(
+    model: Model, ids: Int[Tensor, "1 position"], hooks: Sequence[Any] = (), take: Any = None
 ) -> dict[int, Tensor]:
-    """Return the residual stream at every boundary, and remove the hooks."""
+    """Return the residual stream at every boundary, in float64, and remove the hooks."""
     seen: dict[int, Tensor] = {}
     try:
         with torch.no_grad(), watching(model, lambda at, it: seen.update({at: it})):

@@ -9,10 +9,17 @@ from torch import Tensor
 from headscope.analyses._relevance.trace import LayerTrace, Trace
 from headscope.kernels.api import Gradient, pull, push
 from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.probes.attention import projections
 from headscope.probes.attention.interface import AttentionCall
+from headscope.probes.models.model import Model
 
 Link = Callable[[int, LayerTrace], Gradient]
 """What weighs the attention of a layer."""
+
+
+def outwards(model: Model) -> projections.Weights:
+    """Return what the outputs of heads are projected by."""
+    return projections.read(model, ("o",))
 
 
 def one_hot(trace: Trace) -> Float[Tensor, "1 1 query 1"]:

@@ -9,11 +9,10 @@ Source: Kobayashi et al., Attention is Not Only a Weight (2004.10102).
 import numpy as np
 import torch
 
-from headscope.analyses._relevance._rows import one_hot
+from headscope.analyses._relevance._rows import one_hot, outwards
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import push
-from headscope.probes.attention import projections
 
 SIGNED = False
 # Numbers of what heads write that are there at once.
@@ -29,7 +28,7 @@ def relevance(trace: Trace) -> Array:
 
 def norms(trace: Trace) -> Array:
     """Return the norms in every layer that has attention weights (layer, token)."""
-    weights = projections.read(trace.model, ("o",))
+    weights = trace.of_model(outwards)
     rows = []
     for number, layer in trace.layers.items():
         call = layer.call

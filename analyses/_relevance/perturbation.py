@@ -11,7 +11,7 @@ Sources: Samek et al., Evaluating the Visualization of What a Deep Neural Networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,16 +100,34 @@ def perturb(
     """Draw what stands in the place of every token of a target, from a pool of tokens."""
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
     free = np.array([token not in special for token in target.ids])
-    others = np.tile(np.asarray(target.ids, dtype=np.int64), (draws, 1))
-    known = np.unique([token for token in pool if token not in special])
-    for at in np.flatnonzero(free):
-        choice = known[known != target.ids[at]]
+    others = substitutes(
+        target.ids, [token for token in pool if token not in special], draws, generator,
+        np.flatnonzero(free),
+    )  # fmt: skip
+    return Perturbation(model, target, others, free)
+
+
+def substitutes(
+    ids: Sequence[int],
+    pool: Sequence[int],
+    draws: int,
+    generator: np.random.Generator,
+    places: Iterable[int] | None = None,
+) -> NDArray[np.int64]:
+    """Draw tokens of a pool that differ from those at some places of a text (draw, token).
+
+    At all places, unless some are named; elsewhere the text stands.
+    """
+    others = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
+    known = np.unique(pool)
+    for at in range(len(ids)) if places is None else places:
+        choice = known[known != ids[at]]
         if len(choice) == 0:
             raise NotApplicable(
                 "prompts: all tokens are the same, so none can be replaced by another"
             )
         others[:, at] = generator.choice(choice, size=draws)
-    return Perturbation(model, target, others, free)
+    return others
 
 
 def order_of(relevance: Array, free: NDArray[np.bool_]) -> NDArray[np.intp]:

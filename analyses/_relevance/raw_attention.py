@@ -6,6 +6,7 @@ The baseline of Abnar & Zuidema, Quantifying Attention Flow in Transformers (200
 import numpy as np
 import torch
 
+from headscope.analyses._relevance._rows import one_hot
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import push
@@ -17,8 +18,6 @@ def relevance(trace: Trace) -> Array:
     """Return the last layer's row of the answer's position (token,), shares."""
     layer = trace.layers[max(trace.layers)]
     heads = layer.z.shape[1]
-    row = torch.zeros(1, 1, layer.z.shape[2], 1)
-    row[0, 0, trace.target.at] = 1.0
     mean = torch.full((heads,), 1 / heads)
-    found = push(row, layer.call.query, layer.call.key, layer.spec, heads=mean)
+    found = push(one_hot(trace), layer.call.query, layer.call.key, layer.spec, heads=mean)
     return np.asarray(found[0, 0, :, 0].double().cpu().numpy())

@@ -13,6 +13,6 @@ THRESHOLD = 0.01
 
 def relevance(trace: Trace) -> Array:
     """Return the importance that reaches every token (token,), shares; biases take the rest."""
-    blocks = _routes.Blocks.of(trace.model)
+    blocks = trace.of_model(_routes.Blocks.of)
     streams = _routes.read(trace.model, trace.target.ids, blocks)
     return _routes.trace(streams, blocks, trace.target.at, THRESHOLD).tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,11 +22,16 @@ from headscope.probes.attention.residual_stream import watching
 from headscope.probes.models.encoder_decoder import SELF
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
 
     from headscope.analyses._relevance.target import Target
     from headscope.probes.attention.interface import AttentionCall
     from headscope.probes.models.model import Model
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,9 @@ class Trace:
     reader: type[Reader] = Reader
     """What answers the attention calls of the passes."""
 
-    def __init__(self, model: Model, target: Target) -> None:
+    def __init__(
+        self, model: Model, target: Target, known: dict[Callable[..., Any], Any] | None = None
+    ) -> None:
         if model.reads != "tokens" or model.attention != SELF:
             raise NotApplicable(
                 f"model: token relevance follows one text, and {model.name} reads {model.reads} "
@@ -61,6 +68,14 @@ class Trace:
             )
         model.check_predicts()
         self.model, self.target = model, target
+        self._known: dict[Callable[..., Any], Any] = {} if known is None else known
+
+    def of_model(self, measure: Callable[[Model], T]) -> T:
+        """Return what is measured of the model, once for all traces that share ``known``."""
+        if measure not in self._known:
+            self._known[measure] = measure(self.model)
+        found: T = self._known[measure]
+        return found
 
     @cached_property
     def layers(self) -> dict[int, LayerTrace]:

@@ -15,14 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._measurements.residual_writes import straight
-from headscope.analyses._relevance._rows import check_layers, one_hot
+from headscope.analyses._measurements.residual_writes import straight, streams
+from headscope.analyses._relevance._rows import check_layers, one_hot, outwards, weights_of
 from headscope.analyses._relevance.trace import LayerTrace, Trace
 from headscope.analyses._stats.bootstrap import Array
-from headscope.kernels.api import Request, head_weights
-from headscope.probes.attention import projections
-from headscope.probes.attention.forward import Reader, run
-from headscope.probes.attention.residual_stream import watching
 
 SIGNED = False
 # Numbers that the maps of some queries may hold at once.
@@ -45,16 +41,10 @@ class Mixing:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         # Refuses models whose heads do not write straight into the residual stream.
-        self.factors = straight(trace.model)
-        self.weights = projections.read(trace.model, ("o",))
-        self.streams: dict[int, Tensor] = {}
-        ids = torch.tensor([trace.target.ids])
-
-        def see(boundary: int, stream: Tensor) -> None:
-            self.streams[boundary] = stream[0].double().cpu()
-
-        with torch.no_grad(), watching(trace.model, see):
-            run(trace.model, ids, Reader(Request(stats=())), head=False)
+        self.factors = trace.of_model(straight)
+        self.weights = trace.of_model(outwards)
+        found = streams(trace.model, torch.tensor([trace.target.ids]))
+        self.streams = {boundary: stream[0] for boundary, stream in found.items()}
 
     def push(self, row: Float[Tensor, " query"], number: int) -> Float[Tensor, " key"]:
         """Multiply a row by C of one layer; queries that it does not hold are not computed."""
@@ -76,12 +66,8 @@ class Mixing:
         gram: Float[Tensor, "key head other"],
     ) -> Float[Tensor, "query key"]:
         """Return rows of C: distances, divided by their sums."""
-        call, heads = layer.call, layer.z.shape[1]
-        keys = torch.arange(call.key.shape[2])
-        maps = torch.stack(
-            [head_weights(call.query, call.key, head, queries, keys, layer.spec).double().cpu()
-             for head in range(heads)]
-        )  # fmt: skip
+        call = layer.call
+        maps = weights_of(call, queries).double().cpu()
         z = layer.z[0, :, queries].double().cpu()
         stream = self.streams[number][queries] + torch.einsum("hqs,hsr->qr", z, out)
         value = call.value[0].double().cpu()

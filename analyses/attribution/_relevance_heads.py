@@ -1,7 +1,7 @@
 """Relevance of heads, with the ablation of those heads beside it."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -28,6 +28,37 @@ def targets(model: Model, task: Task, prompt: int) -> tuple[EncodedTask, list[Ta
     return replace(encoded, questions=tuple(row[-1:] for row in encoded.questions)), found
 
 
+class Lost(NamedTuple):
+    """What the answer loses without each head (prompt, layer, head), and which heads were tried."""
+
+    values: Array
+    metric: str
+    units: str
+    heads: str
+
+
+def mean_ablation(
+    capture: xr.Dataset,
+    model: Model,
+    encoded: EncodedTask,
+    scores: Array,
+    *,
+    exhaustive: bool,
+    seed: int,
+) -> Lost:
+    """Ablate heads by their means, of a large model those that score most and a sample."""
+    paired = all(question.wrong_ids for row in encoded.questions for question in row)
+    metric = "logit_difference" if paired else "log_probability"
+    mean = ablation.mean_z(capture)
+    most = top(np.abs(scores.mean(0)), FIRST)
+    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
+    intact = ablation.evaluate(model, encoded, (), metric)
+    lost = intact[:, None, None] - ablation.ablate_each_head(
+        model, encoded, metric, mean, heads=chosen.heads
+    )
+    return Lost(lost, metric, "logits" if paired else "nats", chosen.convention)
+
+
 def add_ablation(
     results: Results,
     capture: xr.Dataset,
@@ -40,27 +71,18 @@ def add_ablation(
     seed: int,
 ) -> Verdict:
     """Add what the answer loses without a head, and how that ranks the heads against ``scores``."""
-    paired = all(question.wrong_ids for row in encoded.questions for question in row)
-    metric = "logit_difference" if paired else "log_probability"
-    mean = ablation.mean_z(capture)
-    most = top(np.abs(scores.mean(0)), FIRST)
-    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
-    intact = ablation.evaluate(model, encoded, (), metric)
-    lost = intact[:, None, None] - ablation.ablate_each_head(
-        model, encoded, metric, mean, heads=chosen.heads
-    )
-    units = "logits" if paired else "nats"
+    lost = mean_ablation(capture, model, encoded, scores, exhaustive=exhaustive, seed=seed)
     results.add_mean(
-        "ablation_effect", GRID, lost, "What the answer loses by mean ablation of the head", units,
-        "diverging", evidence="causal", source="Wang et al. 2211.00593",
-        convention=f"intact − ablated {metric.replace('_', ' ')}, {chosen.convention}",
+        "ablation_effect", GRID, lost.values, "What the answer loses by mean ablation of the head",
+        lost.units, "diverging", evidence="causal", source="Wang et al. 2211.00593",
+        convention=f"intact − ablated {lost.metric.replace('_', ' ')}, {lost.heads}",
     )  # fmt: skip
-    ends = agreement(scores, lost, seed)
+    ends = agreement(scores, lost.values, seed)
     results.add_interval(
         "relevance_vs_ablation", (), ends, "Relevance of heads against mean ablation", "Spearman ρ",
-        "diverging", -1, 1, convention=f"{OVER_HEADS}; {chosen.convention}",
+        "diverging", -1, 1, convention=f"{OVER_HEADS}; {lost.heads}",
     )  # fmt: skip
-    apart = f"(Spearman ρ {amount(ends[0])}), furthest apart {first(scores, lost)}."
+    apart = f"(Spearman ρ {amount(ends[0])}), furthest apart {first(scores, lost.values)}."
     return interval_verdict(
         ends[1],
         f"{what} ranks heads like mean ablation does {apart}",

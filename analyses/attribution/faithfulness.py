@@ -12,9 +12,9 @@ Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to D
 Attention-Based Explanations (1909.07913).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -220,12 +220,13 @@ def _measure(
     generator = np.random.default_rng(seed)
     pool = [token for ids in encoded.ids for token in ids]
     found = _Measured()
+    known: dict[Callable[..., Any], Any] = {}
     for target in targets.of_task(encoded):
         held = perturb(model, target, pool, draws, generator)
         # Other draws than those of the curves, so that chance in them is not shared.
         effect = perturb(model, target, pool, draws, generator).effect()
         asked = [name for name in names if name not in found.refused]
-        relevances, refused = registry.measure(Trace(model, target), asked)
+        relevances, refused = registry.measure(Trace(model, target, known), asked)
         found.refused |= refused
         orders = {name: order_of(each, held.free) for name, each in relevances.items()}
         orders[REPLACED] = order_of(effect, held.free)

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headscope.analyses._relevance import _attention_flow
+from headscope.analyses._relevance import _attention_flow, perturbation
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
@@ -98,10 +98,11 @@ def run(
         )
     generator = np.random.default_rng(seed)
     texts = [_ids(capture, number) for number in range(capture.sizes["prompt"])]
+    pool = [token for text in texts for token in text[1:]]
+    mixing = {"fusion": fusion, "residual": residual, "discard": discard}
     prompts = []
     for number, ids in enumerate(texts):
-        others = _substitutes(ids, texts, substitutes, generator)
-        mixing = {"fusion": fusion, "residual": residual, "discard": discard}
+        others = perturbation.substitutes(ids, pool, substitutes, generator).T
         prompts.append(_Prompt(capture, model, number, ids, others, mixing, number == prompt))
     shown = prompts[prompt]
     agreement = np.stack([each.agreement() for each in prompts])
@@ -125,7 +126,8 @@ def run(
         results.add_mean(
             name, ("condition",), agreement[:, index], f"Agreement with {truth}", "Spearman ρ",
             "diverging", -1, 1,
-            convention=f"last row, over the tokens of each of {len(prompts)} prompts",
+            convention=f"last row, over the tokens of each of {len(prompts)} prompts; without the "
+            "first token: mean over heads with the residual stream, whatever the other rows are",
         )  # fmt: skip
     size = np.arange(len(shown.ids))
     return results.dataset(
@@ -250,22 +252,6 @@ class _Prompt:
 def _ids(capture: xr.Dataset, number: int) -> list[int]:
     ids = capture["token_id"].transpose("prompt", "query").values[number]
     return [int(token) for token in ids if token >= 0]
-
-
-def _substitutes(
-    ids: list[int], texts: list[list[int]], count: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Draw, for each position, tokens of the captured prompts that differ from the one there."""
-    vocabulary = np.unique([token for text in texts for token in text[1:]])
-    chosen = np.empty((len(ids), count), dtype=np.int64)
-    for position, own in enumerate(ids):
-        others = vocabulary[vocabulary != own]
-        if len(others) == 0:
-            raise NotApplicable(
-                "prompts: all tokens are the same, so none can be replaced by another"
-            )
-        chosen[position] = generator.choice(others, size=count)
-    return chosen
 
 
 def _verdict(results: Results, agreement: NDArray[np.float64]) -> Verdict:

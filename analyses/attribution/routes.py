@@ -14,7 +14,6 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._relevance import _routes
 from headscope.analyses._relevance.routes import THRESHOLD
 from headscope.analyses._relevance.target import of_task
@@ -30,6 +29,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses.attribution._relevance_heads import mean_ablation
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -98,15 +98,7 @@ def run(
         streams = _routes.read(model, each.ids, blocks)
         found.append(_routes.trace(streams, blocks, each.at, threshold))
     usage = np.stack([each.heads for each in found])
-    paired = all(question.wrong_ids for row in encoded.questions for question in row)
-    metric = "logit_difference" if paired else "log_probability"
-    mean = ablation.mean_z(capture)
-    most = top(usage.mean(0), FIRST)
-    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
-    intact = ablation.evaluate(model, encoded, (), metric)
-    lost = intact[:, None, None] - ablation.ablate_each_head(
-        model, encoded, metric, mean, heads=chosen.heads
-    )
+    lost = mean_ablation(capture, model, encoded, usage, exhaustive=exhaustive, seed=seed)
 
     shown, text = found[prompt], asked[prompt]
     over = f"from the last question of {len(found)} prompts of {task.name}, threshold {threshold:g}"
@@ -128,14 +120,13 @@ def run(
          "Importance past the attention", importance),
     )  # fmt: skip
     results.add_mean(
-        "usage_ablation", GRID, lost, f"{metric.replace('_', ' ').capitalize()} lost",
-        "logits" if paired else "nats", "diverging", evidence="causal",
-        convention=f"mean ablation, {chosen.convention}",
+        "usage_ablation", GRID, lost.values, f"{lost.metric.replace('_', ' ').capitalize()} lost",
+        lost.units, "diverging", evidence="causal", convention=f"mean ablation, {lost.heads}",
     )  # fmt: skip
-    ends = agreement(usage, lost, seed)
+    ends = agreement(usage, lost.values, seed)
     results.add_interval(
         "usage_vs_ablation", (), ends, "Usage against mean ablation", "Spearman ρ", "diverging",
-        -1, 1, convention=f"{OVER_HEADS}; ablation of {chosen.convention}",
+        -1, 1, convention=f"{OVER_HEADS}; ablation of {lost.heads}",
     )  # fmt: skip
     words = [f"{at} {word}" for at, word in enumerate(model.words(list(text.ids)))]
     heads = results["head_usage"].values
