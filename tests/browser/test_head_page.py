@@ -44,6 +44,8 @@ def test_the_finder_is_walked_by_mouse_and_by_keys(page, address):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     shows(page, names[4])
+    # A Back while the script runs is lost.
+    page.wait_for_selector("[data-test-script-state=notRunning]")
     page.go_back()
     shows(page, names[2])
     values = rows(page, "finder").locator(".tail")
