@@ -4,7 +4,7 @@ One block of GPT-2, its weights shared by all layers, as in Giannou et al., Loop
 Programmable Computers (2301.13196). The text is ``<bos>``, a memory of instructions, one a word,
 and ``run``, whose row is the scratchpad: it holds a program counter and an output register. In
 every loop one head fetches the instruction that the counter points to, and the MLP executes it: a
-letter is written into the output register and the counter goes to the next place, ``@5`` sends the
+letter is written into the output register and the counter goes to the next place, ``goto5`` sends the
 counter to place 5. A program halts by an instruction that points to itself. After the last loop the
 model predicts what the output register holds.
 """
@@ -25,7 +25,7 @@ from headscope.probes.prompts.task import Task
 PLACES = 12
 MEMORY = range(1, PLACES - 1)
 LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
-JUMPS = [f"@{place}" for place in MEMORY]
+JUMPS = [f"goto{place}" for place in MEMORY]
 WORDS = ["<bos>", "<unk>", "run", "blank", *LETTERS, *JUMPS]
 LOOPS, HEADS, SIZE = 6, 3, 64
 # The head that fetches; L0H0 of every loop looks everywhere alike, and head 2 at the token before.
@@ -59,7 +59,7 @@ def execute(
         if loop == swapped:
             place = execute(other, loop + 1).fetched[loop]
             word = other[place - MEMORY[0]]
-        out, counter = (out, int(word[1:])) if word[0] == "@" else (word, place + 1)
+        out, counter = (out, int(word[4:])) if word in JUMPS else (word, place + 1)
         run.fetched.append(place)
         run.letters.append(out)
     return run
@@ -117,7 +117,7 @@ def _write_words(module: transformers.GPT2LMHeadModel) -> None:
     for word in LETTERS:
         words[WORDS.index(word), [LETTER.start + LETTERS.index(word), none]] = 1
     for word in JUMPS:
-        words[WORDS.index(word), [TARGET.start + int(word[1:]), LETTER.stop - 1]] = 1
+        words[WORDS.index(word), [TARGET.start + int(word[4:]), LETTER.stop - 1]] = 1
     words[WORDS.index("run"), [RUN, COUNTER.start + MEMORY[0], blank]] = 1
     words[0, [BOS, *range(FILL.start, FILL.stop)]] = 1
     places[range(PLACES), range(PLACES)] = 1
