@@ -24,7 +24,7 @@ from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import amount
 
 # Shares of the whole change at which scores are compared; the middle one is half-height.
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
+SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 HALF = SHARES.index(0.5)
 # With fewer runs an interval over them says little.
 LEAST_RUNS = 3

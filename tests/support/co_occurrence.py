@@ -77,8 +77,8 @@ def build() -> transformers.GPT2LMHeadModel:
 
 
 def train(
-    steps: Sequence[int], *, seed: int = 0, told: bool = True, decoder_rate: float = 1.0,
-    attention_rate: float = 0.1,
+    steps: Sequence[int], *, seed: int = 0, told: bool = True, decoder_rate: float = 0.02,
+    attention_rate: float = 10.0,
 ) -> Iterator[tuple[int, transformers.GPT2LMHeadModel]]:  # fmt: skip
     """Train by plain gradient descent, and yield the model at some steps; it then goes on."""
     generator = torch.Generator().manual_seed(seed)
