@@ -9,7 +9,6 @@ import pytest
 import torch
 import xarray as xr
 from checkpoint_series import follow
-from refusals import check_message
 
 from headscope.analyses._stats.bootstrap import t_interval
 from headscope.analyses.series import emergence, order
@@ -71,9 +70,15 @@ def test_attention_moves_from_common_to_distinct_words(run):
     assert timeline["often_lower"][-1, 0, 0] > timeline["often_upper"][0, 0, 0] + 0.1
     assert timeline["common_upper"][-1, 0, 0] < timeline["common_lower"][0, 0, 0] - 0.1
     # One transition: the one rises as the other falls, between the same checkpoints.
-    rise, fall = (emergence(timeline, name, of="change") for name in ("often", "common"))
-    assert float(rise["emergence_step"]) == pytest.approx(float(fall["emergence_step"]), rel=0.5)
-    assert order(timeline, ["often", "common"]).attrs["verdict"] != "disagreement"
+    (rise,), (fall,) = (
+        emergence(timeline, name, of="change").attrs["order"] for name in ("often", "common")
+    )
+    assert rise["lower"] <= fall["upper"]
+    assert fall["lower"] <= rise["upper"]
+    assert order(timeline, ["often", "common"]).attrs["verdict"] == "too_few"
+    # Distinct words are dropped one after the other, those that occur less often first.
+    peaks = [int(score(timeline, name).argmax()) for name in ("rarely", "sometimes", "often")]
+    assert peaks == sorted(set(peaks))
 
 
 @pytest.mark.requirement("E4")
@@ -109,21 +114,22 @@ def test_it_slows_down_before_one_word_takes_all(run):
     _, timeline = run
     often, steps = score(timeline, "often"), timeline["step"].values
     speed = np.diff(often) / np.diff(steps)
-    assert speed[-1] < speed[0] / 20
+    # The decoder has to learn a little before the attention can; then it is fast, then slow.
+    assert speed[0] < speed.max() / 2
+    assert speed[-1] < speed.max() / 20
     assert often[-1] < 0.7
     assert float(timeline["sometimes"][-1, 0, 0]) > 0.1
-    # The rates of the two layers say where: attention that learns ten times slower beside the same
-    # decoder stops as soon, and earlier on its way.
-    _, slower = trained(attention_rate=1.0)
-    assert slower["often_upper"][-1, 0, 0] < timeline["often_lower"][-1, 0, 0] - 0.05
-    speed = np.diff(score(slower, "often")) / np.diff(steps)
-    assert speed[-1] < speed.max() / 10
+    # The rates of the two layers say where it stops: early, where the decoder has the lead.
+    _, ahead = trained(decoder_rate=1.0, attention_rate=0.1)
+    assert ahead["often_upper"][-1, 0, 0] < timeline["often_lower"][-1, 0, 0] - 0.1
+    assert abs(score(ahead, "often")[-1] - score(ahead, "often")[-3]) < 0.02
 
 
 @pytest.mark.requirement("E4")
-def test_nothing_emerges_where_words_do_not_tell_the_next_one():
+def test_attention_leaves_words_that_do_not_tell_the_next_one():
     """The control: distinct words occur with every next word alike."""
     _, timeline = trained(told=False)
-    for name in (*SHARES, "common"):
-        assert np.ptp(score(timeline, name)) < 0.1
-    check_message("0 emerge in every run", order, timeline, ["often", "common"], least=0.1)
+    for name in SHARES:
+        assert score(timeline, name).max() < score(timeline, name)[0] + 0.01
+    # To words that tell nothing of one text attention does not move: it leaves them as noise.
+    assert float(timeline["common_lower"][-1, 0, 0]) > float(timeline["common_upper"][0, 0, 0])
