@@ -74,8 +74,9 @@ def order(
     if not runs:
         raise InvalidInput("timelines: none given; give what timeline returned")
     names = _scores(runs[0]) if scores is None else list(scores)
-    tables = [{name: _first(run, name, least) for name in names} for run in runs]
-    names = [name for name in names if all(table[name] is not None for table in tables)]
+    found = [{name: _first(run, name, least) for name in names} for run in runs]
+    tables = [{name: one for name, one in table.items() if one is not None} for table in found]
+    names = [name for name in names if all(name in table for table in tables)]
     if len(names) < 2:
         raise NotApplicable(
             f"scores: {len(names)} emerge{'s' * (len(names) == 1)} in every run; an order needs "
@@ -215,10 +216,10 @@ def _known(end: float) -> float | None:
     return None if np.isnan(end) else round(float(end), 2)
 
 
-def _said(
-    before: dict[str, Any], after: dict[str, Any], state: str, sure: float, runs: int
-) -> str:
-    one, other = (f"{row['score']} ({_entry(row)}step {amount(row['step'])})" for row in (before, after))
+def _said(before: dict[str, Any], after: dict[str, Any], state: str, sure: float, runs: int) -> str:
+    one, other = (
+        f"{row['score']} ({_entry(row)}step {amount(row['step'])})" for row in (before, after)
+    )
     if runs > 1:
         count = f"in {round(sure * runs)} of {runs} runs"
         told = {"supported": "surely", "too_few": "too few runs to tell"}.get(state, "not surely")

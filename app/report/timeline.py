@@ -56,14 +56,14 @@ def write_page(timeline: xr.Dataset, folder: Path) -> Path:
     attrs = timeline.attrs
     variables = [_variable(timeline, name) for name in drawn(timeline)]
     ordered = scores_in_order(timeline)
-    progress = None
+    progress: list[page.Figure] = []
     if ordered is not None:
         caption = inline(str(ordered["progress"].attrs["convention"]))
-        progress = page.figure("order", ordered, "progress", "Which score rises first", caption)
+        progress = [page.figure("order", ordered, "progress", "Which score rises first", caption)]
     text = page.render(
         "timeline",
         f"{attrs['analysis']} over the training of {attrs['model']}",
-        [figure for figure, _ in variables] + [progress] * (progress is not None),
+        [*progress, *(figure for figure, _ in variables)],
         note=attrs["note"],
         warn=page.is_doubtful(timeline),
         variables=variables,

@@ -50,8 +50,10 @@ def draw(rows: int, generator: torch.Generator, *, linked: float = 0.65) -> Rows
     return Rows(names * STANDS + stands, values - NAMES, steps, refers)
 
 
-def build(seed: int, layers: int = 2, heads: int = 1, width: int = 64) -> transformers.GPT2LMHeadModel:
-    """A GPT-2 without positions whose words begin as the sum of their name and what it stands for."""
+def build(
+    seed: int, layers: int = 2, heads: int = 1, width: int = 64
+) -> transformers.GPT2LMHeadModel:
+    """A GPT-2 without positions; a word is the sum of its name and what that stands for."""
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
         n_positions=PAIRS, n_embd=width, n_layer=layers, n_head=heads, n_inner=4, vocab_size=WORDS,
@@ -69,7 +71,7 @@ def build(seed: int, layers: int = 2, heads: int = 1, width: int = 64) -> transf
 
 
 def train(
-    steps: Sequence[int], *, seed: int = 0, rate: float = 3e-3, shuffled: bool = False, least_steps: int = 0,
+    steps: Sequence[int], *, seed: int = 0, rate: float = 3e-3, shuffled: bool = False,
     linked: float = 0.65, **shape: int,
 ) -> Iterator[tuple[int, transformers.GPT2LMHeadModel]]:  # fmt: skip
     """Train, and yield the model at some steps; it then goes on."""
@@ -85,8 +87,7 @@ def train(
         if shuffled:
             values = values[torch.randperm(BATCH, generator=generator)]
         logits = module(rows.ids).logits[..., :VALUES]
-        asked = rows.steps >= least_steps
-        loss = torch.nn.functional.cross_entropy(logits[asked], values[asked])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), values.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

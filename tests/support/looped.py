@@ -4,9 +4,9 @@ One block of GPT-2, its weights shared by all layers, as in Giannou et al., Loop
 Programmable Computers (2301.13196). The text is ``<bos>``, a memory of instructions, one a word,
 and ``run``, whose row is the scratchpad: it holds a program counter and an output register. In
 every loop one head fetches the instruction that the counter points to, and the MLP executes it: a
-letter is written into the output register and the counter goes to the next place, ``goto5`` sends the
-counter to place 5. A program halts by an instruction that points to itself. After the last loop the
-model predicts what the output register holds.
+letter is written into the output register and the counter goes to the next place, ``goto5`` sends
+the counter to place 5. A program halts by an instruction that points to itself. After the last loop
+the model predicts what the output register holds.
 """
 
 import random

@@ -89,8 +89,9 @@ def test_attention_keeps_what_occurs_together_most_often_and_drops_the_rest_in_t
     for seed in range(3):
         *_, (_, module) = toy.train(STEPS[:-1], seed=seed)
         rows = asked()
-        found = capture(load_model(module), rows.ids.tolist(), stats=("target_mass",),
-                        targets=targets(rows))["target_mass"].isel(layer=0, head=0, query=-1)  # fmt: skip
+        found = capture(
+            load_model(module), rows.ids.tolist(), stats=("target_mass",), targets=targets(rows)
+        )["target_mass"].isel(layer=0, head=0, query=-1)
         counts = np.array([[len(keys[-1]) for keys in targets(rows)[kind]] for kind in kinds])
         mass = found.sel(target=list(kinds)).transpose("target", "prompt").values
         # Weight of one word against that of a common one: the difference of their scores.

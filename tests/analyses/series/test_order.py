@@ -25,7 +25,9 @@ def made(half: float = 0.01, **curves: np.ndarray) -> xr.Dataset:
 
 
 def test_one_run_is_told_apart_by_its_checkpoints():
-    found = order(made(late=curve(650), early=curve(350), last=curve(850)), ["late", "early", "last"])
+    found = order(
+        made(late=curve(650), early=curve(350), last=curve(850)), ["late", "early", "last"]
+    )
     assert found["score"].values.tolist() == ["early", "late", "last"]
     np.testing.assert_allclose(found["emergence_step"], [350, 650, 850], atol=12)
     assert found["emergence_step_lower"].values.tolist() == [300, 600, 800]
