@@ -42,7 +42,7 @@ def scores_in_order(timeline: xr.Dataset) -> xr.Dataset | None:
 
 
 def order_rows(ordered: xr.Dataset) -> list[tuple[str, ...]]:
-    """List scores in order: name, who is first, step, between which, and told from the one before."""
+    """List scores in order: name, first head, step, its ends, and whether told from the last."""
     said = {"supported": "yes", "too_few": "cannot be told", "disagreement": "levels disagree"}
     told = ["–", *(said[state] for state in ordered.attrs["pairs"])]
     return [
