@@ -47,7 +47,7 @@ def timeline(
     from headscope.analyses import series
     from headscope.app.pipeline import parse_settings
     from headscope.app.prompt_files import read_prompts
-    from headscope.app.report.timeline import scores, write_page
+    from headscope.app.report.timeline import scores, scores_in_order, write_page
 
     options = parse_settings([f"{analysis}.{setting}" for setting in settings or []])
     with bar(err) as progress:
@@ -70,6 +70,9 @@ def timeline(
         order = series.emergence(result, score).attrs["order"]
         if order:
             say(f"{score}: {_order(order)}")
+    ordered = scores_in_order(result)
+    if ordered is not None:
+        say(f"order: {ordered.attrs['note']}")
     say(f"timeline: {folder / 'timeline.safetensors'}, figures: {page}")
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import xarray as xr
 
 from headscope import viz
-from headscope.analyses.series import emergence, kept
+from headscope.analyses.series import emergence, kept, order
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline
-from headscope.kernels.errors import HeadscopeError
+from headscope.kernels.errors import HeadscopeError, NotApplicable
 from headscope.kernels.formatting import amount
 from headscope.probes.storage.dataset_file import write_text
 
@@ -34,17 +34,42 @@ def drawn(timeline: xr.Dataset) -> list[str]:
     return names
 
 
+def scores_in_order(timeline: xr.Dataset) -> xr.Dataset | None:
+    """Order the scores of a timeline by their emergence; None where fewer than two emerge."""
+    with suppress(NotApplicable):
+        return order(timeline)
+    return None
+
+
+def order_rows(ordered: xr.Dataset) -> list[tuple[str, ...]]:
+    """List scores in order: name, first head, step, its ends, and whether told from the last."""
+    said = {"supported": "yes", "too_few": "cannot be told", "disagreement": "levels disagree"}
+    told = ["–", *(said[state] for state in ordered.attrs["pairs"])]
+    return [
+        (row["score"], ", ".join(row["entries"]) or "–", f"{row['step']:g}", interval(row), after)
+        for row, after in zip(ordered.attrs["order"], told, strict=True)
+    ]
+
+
 def write_page(timeline: xr.Dataset, folder: Path) -> Path:
     """Write ``timeline.html``: a figure of every variable, and when its entries emerge."""
     attrs = timeline.attrs
     variables = [_variable(timeline, name) for name in drawn(timeline)]
+    ordered = scores_in_order(timeline)
+    progress: list[page.Figure] = []
+    if ordered is not None:
+        caption = inline(str(ordered["progress"].attrs["convention"]))
+        progress = [page.figure("order", ordered, "progress", "Which score rises first", caption)]
     text = page.render(
         "timeline",
         f"{attrs['analysis']} over the training of {attrs['model']}",
-        [figure for figure, _ in variables],
+        [*progress, *(figure for figure, _ in variables)],
         note=attrs["note"],
         warn=page.is_doubtful(timeline),
         variables=variables,
+        progress=progress,
+        order=[] if ordered is None else order_rows(ordered),
+        order_note="" if ordered is None else ordered.attrs["note"],
         provenance={key: attrs[key] for key in attrs if key not in ("by_checkpoint", "note")},
         by_checkpoint=attrs["by_checkpoint"],
     )
@@ -61,15 +86,15 @@ def _variable(timeline: xr.Dataset, name: str) -> tuple[page.Figure, dict[str, A
     figure = page.figure(name, timeline, name, title, page.sentences(parts))
     if name not in scores(timeline):
         return figure, None
-    order = emergence(timeline, name).attrs
+    emerged = emergence(timeline, name).attrs
     rows = [
         (row["name"], f"{row['step']:g}", interval(row), f"{amount(row['final'])}")
-        for row in order["order"][:SHOWN]
+        for row in emerged["order"][:SHOWN]
     ]
-    return figure, {"rows": rows, "convention": order["convention"]}
+    return figure, {"rows": rows, "convention": emerged["convention"]}
 
 
 def interval(row: dict[str, Any]) -> str:
-    """Say between which checkpoints a head emerges."""
-    upper = "–" if row["upper"] is None else f"{row['upper']:g}"
-    return f"{row['lower']:g} and {upper}"
+    """Say between which checkpoints a head or score emerges."""
+    lower, upper = ("–" if row[end] is None else f"{row[end]:g}" for end in ("lower", "upper"))
+    return f"{lower} and {upper}"

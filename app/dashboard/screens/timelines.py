@@ -15,7 +15,7 @@ from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.exports import tables
 from headscope.app.report.page import is_doubtful
 from headscope.app.report.scores import GRID
-from headscope.app.report.timeline import drawn, interval, scores
+from headscope.app.report.timeline import drawn, interval, order_rows, scores, scores_in_order
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.storage import run_folder
 
@@ -104,8 +104,26 @@ def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
             )  # fmt: skip
         st.caption(plain(order["convention"]))
     _downloads(whole, score, name)
+    _order(whole, chosen)
     with st.expander("By checkpoint", icon=":material/fingerprint:"):
         st.json(dict(whole.attrs["by_checkpoint"]), expanded=1)
+
+
+def _order(whole: xr.Dataset, chosen: str) -> None:
+    """Draw which score rises first, and say what can be told of the order."""
+    ordered = scores_in_order(whole)
+    if ordered is None:
+        return
+    st.subheader("Which score rises first")
+    st.plotly_chart(
+        viz.draw(ordered, "progress"), key="order", on_select="ignore",
+        alt="How much of its change the first entry of each score has gone through, over training.",
+        config={"displayModeBar": False, "toImageButtonOptions": {"filename": f"{chosen}-order"}},
+    )  # fmt: skip
+    head = ("score", "first", "at step", "surely between steps", "told from the one before")
+    rows = [dict(zip(head, row, strict=True)) for row in order_rows(ordered)]
+    st.table(rows, border="horizontal")
+    st.caption(plain(ordered.attrs["note"]))
 
 
 def _heads(whole: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:

@@ -6,7 +6,9 @@ import torch
 import xarray as xr
 
 from headscope.analyses._interventions.ablation import evaluate as evaluate_task
-from headscope.analyses.series import emergence, timeline
+from headscope.analyses._stats.bootstrap import bootstrap
+from headscope.analyses.series import emergence, order, timeline
+from headscope.kernels.errors import NotApplicable
 from headscope.probes import checkpoints, load_model
 from headscope.probes.attention.forward import logits
 from headscope.probes.bundled import folder
@@ -31,8 +33,11 @@ def losses() -> xr.Dataset:
     found = []
     for step in steps:
         loss = predict_next(evaluation.load(folder(SERIES), f"step{step}"), again[:16])[0]
-        found.append(float(loss[:, evaluation.PERIOD + 1 :].mean()))
-    return xr.Dataset({"loss": ("checkpoint", found)}, {"step": ("checkpoint", steps)})
+        found.append(loss[:, evaluation.PERIOD + 1 :].mean(1).double().numpy())
+    ends = bootstrap(np.array(found).T)
+    names = ("loss", "loss_lower", "loss_upper")
+    values = {name: ("checkpoint", end) for name, end in zip(names, ends, strict=True)}
+    return xr.Dataset(values, {"step": ("checkpoint", steps)})
 
 
 def heads(found: xr.Dataset) -> list[tuple[int, int]]:
@@ -58,6 +63,46 @@ def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(ty
     loss = losses["loss"].values
     early = loss[losses["step"].values <= high / 2]
     assert loss[0] - early[-1] < (loss[0] - loss[-1]) / 7
+
+
+@pytest.mark.requirement("E4")
+def test_the_checkpoints_tell_that_the_previous_token_head_is_first(types, losses):
+    together = types.assign(losses.drop_vars("step"))
+    for later in ("induction", "loss"):
+        found = order(together, [later, "previous_token"])
+        assert found["score"].values.tolist() == ["previous_token", later]
+        assert found.attrs["order"][0]["entries"] == ["L0H0"]
+        assert found.attrs["verdict"] == "supported"
+        assert float(found["lag"][1]) > 0
+    # Induction heads and the drop of the loss are one event: within the distance of checkpoints.
+    found = order(together, ["induction", "loss"])
+    assert found.attrs["verdict"] == "too_few"
+    assert found["lag_lower"][1] < 0 < found["lag_upper"][1] <= 50
+    # The sink is last, at every level.
+    whole = order(types)
+    assert whole["score"].values.tolist()[0] == "previous_token"
+    assert whole["score"].values.tolist()[-1] == "bos"
+    assert (whole.attrs["pairs"][0], whole.attrs["pairs"][-1]) == ("supported", "supported")
+    assert float(whole["in_order"][-1]) == 1
+
+
+@pytest.mark.requirement("E4")
+def test_checkpoints_in_another_order_have_no_order_of_emergence(types):
+    """The control: the same scores, with the checkpoints of each dealt anew."""
+    scores = ["previous_token", "induction"]
+    rng, said = np.random.default_rng(0), []
+    for _ in range(40):
+        dealt = types.copy()
+        for name in scores:
+            places = np.r_[0, rng.permutation(np.arange(1, types.sizes["checkpoint"]))]
+            for end in ("", "_lower", "_upper"):
+                dealt[f"{name}{end}"] = types[f"{name}{end}"].isel(checkpoint=places).variable
+        try:
+            found = order(dealt, scores)
+        except NotApplicable:
+            continue  # what ends as low as it began has not emerged
+        said.append(found["score"].values[0] == scores[0])
+    assert 0.2 < np.mean(said) < 0.8
 
 
 @pytest.mark.requirement("E4")

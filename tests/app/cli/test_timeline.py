@@ -39,7 +39,12 @@ def test_the_command_says_when_heads_emerge_and_writes_a_page(made):
     assert " and 1000)" in line
     page = (folder / "timeline.html").read_text()
     assert "head_types over the training of headscope/induction" in page
-    assert page.count('class="plot"') == 5
+    assert page.count('class="plot"') == 6
+    (line,) = [line for line in said.splitlines() if line.startswith("order: ")]
+    # Three checkpoints cannot tell which of them is first.
+    assert "the checkpoints lie too far apart to tell" in line
+    assert "Order of emergence" in page
+    assert line.removeprefix("order: ").split(";")[0].split(" (")[0] in page
     assert "surely between" in page
     assert "https://" not in page.split("<script>")[0]
 
@@ -68,9 +73,15 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
     assert set(order["head"]) == {"L1H1", "L1H2", "L1H3"}
     lower, upper = order["surely between steps"].iloc[0].split(" and ")
     assert 0 <= float(lower) <= float(order["at step"].iloc[0]) <= float(upper) <= 1000
+    first = app.main.table[1].value
+    assert set(first["score"]) == {"previous_token", "induction", "induction_accuracy", "bos"}
+    assert first["at step"].astype(float).is_monotonic_increasing
+    assert first["told from the one before"].iloc[0] == "–"
     app.selectbox(key="score").set_value("induction_accuracy").run()
     assert not app.exception
-    assert not app.main.table
+    # The order of the scores alone: this is no score of heads.
+    (only,) = app.main.table
+    assert only.value.equals(first)
 
 
 def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_captured(

@@ -4,6 +4,15 @@
 assert first < float(later.min())
 assert set(later["layer"].values) == {1}
 
+# %% checkpoints-order
+names = sequence["score"].values.tolist()
+assert names[0] == "previous_token"
+assert set(names[1:]) == {"induction", "induction_accuracy"}
+# Surely first, and the two others not to be told apart.
+assert sequence.attrs["pairs"] == ["supported", "too_few"]
+assert sequence.attrs["order"][0]["entries"] == ["L0H0"]
+assert float(sequence["in_order"][1]) > 0
+
 # %% checkpoints-causal
 start, end = accuracy.iloc[0], accuracy.iloc[-1]
 assert start["intact"] < 0.1 < 0.9 < end["intact"]
