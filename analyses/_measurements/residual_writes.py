@@ -220,10 +220,10 @@ def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
     return Norm(gain, zero, centred)
 
 
-def same(one: Tensor, other: Tensor, what: str) -> None:
+def same(one: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Refuse where two arrays that a linear map with a frozen scale makes equal are not."""
     off = float((one - other).abs().max())
-    if off > TOLERANCE * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
+    if off > tolerance * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
         raise NotApplicable(
             f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
             "so logits do not split into parts"
