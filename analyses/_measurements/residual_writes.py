@@ -130,7 +130,7 @@ def written(model: Model) -> dict[int, Write]:
     held = [part for part in held if part not in frozen.values()]
     hooks = [part.register_forward_hook(lambda part, args, result: made[part]) for part in held]
     hooks += [
-        module.register_forward_hook(_pushing(pushes[layer]))
+        module.register_forward_hook(_pushing(pushes[layer], made[module]))
         for layer, module in projections.items()
     ]
 
@@ -250,8 +250,10 @@ def _exact(values: Tensor) -> Tensor:
     return values.detach().double().cpu()
 
 
-def _pushing(push: Tensor) -> Any:
+def _pushing(push: Tensor, held: Tensor | None = None) -> Any:
+    """Add a vector to what a module gives, or to what it gave before."""
+
     def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
-        return result + push.to(result)
+        return (result if held is None else held) + push.to(result)
 
     return hook
