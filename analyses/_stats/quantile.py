@@ -35,11 +35,11 @@ def quantile(pieces: Callable[[], Pieces], share: float) -> float:
         bits = _bits(piece)
         for half, counts in lower.items():
             counts += np.bincount(bits[bits >> 16 == half] % HALF, minlength=HALF)
-    ends = [
+    low, high = (
         _float(half, int(np.searchsorted(lower[half].cumsum(), rank - below[half], side="right")))
         for rank, half in zip(ranks, halves, strict=True)
-    ]
-    return ends[0] + (ends[1] - ends[0]) * (at - ranks[0])
+    )
+    return low + (high - low) * float(at - ranks[0])
 
 
 def _bits(piece: NDArray[np.float32]) -> NDArray[np.int64]:

