@@ -130,7 +130,7 @@ def written(model: Model) -> dict[int, Write]:
     held = [part for part in held if part not in frozen.values()]
     hooks = [part.register_forward_hook(lambda part, args, result: made[part]) for part in held]
     hooks += [
-        module.register_forward_hook(_pushing(pushes[layer]))
+        module.register_forward_hook(_pushing(pushes[layer], made[module]))
         for layer, module in projections.items()
     ]
 
@@ -220,10 +220,10 @@ def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
     return Norm(gain, zero, centred)
 
 
-def same(one: Tensor, other: Tensor, what: str) -> None:
+def same(one: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Refuse where two arrays that a linear map with a frozen scale makes equal are not."""
     off = float((one - other).abs().max())
-    if off > TOLERANCE * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
+    if off > tolerance * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
         raise NotApplicable(
             f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
             "so logits do not split into parts"
@@ -250,8 +250,10 @@ def _exact(values: Tensor) -> Tensor:
     return values.detach().double().cpu()
 
 
-def _pushing(push: Tensor) -> Any:
+def _pushing(push: Tensor, held: Tensor | None = None) -> Any:
+    """Add a vector to what a module gives, or to what it gave before."""
+
     def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
-        return result + push.to(result)
+        return (result if held is None else held) + push.to(result)
 
     return hook

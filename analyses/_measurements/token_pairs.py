@@ -106,14 +106,14 @@ def promoted(
     """Find the k tokens that a head promotes most where it attends to each of some tokens."""
     projection = projections.read(model, ("o",)).of(layer, "o")[head].float()
     left, right, constant = _readable(model, found.value @ projection)
-    return _largest(tokens, left, right, constant, k, report)
+    return largest(tokens, left, right, constant, k, report)
 
 
 def looked_for(
     found: Vectors, tokens: Sequence[int], keys: Vectors, k: int, report: Report | None = None
 ) -> Pairs:
     """Find the k tokens, by their places among the keys, that query tokens attend to most."""
-    pairs = _largest(tokens, found.query * found.scale, keys.key.T, torch.zeros(()), k, report)
+    pairs = largest(tokens, found.query * found.scale, keys.key.T, torch.zeros(()), k, report)
     if found.softcap is None:
         return pairs
     return replace(pairs, logits=found.softcap * np.tanh(pairs.logits / found.softcap))
@@ -209,9 +209,9 @@ def _readable(model: Model, outputs: Float[Tensor, "token residual"]) -> tuple[T
     return shares, right, constant
 
 
-def _largest(
+def largest(
     tokens: Sequence[int], left: Tensor, right: Tensor, constant: Tensor, k: int,
-    report: Report | None,
+    report: Report | None = None,
 ) -> Pairs:  # fmt: skip
     """Find the k largest logits of each row, some rows at once."""
     others, logits = [], []

@@ -1,15 +1,19 @@
 """Rollout and max-flow through the layers of attention maps, and the maps that they are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
+from headscope.analyses._relevance._rows import weights_of
 from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.quantile import quantile
 from headscope.kernels.api import AttentionSpec, pull, push
 
 FUSIONS = ("mean", "max", "min")
@@ -17,39 +21,61 @@ UNIT = 10**9
 """Parts that a capacity of 1 has: max-flow counts in whole numbers of 32 bits."""
 # What is left of a row without its first key, below which it attends to nothing else.
 NOTHING = 1e-6
+# Weights of heads that are held at once.
+NUMBERS = 2**22
 
 
-def mix(maps: Array, fusion: str = "mean", *, residual: bool = True, discard: float = 0.0) -> Array:
+def mix(
+    maps: Array, fusion: str = "mean", *, residual: bool = True, discard: float = 0.0,
+    first: bool = True,
+) -> Array:  # fmt: skip
     """Join the heads, mix in the residual stream, and make rows sum to one.
 
     From (layer, head, query, key) to (layer, query, key). By default ``Â = rownorm(mean_h A + I)``
     of Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928). ``fusion`` "max" or
-    "min" over heads and ``discard``, the share of the smallest entries of each layer's map that
-    count as 0, are those of rollout for vision transformers (jacobgil/vit-explain). Without
+    "min" over heads and ``discard``, the share of the smallest weights of each layer's joined map
+    that count as 0, are those of rollout for vision transformers (jacobgil/vit-explain). Without
     ``residual`` the maps alone are multiplied; a row that holds nothing then stays where it is.
+    Without ``first`` the first key, which sinks fill, is dropped from the joined maps.
     """
-    joined = {"mean": maps.mean(1), "max": maps.max(1), "min": maps.min(1)}[fusion]
-    if discard:
-        seen = np.tril(np.ones(joined.shape[-2:], dtype=bool)) | (joined > 0).any(0)
-        for each in joined:
-            each[each < np.quantile(each[seen], discard)] = 0.0
-    mixed = joined + np.eye(maps.shape[-1]) if residual else joined
-    sums = mixed.sum(-1, keepdims=True)
-    stay = np.broadcast_to(np.eye(maps.shape[-1]), mixed.shape)
-    return np.where(sums > 0, mixed / np.where(sums > 0, sums, 1.0), stay)
+    places, mixed = np.arange(maps.shape[-1]), []
+    for heads in maps:
+        joined = join(heads, places, fusion, first=first)
+        cut = float(np.quantile(joined[joined > 0], discard)) if discard else 0.0
+        mixed.append(_stochastic(joined, places, residual, cut))
+    return np.stack(mixed)
 
 
-def without_first(maps: Array) -> Array:
-    """Average the heads and drop the first key, which sinks fill; rows sum to one again.
+def join(
+    heads: Float[Array, "head row key"], places: Int[NDArray[Any], " row"], fusion: str = "mean",
+    *, first: bool = True,
+) -> Float[Array, "row key"]:  # fmt: skip
+    """Join the heads of some rows of a map, those of the queries at ``places``.
 
-    From (layer, head, query, key) to (layer, 1, query, key). The first query keeps its row, and one
-    that attends to nothing else keeps what it holds.
+    Without ``first`` the first key is dropped and rows sum to one again; the first query keeps its
+    row, and one that attends to nothing else keeps what it holds.
     """
-    joined = maps.mean(1, keepdims=True)
-    joined[..., 1:, 0] = 0.0
-    sums = joined.sum(-1, keepdims=True)
-    stay = np.broadcast_to(np.eye(maps.shape[-1]), joined.shape)
-    return np.where(sums > NOTHING, joined / np.maximum(sums, NOTHING), stay)
+    joined = np.asarray({"mean": np.mean, "max": np.max, "min": np.min}[fusion](heads, axis=0))
+    if first:
+        return joined
+    joined[places > 0, 0] = 0.0
+    return np.where(*_divided(joined, places, NOTHING))
+
+
+def _stochastic(joined: Array, places: Array, residual: bool, cut: float) -> Array:
+    """Count weights below the cut as 0, add the residual stream, and make rows sum to one."""
+    mixed = np.where(joined < cut, 0.0, joined)
+    if residual:
+        mixed[np.arange(len(places)), places] += 1.0
+    return np.where(*_divided(mixed, places, 0.0))
+
+
+def _divided(rows: Array, places: Array, least: float) -> tuple[Array, Array, Array]:
+    """Return which rows hold more than ``least``, these divided by their sums, and the identity."""
+    sums = rows.sum(-1, keepdims=True)
+    stay = np.zeros_like(rows)
+    stay[np.arange(len(places)), places] = 1.0
+    return sums > least, rows / np.where(sums > least, sums, 1.0), stay
 
 
 def rollout(mixed: Array) -> Array:
@@ -65,27 +91,31 @@ def flow(mixed: Array, queries: Sequence[int] | None = None) -> Array:
 
     The network has a node per layer boundary and position; the edge from (l, i) to (l − 1, j) has
     the capacity ``Â_l[i, j]``. One max-flow problem per pair of positions, by Dinic's algorithm of
-    scipy on capacities that are rounded down to one part in 10⁹.
+    scipy on capacities that are rounded down to whole parts of 10⁻⁹. A flow is then too small by
+    less than 10⁻⁹ for every edge of its smallest cut, which has at most ``size²`` edges.
 
     Output positions are all, unless ``queries`` names some.
 
     Source: Abnar & Zuidema (2005.00928).
     """
+    values = largest_flows(mixed, range(mixed.shape[1]) if queries is None else queries)
+    return np.asarray(values / values.sum(-1, keepdims=True, dtype=float))
+
+
+def largest_flows(mixed: Array, queries: Sequence[int]) -> NDArray[np.int64]:
+    """Return the maximum flow from output positions to each input position, in parts of `UNIT`."""
     layers, size = mixed.shape[:2]
     layer, query, key = np.nonzero(mixed > 0)
     capacity = np.floor(mixed[layer, query, key] * UNIT).astype(np.int32)
     nodes = (layers + 1) * size
     ends = ((layer + 1) * size + query, layer * size + key)
     network = csr_matrix((capacity, ends), shape=(nodes, nodes))
-    wanted = range(size) if queries is None else queries
-    values = np.array(
+    return np.array(
         [
             [maximum_flow(network, layers * size + query, key).flow_value for key in range(size)]
-            for query in wanted
-        ],
-        dtype=float,
+            for query in queries
+        ]
     )
-    return np.asarray(values / values.sum(-1, keepdims=True))
 
 
 def step(
@@ -94,12 +124,14 @@ def step(
     k: Float[Tensor, "1 kv_head key size"],
     spec: AttentionSpec,
     *,
+    fusion: str = "mean",
+    residual: bool = True,
+    discard: float = 0.0,
     first: bool = True,
 ) -> Float[Tensor, "1 1 key row"]:
-    """Multiply rows by one layer's Â, the mean over heads with the residual stream, unseen whole.
-
-    Without ``first`` the first key is dropped, as `without_first` does.
-    """
+    """Multiply rows by one layer's Â of `mix`, unseen whole."""
+    if fusion != "mean" or not residual or discard:
+        return _step_by_rows(rows, q, k, spec, fusion, residual, discard, first)
     heads, size = q.shape[1], k.shape[2]
     mean = torch.full((heads,), 1 / heads)
     if first:
@@ -119,6 +151,29 @@ def step(
     # Of what the first token receives, only what it has from itself arrives.
     moved[0, 0, 0] = given[0, 0, 0] * sunk[0, 0, 0]
     return rows / 2 + torch.where(stays, rows / 2, 0.0) + moved
+
+
+def _step_by_rows(
+    rows: Tensor, q: Tensor, k: Tensor, spec: AttentionSpec,
+    fusion: str, residual: bool, discard: float, first: bool,
+) -> Tensor:  # fmt: skip
+    """Multiply rows by a map whose heads do not add up: some of its rows at once."""
+    at_once = max(1, NUMBERS // (q.shape[1] * k.shape[2]))
+
+    def joined(queries: Tensor) -> Iterator[tuple[Tensor, Array]]:
+        for some in torch.split(queries, at_once):
+            weights = weights_of(q, k, spec, some).float().cpu().numpy()
+            yield some, join(weights, some.numpy(), fusion, first=first)
+
+    def positive() -> Iterator[NDArray[np.float32]]:
+        return (each[each > 0] for _, each in joined(torch.arange(q.shape[2])))
+
+    cut = quantile(positive, discard) if discard else 0.0
+    result = torch.zeros(k.shape[2], rows.shape[-1], dtype=torch.float64)
+    for some, each in joined((rows[0, 0] != 0).any(-1).nonzero()[:, 0].cpu()):
+        mixed = torch.from_numpy(_stochastic(each, some.numpy(), residual, cut))
+        result += mixed.double().T @ rows[0, 0, some].double().cpu()
+    return result[None, None].to(rows)
 
 
 def mean_map(

@@ -36,7 +36,7 @@ FLOOR = 1e-5
 # Rows whose weights are held at once, and numbers of parts less sums.
 ROWS, NUMBERS = 16, 2**18
 # What an edge goes through, where it is no head.
-RESIDUAL, MLP = -1, -2
+RESIDUAL, MLP, BIAS = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Routes:
         Layer, head (or `RESIDUAL`, `MLP`), source, target and importance of every edge.
     tokens
         Importance that reaches each token of the text (token,).
-    heads, mlp, residual
+    heads, mlp, residual, bias
         Importance that goes through each head (layer, head), each MLP, and past the attention of
-        each layer (layer,).
+        each layer (layer,), and what ends in the biases of its attention (layer,): with the
+        tokens, all of the importance.
     """
 
     edges: list[tuple[int, int, int, int, float]]
@@ -81,6 +82,7 @@ class Routes:
     heads: Array
     mlp: Array
     residual: Array
+    bias: Array
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes
     """Follow the stream of one position from the last layer down."""
     layers = len(streams.added)
     size, count = len(streams.at[0]), streams.calls[0].query.shape[1]
-    heads, mlp, residual = np.zeros((layers, count)), np.zeros(layers), np.zeros(layers)
+    heads, (mlp, residual, bias) = np.zeros((layers, count)), np.zeros((3, layers))
     importance = torch.zeros(size, dtype=torch.float64)
     importance[at] = 1.0
     edges: list[tuple[int, int, int, int, float]] = []
@@ -137,6 +139,7 @@ def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes
         for rows in torch.split(importance.nonzero()[:, 0], ROWS):
             weights, own = layer_shares(streams, blocks, layer, rows, threshold)
             arriving = importance[rows]
+            bias[layer] += float((arriving * own[BIAS]).sum())
             for name, into in ((MLP, mlp), (RESIDUAL, residual)):
                 through = arriving * own[name]
                 into[layer] += float(through.sum())
@@ -156,16 +159,17 @@ def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes
             ]
         importance = below
     edges.sort(key=lambda edge: -edge[-1])
-    return Routes(edges, importance.numpy(), heads, mlp, residual)
+    return Routes(edges, importance.numpy(), heads, mlp, residual, bias)
 
 
 def layer_shares(
     streams: Streams, blocks: Blocks, layer: int, rows: Tensor, threshold: float
 ) -> tuple[Float[Tensor, "head row key"], dict[int, Float[Tensor, " row"]]]:
-    """Return what shares of some rows come through heads from keys, past them, and from the MLP.
+    """Return what shares of some rows come through heads from keys, and from what else there is.
 
-    In a block in turn the shares of heads and residual stream are of the sum after the attention,
-    and sum to 1; that of the MLP is of the sum after it. In a parallel block all are of one sum.
+    In a block in turn the shares of heads, residual stream and biases of the attention are of the
+    sum after it, and sum to 1; that of the MLP is of the sum after that. In a parallel block all
+    are of one sum.
     """
     before, after = (streams.at[at][rows] for at in (layer, layer + 1))
     added = streams.added[layer][rows]
@@ -181,7 +185,7 @@ def layer_shares(
     flat += [_part(whole, each)[:, None] for each in beside]
     shares = _kept(torch.cat(flat, dim=1).double(), threshold)
     heads = shares[:, : len(parts) * size].view(len(rows), len(parts), size).transpose(0, 1)
-    own = {RESIDUAL: shares[:, len(parts) * size]}
+    own = {RESIDUAL: shares[:, len(parts) * size], BIAS: shares[:, len(parts) * size + 1]}
     if blocks.parallel:
         own[MLP] = shares[:, -1]
     else:
@@ -195,7 +199,7 @@ def _head_parts(
 ) -> tuple[Tensor, Tensor]:
     """Return c of what every head writes from every key (head, row, key), and the sum of that."""
     call, outwards = streams.calls[layer], blocks.outwards[layer]
-    weights = weights_of(call, rows)
+    weights = weights_of(call.query, call.key, call.variant(), rows)
     values = call.value[0].float()
     group = len(outwards) // len(values)
     parts, total = torch.zeros_like(weights), torch.zeros_like(whole)

@@ -7,10 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analyses._relevance.trace import LayerTrace, Trace
-from headscope.kernels.api import Gradient, pull, push
+from headscope.kernels.api import AttentionSpec, Gradient, pull, push
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.attention import projections
-from headscope.probes.attention.interface import AttentionCall
 from headscope.probes.models.model import Model
 
 Link = Callable[[int, LayerTrace], Gradient]
@@ -29,11 +28,14 @@ def one_hot(trace: Trace) -> Float[Tensor, "1 1 query 1"]:
     return row
 
 
-def weights_of(call: AttentionCall, queries: Int[Tensor, " row"]) -> Float[Tensor, "head row key"]:
+def weights_of(
+    q: Float[Tensor, "1 head query size"], k: Float[Tensor, "1 kv_head key size"],
+    spec: AttentionSpec, queries: Int[Tensor, " row"],
+) -> Float[Tensor, "head row key"]:  # fmt: skip
     """Return the weights of some queries on all keys."""
-    chosen = torch.zeros(1, 1, call.query.shape[2], len(queries))
+    chosen = torch.zeros(1, 1, q.shape[2], len(queries))
     chosen[0, 0, queries, torch.arange(len(queries))] = 1.0
-    return push(chosen, call.query, call.key, call.variant())[0].transpose(1, 2)
+    return push(chosen, q, k, spec)[0].transpose(1, 2)
 
 
 def check_layers(trace: Trace) -> None:

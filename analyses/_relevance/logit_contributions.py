@@ -9,11 +9,8 @@ Sources: Elhage et al., A Mathematical Framework for Transformer Circuits (2021)
 
 import numpy as np
 
-from headscope.analyses._measurements.direct_logit_attribution import (
-    Readout,
-    by_source,
-    direction_of,
-)
+from headscope.analyses._measurements.direct_logit_attribution import by_source, direction_of
+from headscope.analyses._measurements.readout import Readout
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._stats.bootstrap import Array
 
@@ -23,6 +20,8 @@ SIGNED = True
 def relevance(trace: Trace) -> Array:
     """Return the logits that all heads write directly from every token (token,)."""
     target = trace.target
-    along = direction_of(trace.model, target.answer_ids, target.wrong_ids)
-    shares = by_source(trace.of_model(Readout), target.ids, target.at, along)
+    reads = trace.of_model(Readout)
+    along = direction_of(trace.model, target.answer_ids, target.wrong_ids)[None]
+    found = reads.read_one(target.ids, target.at)
+    shares = by_source(reads, found, reads.before_norm(along, found))
     return np.asarray(shares.sum((0, 1)).numpy())

@@ -67,7 +67,7 @@ class Mixing:
     ) -> Float[Tensor, "query key"]:
         """Return rows of C: distances, divided by their sums."""
         call = layer.call
-        maps = weights_of(call, queries).double().cpu()
+        maps = weights_of(call.query, call.key, call.variant(), queries).double().cpu()
         z = layer.z[0, :, queries].double().cpu()
         stream = self.streams[number][queries] + torch.einsum("hqs,hsr->qr", z, out)
         value = call.value[0].double().cpu()

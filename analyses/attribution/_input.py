@@ -11,13 +11,6 @@ from headscope.probes.attention.forward import logits
 from headscope.probes.models.model import Model
 
 
-def predicted(model: Model, ids: list[int]) -> int:
-    """Return the token that the model predicts after ``ids``."""
-    model.check_predicts()
-    with torch.no_grad():
-        return int(_last_logits(model, [ids])[0].argmax())
-
-
 def replacement_effect(
     model: Model, ids: list[int], answer: int, substitutes: NDArray[np.int64]
 ) -> Array:

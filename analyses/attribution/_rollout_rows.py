@@ -1,6 +1,7 @@
 """Rows of rollout from queries and keys, layer by layer: no map is ever whole."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +11,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._relevance._attention_flow import step
+from headscope.analyses._runtime.options import one_text
+from headscope.analyses._runtime.results import require_maps
 from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.errors import NotApplicable
 
 TOLERANCE = 1e-3
 
 
+def check(capture: xr.Dataset) -> None:
+    """Refuse a capture from which rows do not follow."""
+    for name in ("q", "k", "lse"):
+        if name not in capture:
+            raise NotApplicable(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
+    one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
+    if "position_bias" in capture.coords:
+        raise NotApplicable(
+            "capture: rows know no position bias, which this model adds to its logits"
+        )
+    require_maps(capture, "rollout")
+    if capture.attrs.get("reweighted"):
+        raise NotApplicable(
+            "edits: the weights of this capture were edited, and q and k do not say how"
+        )
+
+
 def follow(
-    capture: xr.Dataset, prompt: int, positions: Sequence[int], *, first: bool = True
+    capture: xr.Dataset, prompt: int, positions: Sequence[int], **mixing: Any
 ) -> NDArray[np.float64]:
     """Take output positions through the mixed maps of all layers, last layer first (row, key).
 
-    Heads are averaged and the residual stream is mixed in, ``Â = rownorm(mean_h A + I)``; without
-    ``first`` the first key is left out.
+    ``mixing`` are the options of `_attention_flow.mix`; by default heads are averaged and the
+    residual stream is mixed in, ``Â = rownorm(mean_h A + I)``.
 
     Source: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928).
     """
@@ -34,7 +54,7 @@ def follow(
         part = capture.isel(layer=layer, prompt=prompt)
         q, k, variant = _call(part, length)
         _check(part, q, k, variant)
-        rows = step(rows, q, k, variant, first=first)
+        rows = step(rows, q, k, variant, **mixing)
     return rows[0, 0].T.double().numpy()
 
 

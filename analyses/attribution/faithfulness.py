@@ -14,6 +14,8 @@ Attention-Based Explanations (1909.07913).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
 from typing import Annotated, Any
 
 import numpy as np
@@ -140,11 +142,8 @@ def run(
         "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
     )  # fmt: skip
     shown = explain(model, every[prompt], names=kept, pool=pool, draws=draws, seed=seed + 1)
-    relevance = np.full((len(rows), len(shown["query"])), np.nan)
-    relevance[:-1] = shown["relevance"].values
-    results.variables["relevance"] = xr.Variable(
-        ("explainer", "query"), relevance, shown["relevance"].attrs
-    )
+    # An order at random has no relevance.
+    results.variables["relevance"] = shown["relevance"].variable.pad(explainer=(0, 1))
     results.variables["replacement_effect"] = shown["replacement_effect"].variable
     titles = {name: each.title for name, each in registry.methods().items()}
     refused = {name: each.refused for name, each in measured.items() if each.refused}
@@ -265,11 +264,7 @@ def _table(
 
 def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
     """Say which methods beat an order at random, and whether raw attention does."""
-    parts = [_of_task(name, each, titles) for name, each in measured.items()]
-    verdict = parts[0]
-    for each in parts[1:]:
-        verdict = verdict & each
-    return verdict
+    return reduce(and_, (_of_task(name, each, titles) for name, each in measured.items()))
 
 
 def _of_task(name: str, found: _Measured, titles: Mapping[str, str]) -> Verdict:

@@ -4,8 +4,9 @@ What a head puts into the residual stream at the question, ``z_h W_O^h``, goes t
 norm, its scale frozen, and the unembedding: so many logits for the answer over the wrong one. With
 the embeddings, what else each layer writes (MLP and biases) and the biases at the end, the heads
 sum to the logit difference exactly. Each head's share is cut by the token that it is from,
-``A_ij v_j W_O^h``. What a head does through later layers is not in its direct
-share, so the loss without the head stands beside it as a correlation.
+``A_ij v_j W_O^h``. The same parts without the last norm sum to what the residual stream gives. The
+words that a head's write promotes name it. What a head does through later layers is not in its
+direct share, so the loss without the head stands beside it.
 
 Sources: Elhage et al., A Mathematical Framework for Transformer Circuits (2021); Wang et al.,
 Interpretability in the Wild (2211.00593); Gandelsman et al. (2310.05916) for layer, head and token.
@@ -17,12 +18,14 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._measurements import direct_logit_attribution
+from headscope.analyses._measurements.readout import Readout
 from headscope.analyses._runtime.options import AtLeast, Between
-from headscope.analyses._runtime.results import Results, label, require, top
+from headscope.analyses._runtime.results import GRID, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses.attribution import _promoted_words
+from headscope.analyses.attribution._relevance_heads import mean_ablation
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -43,6 +46,7 @@ def run(
     task: Task,
     *,
     prompt: Annotated[int, AtLeast(0)] = 0,
+    top_words: Annotated[int, AtLeast(1)] = 5,
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -55,7 +59,10 @@ def run(
         heads' place in the ablation. Without wrong answers the mean logit of the vocabulary stands
         in their place.
     prompt
-        Prompt whose last question is followed to the tokens of its text.
+        Prompt whose last question is followed to the tokens of its text, and to the words that
+        heads promote there.
+    top_words
+        How many words name what a head writes.
     exhaustive
         Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
         those that gradients rank first, and a random sample of the others.
@@ -64,14 +71,19 @@ def run(
 
     Returns
     -------
-    Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong
-    one, at the question), ``component_logit`` (component; the sums that make the difference),
-    ``logit_difference`` (what the model gives), ``direct_before_norm`` (layer, head; the same
-    without the last norm, parts of what the residual stream gives along the unembedding),
-    ``token_contribution`` (key; logits of all heads from each token of one prompt, its heads and
-    tokens apart in ``head_token_contribution``: layer, head, key) and ``direct_vs_ablation``
-    (Spearman rank correlation over heads of absolute direct logits and the logit difference lost
-    under mean ablation), with 95 % intervals over prompts.
+    Dataset with ``direct_logit`` (layer, head; logits for the answer over the wrong one, at the
+    question), ``component_logit`` (component; the sums that make the difference),
+    ``logit_difference`` (what the model gives), ``accumulated_logit`` (boundary; what the stream
+    gives up to there), ``direct_before_norm`` and ``component_before_norm`` (the same without the
+    last norm: parts of what the residual stream gives along the unembedding), ``ablation_effect``
+    (layer, head; what the answer loses by mean ablation) and ``direct_vs_ablation`` (Spearman rank
+    correlation over heads of absolute direct logits with it), with 95 % intervals over prompts.
+
+    Of one prompt: ``token_contribution`` (key; logits of all heads from each token),
+    ``head_token_contribution`` and ``head_token_before_norm`` (layer, head, key), and as
+    coordinates the words of the largest logits of what heads write at the answer and of the stream
+    there, through the last norm and without it: ``promotes``, ``promotes_before_norm`` (layer,
+    head), ``stream_promotes`` and ``stream_promotes_before_norm`` (boundary).
 
     A norm behind the attention (Gemma) is linear with its scale frozen, too; where the model caps
     its logits, all are those before the cap. Models whose heads reach the residual stream through
@@ -80,62 +92,72 @@ def run(
     require(capture, KEEP, "logit_attribution")
     encoded = ablation.encode_task(model, task)
     Between(0, len(encoded.ids) - 1).check("prompt", prompt)
-    parts = direct_logit_attribution.attribute(model, encoded)
-    paired = all(question.wrong_ids for row in encoded.questions for question in row)
-    metric = "logit_difference" if paired else "log_probability"
-    intact = ablation.evaluate(model, encoded, (), metric)
-    mean = ablation.mean_z(capture)
-    most = top(np.abs(parts.heads.mean(0)), FIRST)
-    chosen = screen(model, encoded, metric, (mean,), also=most, exhaustive=exhaustive, seed=seed)
-    ablated = ablation.ablate_each_head(model, encoded, metric, mean, heads=chosen.heads)
-    lost = intact[:, None, None] - ablated
+    reads = Readout(model)
+    parts = direct_logit_attribution.attribute(model, encoded, reads)
+    lost = mean_ablation(capture, model, encoded, parts.heads, exhaustive=exhaustive, seed=seed)
     gap = float(np.abs(parts.total() - parts.logit).max())
+    paired = lost.metric == "logit_difference"
 
     against = "the wrong answers" if paired else "the mean of the vocabulary"
-    what = f"logit of the answer − {against}, {len(intact)} prompts of {task.name}"
+    what = f"logit of the answer − {against}, {len(encoded)} prompts of {task.name}"
     cap = "; before the soft cap of the logits" if parts.capped else ""
     frozen = f"z·W_O at the question, through the norms with their scales frozen; {what}{cap}"
-    ids, shares = direct_logit_attribution.of_prompt(model, encoded, prompt)
+    opened = direct_logit_attribution.of_prompt(reads, encoded, prompt)
     one = f"A·v·W_O by source token, prompt {prompt}, its last question; {against}{cap}"
-    sums = np.stack(
-        [parts.embedding, np.nansum(parts.heads, axis=(1, 2)), parts.rest.sum(1), parts.bias],
-        axis=1,
-    )
+    logits, unscaled = ("logits", "diverging"), ("unscaled logits", "diverging")
+    without = f"along the unembedding, without the last norm; {what}"
     results = Results(capture, seed=seed, source=SOURCE, convention=frozen)
     results.add_means(
-        ("direct_logit", ("layer", "head"), parts.heads,
-         f"Direct logits for the answer of {task.name}", ("logits", "diverging")),
-        ("component_logit", ("component",), sums, "Direct logits by component",
-         ("logits", "diverging"), f"they sum to the difference within {gap:.2g}; {frozen}"),
-        ("logit_difference", (), parts.logit, "What the components sum to", ("logits", "diverging"),
-         what + cap),
-        ("direct_before_norm", ("layer", "head"), parts.heads_before_norm,
-         "Direct contributions before the last norm", ("unscaled logits", "diverging"),
-         f"z·W_O along the unembedding, without the last norm; {what}"),
+        ("direct_logit", GRID, parts.heads, f"Direct logits for the answer of {task.name}", logits),
+        ("component_logit", ("component",), parts.components(), "Direct logits by component",
+         logits, f"they sum to the difference within {gap:.2g}; {frozen}"),
+        ("logit_difference", (), parts.logit, "What the components sum to", logits, what + cap),
+        ("direct_before_norm", GRID, parts.before.heads,
+         "Direct contributions before the last norm", unscaled, f"z·W_O {without}"),
+        ("component_before_norm", ("component",), parts.before.components(),
+         "Contributions before the last norm by component", unscaled,
+         f"they sum to what the residual stream gives {without}"),
+        ("accumulated_logit", ("boundary",), parts.accumulated(),
+         "Logits of the residual stream up to each layer", logits,
+         f"embeddings and all layers below, without the biases at the end; {frozen}"),
     )  # fmt: skip
     results.add_all(
-        ("token_contribution", ("key",), shares.sum((0, 1)), "Direct logits by source token",
-         ("logits", "diverging"), f"sum over heads; {one}"),
-        ("head_token_contribution", ("layer", "head", "key"), shares,
-         "Direct logits by head and source token", ("logits", "diverging"), one),
+        ("token_contribution", ("key",), opened.after.sum((0, 1)), "Direct logits by source token",
+         logits, f"sum over heads; {one}"),
+        ("head_token_contribution", (*GRID, "key"), opened.after,
+         "Direct logits by head and source token", logits, one),
+        ("head_token_before_norm", (*GRID, "key"), opened.before,
+         "Contributions before the last norm by head and source token", unscaled,
+         f"{one}; without the last norm"),
     )  # fmt: skip
-    ends = agreement(parts.heads, lost, seed)
+    results.add_mean(
+        "ablation_effect", GRID, lost.values, "What the answer loses by mean ablation of the head",
+        lost.units, "diverging", evidence="causal", source="Wang et al. 2211.00593",
+        convention=f"intact − ablated {lost.metric.replace('_', ' ')}, {lost.heads}",
+    )  # fmt: skip
+    ends = agreement(parts.heads, lost.values, seed)
     results.add_interval(
         "direct_vs_ablation", (), ends, "Direct logits against mean ablation", "Spearman ρ",
         "diverging", -1, 1,
-        convention=f"{OVER_HEADS}; ablation: {metric.replace('_', ' ')} lost, all paths, of "
-        f"{chosen.convention}",
+        convention=f"{OVER_HEADS}; ablation: {lost.metric.replace('_', ' ')} lost, all paths, of "
+        f"{lost.heads}",
     )  # fmt: skip
     direct = results["direct_logit"].values
+    best = top(direct, 5)
+    words = _promoted_words.coordinates(reads, opened.found, top_words)
+    promote = "; ".join(f"{label(head)} {words['promotes'][1][head]}" for head in best[:3])
     return results.dataset(
         {
             "component": list(COMPONENTS),
-            "key": np.arange(len(ids)),
-            "token": ("key", model.words(ids)),
+            "boundary": np.arange(model.layers + 1),
+            "key": np.arange(len(opened.ids)),
+            "token": ("key", model.words(opened.ids)),
+            **words,
         },
-        _verdict(ends, parting(direct, lost.mean(0))),
+        _verdict(ends, parting(direct, lost.values.mean(0))),
+        f"Words that the first heads promote at the answer of prompt {prompt}: {promote}.",
         convention=what,
-        top_heads=[label(head) for head in top(direct, 5)],
+        top_heads=[label(head) for head in best],
         sum_gap=gap,
     )
 

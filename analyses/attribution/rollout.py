@@ -20,6 +20,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._relevance import _attention_flow, perturbation
+from headscope.analyses._relevance.target import predicted
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
@@ -27,7 +28,7 @@ from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.attribution import _input, _rollout_rows
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.kernels.formatting import amount
+from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
 
 NEEDS = ("pattern",)
@@ -83,8 +84,9 @@ def run(
     Dataset with ``rollout``, ``flow`` and ``raw_attention`` (query, key; share, rows sum to one),
     ``ablation_effect`` (query; nats) and ``input_gradient`` (query; nats per unit) of the shown
     prompt, ``ablation_correlation`` and ``gradient_correlation`` (condition; mean Spearman rank
-    correlation over prompts, −1 to 1, with 95 % intervals). The verdict is about the paper's claim,
-    by paired differences over prompts.
+    correlation over prompts, −1 to 1), and ``ablation_correlation_gain`` and
+    ``gradient_correlation_gain`` (compared; paired differences to raw attention, by which the
+    verdict judges the paper's claim), with 95 % intervals.
     """
     require(capture, NEEDS, "rollout")
     one_text(capture.attrs.get("attention", "self"), "rollout")
@@ -115,26 +117,38 @@ def run(
          "max-flow with capacities Â, rows normalised"),
         ("raw_attention", pair, shown.raw, "Raw attention of the last layer", SHARE,
          "mean over heads"),
-        ("ablation_effect", ("query",), shown.effect,
-         "Change of the prediction when the token is replaced", ("nats", "sequential", 0),
-         f"mean |Δ log p| of the predicted token over {substitutes} random substitutes"),
         ("input_gradient", ("query",), shown.gradient,
          "Gradient of the prediction in the token's embedding", ("nats per unit", "sequential", 0),
          "L2 norm over the embedding dimensions"),
     )  # fmt: skip
+    results.add(
+        "ablation_effect", ("query",), shown.effect,
+        "Change of the prediction when the token is replaced", "nats", "sequential", 0,
+        evidence="causal",
+        convention=f"mean |Δ log p| of the predicted token over {substitutes} random substitutes",
+    )  # fmt: skip
+    over = f"last row, over the tokens of each of {len(prompts)} prompts"
     for index, (name, truth) in enumerate(TRUTHS.items()):
         results.add_mean(
             name, ("condition",), agreement[:, index], f"Agreement with {truth}", "Spearman ρ",
-            "diverging", -1, 1,
-            convention=f"last row, over the tokens of each of {len(prompts)} prompts; without the "
-            "first token: mean over heads with the residual stream, whatever the other rows are",
+            "diverging", -1, 1, convention=over,
+        )  # fmt: skip
+        results.add_mean(
+            f"{name}_gain", ("compared",), agreement[:, index, 1:] - agreement[:, index, :1],
+            f"Agreement with {truth}, more than raw attention has", "Spearman ρ", "diverging",
+            -2, 2, convention=f"paired differences over prompts; {over}",
         )  # fmt: skip
     size = np.arange(len(shown.ids))
     return results.dataset(
-        {"condition": list(ROWS), "query": size, "key": size, "token": ("query", shown.tokens)},
+        {
+            "condition": list(ROWS),
+            "compared": list(ROWS[1:]),
+            "query": size,
+            "key": size,
+            "token": ("query", shown.tokens),
+        },
         _verdict(results, agreement),
-        convention=f"Â = rownorm({fusion} over heads of A{' + I' if residual else ''}); the last "
-        "layer's row is the output",
+        convention=f"{_stated(fusion, residual, discard)}; the last layer's row is the output",
         prompt=prompt,
         predicted=shown.answer,
     )
@@ -146,6 +160,9 @@ def rows(
     *,
     prompt: int = 0,
     without_first: bool = False,
+    fusion: Annotated[str, OneOf(_attention_flow.FUSIONS)] = "mean",
+    residual: bool = True,
+    discard: Annotated[float, Between(0, 0.99)] = 0.0,
 ) -> xr.Dataset:
     """Follow attention from a few output positions to the input, at any length of the text.
 
@@ -160,6 +177,9 @@ def rows(
         Output positions; negative ones count from the end of the prompt.
     without_first
         Leave the first key out of every layer, where attention sinks.
+    fusion, residual, discard
+        How maps are mixed, as in ``run``. Other than the defaults, they take all rows of every
+        layer once, and with ``discard`` three times.
 
     Returns
     -------
@@ -174,19 +194,9 @@ def rows(
     >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
     (('query', 'key'), 1.0)
     """
-    for name in ("q", "k", "lse"):
-        if name not in capture:
-            raise NotApplicable(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
-    one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
-    if "position_bias" in capture.coords:
-        raise NotApplicable(
-            "capture: rows know no position bias, which this model adds to its logits"
-        )
-    require_maps(capture, "rollout")
-    if capture.attrs.get("reweighted"):
-        raise NotApplicable(
-            "edits: the weights of this capture were edited, and q and k do not say how"
-        )
+    OneOf(_attention_flow.FUSIONS).check("fusion", fusion)
+    Between(0, 0.99).check("discard", discard)
+    _rollout_rows.check(capture)
     Between(0, capture.sizes["prompt"] - 1).check("prompt", prompt)
     length = int(capture["length"].values[prompt])
     if len(positions) == 0:
@@ -198,9 +208,13 @@ def rows(
     results = Results(capture, source=SOURCE)
     results.add(
         "rollout", ("query", "key"),
-        _rollout_rows.follow(capture, prompt, queries.tolist(), first=not without_first),
+        _rollout_rows.follow(
+            capture, prompt, queries.tolist(), fusion=fusion, residual=residual, discard=discard,
+            first=not without_first,
+        ),
         "Attention rollout", *SHARE,
-        convention=f"{PRODUCT}, the first key left out" if without_first else PRODUCT,
+        convention=f"{PRODUCT}{', the first key left out' if without_first else ''}; "
+        + _stated(fusion, residual, discard),
     )  # fmt: skip
     coords = {
         "query": queries,
@@ -232,11 +246,11 @@ class _Prompt:
         self.raw = maps[-1].mean(0)
         self.rollout = _attention_flow.rollout(mixed)
         self.flow = _attention_flow.flow(mixed, None if full else [size - 1])
-        kept = _attention_flow.mix(_attention_flow.without_first(maps))
+        kept = _attention_flow.mix(maps, **mixing, first=False)
         self.without_first = _attention_flow.rollout(kept)
         tokens = capture["token"].transpose("prompt", "query").values[number, :size]
         self.tokens = tokens.astype(str)
-        answer = _input.predicted(model, ids)
+        (answer,) = predicted(model, ids).answer_ids
         self.answer = model.words([answer])[0]
         self.effect = _input.replacement_effect(model, ids, answer, substitutes)
         self.gradient = _input.input_gradient(model, ids, answer)
@@ -247,6 +261,12 @@ class _Prompt:
         return np.array(
             [[ranked(row, truth) for row in rows] for truth in (self.effect, self.gradient)]
         )
+
+
+def _stated(fusion: str, residual: bool, discard: float) -> str:
+    """State how maps are mixed."""
+    less = f", the smallest {percent(discard)} of it at 0" if discard else ""
+    return f"Â = rownorm({fusion} over heads of A{less}{' + I' if residual else ''})"
 
 
 def _ids(capture: xr.Dataset, number: int) -> list[int]:

@@ -41,6 +41,8 @@ TASK = "ioi"
 PROMPTS = 16
 SUPPORTS: set[str] = set()
 
+# With no threshold every pair of tokens is an edge of every head.
+LEAST = 1e-3
 SOURCE = "Ferrando & Voita 2403.00824"
 # What an edge goes through, besides heads.
 WAYS = {_routes.RESIDUAL: "residual stream", _routes.MLP: "MLP"}
@@ -51,7 +53,7 @@ def run(
     model: Model,
     task: Task,
     *,
-    threshold: Annotated[float, Between(0, 0.5)] = THRESHOLD,
+    threshold: Annotated[float, Between(LEAST, 0.5)] = THRESHOLD,
     prompt: Annotated[int, AtLeast(0)] = 0,
     exhaustive: bool = False,
     seed: int = 0,
@@ -64,7 +66,8 @@ def run(
         Capture of the task whose last questions are traced, with the kept ``z``, whose means take
         the heads' place in the ablation.
     threshold
-        Share of a sum that a part must exceed to stay in the graph.
+        Share of a sum that a part must exceed to stay in the graph. At most 1 / threshold parts of
+        a sum stay, so edges grow with the text and not with its square.
     prompt
         Prompt whose graph is shown.
     exhaustive
@@ -75,11 +78,12 @@ def run(
 
     Returns
     -------
-    Dataset with ``route`` (edge; importance, of the shown prompt, with the ends of each edge, the
-    head of it and its way), ``token_importance`` (query; share, of the shown prompt),
-    ``head_usage`` (layer, head; importance that goes through the head), ``head_used`` (layer, head;
-    share of prompts in whose graph the head is), ``mlp_usage`` and ``residual_usage`` (layer;
-    importance that goes through the MLP, and past the attention) and ``usage_vs_ablation``
+    Dataset with ``route`` (edge; importance, of the shown prompt, with the ends of each edge, and
+    what it goes through in ``way`` and ``edge_head``: −1 the residual stream, −2 the MLP),
+    ``token_importance`` (query; share, of the shown prompt), ``head_usage`` (layer, head;
+    importance that goes through the head), ``head_used`` (layer, head; share of prompts in whose
+    graph the head is), ``mlp_usage``, ``residual_usage`` and ``bias_share`` (layer; importance that
+    goes through the MLP, past the attention, and ends in its biases) and ``usage_vs_ablation``
     (Spearman rank correlation over heads with the drop under mean ablation), with 95 % intervals
     over prompts.
 
@@ -118,6 +122,9 @@ def run(
          "Importance through the MLP", importance),
         ("residual_usage", ("layer",), np.stack([each.residual for each in found]),
          "Importance past the attention", importance),
+        ("bias_share", ("layer",), np.stack([each.bias for each in found]),
+         "Importance that ends in biases of the attention", importance,
+         "from no token; the importance of all tokens and these sum to 1"),
     )  # fmt: skip
     results.add_mean(
         "usage_ablation", GRID, lost.values, f"{lost.metric.replace('_', ' ').capitalize()} lost",
@@ -154,6 +161,7 @@ def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
         "source_position": ("edge", source),
         "target_position": ("edge", target),
         "way": ("edge", ways),
+        "edge_head": ("edge", head),
     }
 
 

@@ -6,9 +6,11 @@ import torch
 import xarray as xr
 from constructed import random_llama, repeated
 from refusals import check_message, check_refusal
+from scipy.stats import spearmanr
 
 from headscope.analyses import rollout
 from headscope.analyses._relevance import _attention_flow
+from headscope.analyses._runtime import runner
 from headscope.analyses.attribution import _input
 from headscope.probes import capture
 from headscope.probes.attention.forward import logits
@@ -80,32 +82,80 @@ def test_the_effect_is_the_change_of_log_probability(random_llama):
     assert effect[1] == pytest.approx(expected, abs=1e-5)
 
 
-def dense(model, prompts, number, *, first=True):
+def dense(model, prompts, number, **mixing):
     """Rollout from the whole maps, as the analysis has it."""
     maps = capture(model, prompts, stats=("pattern",))["pattern"].values[number]
     size = int((~np.isnan(maps[0, 0, :, 0])).sum())
-    maps = maps[..., :size, :size].astype(float)
-    if not first:
-        maps = _attention_flow.without_first(maps)
-    return _attention_flow.rollout(_attention_flow.mix(maps))
+    return _attention_flow.rollout(
+        _attention_flow.mix(maps[..., :size, :size].astype(float), **mixing)
+    )
+
+
+MIXINGS = [
+    {}, {"fusion": "max"}, {"fusion": "min", "residual": False}, {"residual": False},
+    {"discard": 0.5}, {"fusion": "max", "residual": False, "discard": 0.3},
+]  # fmt: skip
 
 
 @pytest.mark.requirement("C1")
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("mixing", MIXINGS, ids=str)
 @pytest.mark.parametrize("name", ["circuit", "random_llama", "rotary_sink"])
-def test_rows_are_those_of_the_whole_map(name, first, request):
+def test_rows_are_those_of_the_whole_map(name, mixing, first, request, monkeypatch):
+    monkeypatch.setattr(_attention_flow, "NUMBERS", 1000)  # a few rows at once
     model = request.getfixturevalue(name)
     prompts = [[0, 5, 6, 7, 5, 6], [0, *range(5, 35), *range(5, 35)]]
     held = capture(model, prompts, stats=(), keep=("q", "k"))
     for prompt, positions in ((0, (-1, 2)), (1, (0, 31, -1, 60))):
-        found = rollout.rows(held, positions, prompt=prompt, without_first=not first)["rollout"]
-        expected = dense(model, prompts, prompt, first=first)
+        rows = rollout.rows(held, positions, prompt=prompt, without_first=not first, **mixing)
+        found = rows["rollout"]
+        expected = dense(model, prompts, prompt, first=first, **mixing)
         np.testing.assert_allclose(found.values, expected[list(positions)], atol=1e-6)
         np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-6)
         assert found["query"].values.tolist() == [at % len(expected) for at in positions]
         tokens = held["token"].values[prompt]
         assert found["token"].values.tolist() == [tokens[at] for at in found["query"].values]
         assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
+
+
+@pytest.mark.requirement("C1")
+def test_the_row_without_the_first_token_is_mixed_like_the_others(circuit, captured):
+    """What the last row is correlated with changes with the options."""
+    mixing = {"fusion": "max", "residual": False, "discard": 0.2}
+    result = rollout.run(captured, circuit, substitutes=1, **mixing)
+    held = capture(circuit, repeated(n=3, length=4), stats=(), keep=("q", "k"))
+    rho = []
+    for prompt in range(3):
+        each = rollout.run(captured, circuit, prompt=prompt, substitutes=1, **mixing)
+        row = rollout.rows(held, prompt=prompt, without_first=True, **mixing)["rollout"][0]
+        rho.append(spearmanr(np.round(row, 5), each["input_gradient"]).statistic)
+    found = result["gradient_correlation"].sel(condition="rollout without the first token")
+    assert float(found) == pytest.approx(np.mean(rho), abs=0.05)
+
+
+@pytest.mark.requirement("C1")
+def test_the_verdict_rests_on_paired_differences_that_the_result_has(bundled):
+    result = runner.execute("rollout", bundled, n=16, options={"substitutes": 1})
+    worse = []
+    for name, truth in rollout.TRUTHS.items():
+        whole, gain = result[name], result[f"{name}_gain"]
+        assert gain["compared"].values.tolist() == list(rollout.ROWS[1:])
+        raw = float(whole.sel(condition="raw attention"))
+        np.testing.assert_allclose(gain, whole.values[1:] - raw, atol=1e-12)
+        lower, upper = result[f"{name}_gain_lower"], result[f"{name}_gain_upper"]
+        assert (lower < gain).all()
+        assert (gain < upper).all()
+        # A paired interval is narrower than what two intervals by themselves allow.
+        wide = result[f"{name}_upper"] - result[f"{name}_lower"]
+        assert (upper - lower).values[0] < float(wide[0] + wide[1])
+        worse += [
+            f"{row} {truth}"
+            for row, least in zip(rollout.ROWS[1:3], lower.values[:2], strict=True)
+            if least <= 0
+        ]
+    assert (result.attrs["verdict"] == "supported") == (not worse)
+    assert result["ablation_effect"].attrs["evidence"] == "causal"
+    assert result["input_gradient"].attrs.get("evidence") != "causal"
 
 
 def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
@@ -165,6 +215,8 @@ def test_rows_refuse_what_they_cannot_follow(circuit):
     check_message(r"positions: 3 is outside -3 … 2", rollout.rows, held, (3,))
     check_message("positions: none", rollout.rows, held, ())
     check_refusal("prompt", rollout.rows, held, prompt=1)
+    check_refusal("fusion", rollout.rows, held, fusion="median")
+    check_refusal("discard", rollout.rows, held, discard=1.0)
     colder = (Temperature([(0, 1)], 0.5),)
     edited = capture(circuit, [[0, 5, 6]], stats=(), keep=("q", "k"), edits=colder)
     check_refusal("edits", rollout.rows, edited)

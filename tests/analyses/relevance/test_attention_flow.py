@@ -78,14 +78,43 @@ def test_other_published_maps():
 
 def test_without_the_first_key_rows_are_what_is_left_of_them():
     attention = maps(2, 2, 5)
-    found, whole = attention_flow.without_first(attention)[0, 0], attention.mean(1)[0]
-    left = whole[1:, 1:] / whole[1:, 1:].sum(-1, keepdims=True)
+    found, whole = attention_flow.mix(attention, residual=False, first=False)[0], attention.mean(1)
+    left = whole[0, 1:, 1:] / whole[0, 1:, 1:].sum(-1, keepdims=True)
     np.testing.assert_allclose(found[1:, 1:], left, atol=1e-12)
     assert (found[1:, 0] == 0).all()
-    np.testing.assert_allclose(found[0], whole[0])
+    np.testing.assert_allclose(found[0], whole[0, 0])
     sink = np.zeros((1, 1, 3, 3))
     sink[..., 0] = 1.0
-    np.testing.assert_array_equal(attention_flow.without_first(sink)[0, 0], np.eye(3))
+    np.testing.assert_array_equal(
+        attention_flow.mix(sink, residual=False, first=False)[0], np.eye(3)
+    )
+    # The other options hold for what is left.
+    largest = attention[0].max(0)
+    largest[1:, 0] = 0.0
+    largest[1:] /= largest[1:].sum(-1, keepdims=True)
+    least = np.quantile(largest[largest > 0], 0.3)
+    mixed = np.where(largest < least, 0.0, largest) + np.eye(5)
+    mixed /= mixed.sum(-1, keepdims=True)
+    options = {"residual": True, "discard": 0.3, "first": False}
+    np.testing.assert_allclose(attention_flow.mix(attention, "max", **options)[0], mixed)
+
+
+def test_a_flow_is_too_small_by_a_part_of_its_smallest_cut_alone():
+    size, layers = 6, 3
+    mixed = attention_flow.mix(maps(layers, 2, size))
+    graph = nx.DiGraph()
+    for layer, query, key in zip(*np.nonzero(mixed), strict=True):
+        # Capacities in whole parts of 10⁻¹⁸: no rounding counts here.
+        capacity = int(mixed[layer, query, key] * 10**18)
+        graph.add_edge((layer + 1, query), (layer, key), capacity=capacity)
+    exact = np.array(
+        [nx.maximum_flow_value(graph, (layers, size - 1), (0, key)) for key in range(size)]
+    )
+    found = attention_flow.largest_flows(mixed, [size - 1])[0]
+    missing = exact - found * 10**9
+    assert (missing >= 0).all()
+    assert (missing < size**2 * 10**9).all()
+    assert missing.max() > 0
 
 
 def test_three_layer_flow_agrees_with_a_linear_program():

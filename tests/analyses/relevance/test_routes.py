@@ -1,9 +1,15 @@
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import constructed
 import numpy as np
 import pytest
 import torch
 import transformers
-from constructed import WORDS, random_llama, silent_gpt2, tokenizer
-from largest_tensor import LargestTensor
+from constructed import WORDS, silent_gpt2, tokenizer
 
 from headscope.analyses._relevance import _routes, method
 from headscope.analyses._relevance.target import Target
@@ -12,6 +18,7 @@ from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model
 
 pytestmark = pytest.mark.requirement("C4")
+SUPPORT = Path(constructed.__file__).parent
 TEXT = [0, 5, 6, 7, 5, 6]
 SIZE = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
 WIDE = {
@@ -90,6 +97,112 @@ def test_shares_are_those_of_the_definition(name):
     assert float(heads[:, 0, 3:].abs().max()) == 0
 
 
+class Dense:
+    """Streams, maps, values and output weights of a model in float64, by transformers alone."""
+
+    def __init__(self, name, model, ids):
+        module = copy.deepcopy(model.module).double().eval()
+        base = module.transformer if name == "gpt2" else module.base_model
+        self.blocks = base.h if name == "gpt2" else base.layers
+        made = {}
+        for part in module.modules():
+            part.register_forward_hook(lambda part, args, result: made.update({part: result}))
+        with torch.no_grad():
+            output = module(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
+        # The last hidden state has gone through the last norm.
+        last = made[self.blocks[-1]]
+        streams = [*output.hidden_states[:-1], last if torch.is_tensor(last) else last[0]]
+        self.streams = [each[0].numpy() for each in streams]
+        self.maps = [each[0].numpy() for each in output.attentions]
+        self.factor = getattr(module.config, "residual_multiplier", 1.0)
+        self.values, self.out, self.bias = [], [], []
+        for block in self.blocks:
+            if name == "gpt2":
+                value = made[block.attn.c_attn][0].chunk(3, -1)[2].view(len(ids), 4, 8)
+                last, out = block.attn.c_proj, block.attn.c_proj.weight
+            elif name == "gpt_neox":
+                fused = made[block.attention.query_key_value][0]
+                value = fused.view(len(ids), 4, 24)[..., 16:]
+                last, out = block.attention.dense, block.attention.dense.weight.T
+            else:
+                value = made[block.self_attn.v_proj][0].view(len(ids), -1, 8)
+                value = value.repeat_interleave(4 // value.shape[1], 1)
+                last, out = block.self_attn.o_proj, block.self_attn.o_proj.weight.T
+            bias = torch.zeros(32) if last.bias is None else last.bias
+            self.values.append(value.numpy())
+            self.out.append(out.detach().reshape(4, 8, 32).numpy() * self.factor)
+            self.bias.append(bias.detach().numpy() * self.factor)
+
+
+def kept(parts, threshold):
+    """Cut shares up to the threshold, but for the largest, and divide by what is left."""
+    largest = max(parts.values())
+    left = {key: it for key, it in parts.items() if it > threshold or it == largest}
+    return {key: it / sum(left.values()) for key, it in left.items()}
+
+
+def dense_trace(name, model, ids, at, threshold):
+    """The whole graph by its definition, position by position, all in float64."""
+    found = Dense(name, model, ids)
+    importance = np.zeros(len(ids))
+    importance[at] = 1.0
+    heads, mlp, residual, bias = np.zeros((2, 4)), np.zeros(2), np.zeros(2), np.zeros(2)
+    for layer in (1, 0):
+        below = np.zeros(len(ids))
+        for row in np.flatnonzero(importance):
+            before, after = (found.streams[layer + up][row] for up in (0, 1))
+            parts = {
+                (head, key): found.maps[layer][head, row, key]
+                * found.values[layer][key, head]
+                @ found.out[layer][head]
+                for head in range(4)
+                for key in range(row + 1)
+            }
+            parts["bias"] = found.bias[layer]
+            added = sum(parts.values())
+            parts["residual"] = before
+            through_mlp = after - before - added
+            if name == "gpt_neox":
+                got = kept(shares(after, {**parts, "MLP": through_mlp}), threshold)
+            else:
+                whole = before + added
+                got = kept(shares(whole, parts), threshold)
+                both = kept(shares(after, {"whole": whole, "MLP": through_mlp}), threshold)
+                got["MLP"] = both.get("MLP", 0.0)
+            for key, share in got.items():
+                amount = importance[row] * share
+                if key == "MLP":
+                    mlp[layer] += amount
+                    below[row] += amount if name == "gpt_neox" else 0
+                elif key == "bias":
+                    bias[layer] += amount
+                elif key == "residual":
+                    residual[layer] += amount
+                    below[row] += amount
+                else:
+                    heads[layer, key[0]] += amount
+                    below[key[1]] += amount
+        importance = below
+    return _routes.Routes([], importance, heads, mlp, residual, bias)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gpt_neox", "granite"])
+def test_the_whole_trace_is_that_of_the_definition_in_float64(name, threshold):
+    model, text = family(name), list(range(5, 17))
+    blocks = _routes.Blocks.of(model)
+    found = _routes.trace(_routes.read(model, text, blocks), blocks, 11, threshold)
+    expected = dense_trace(name, model, text, 11, threshold)
+    for part in ("tokens", "heads", "mlp", "residual", "bias"):
+        np.testing.assert_allclose(
+            getattr(found, part), getattr(expected, part), atol=1e-5, err_msg=part
+        )
+    assert found.tokens.sum() + found.bias.sum() == pytest.approx(1, abs=1e-9)
+    if threshold == 0:
+        assert (found.bias.sum() > 1e-3) == (name in ("gpt2", "gpt_neox"))
+        assert (found.tokens > 0).all()
+
+
 def test_importance_is_handed_down_whole(random_llama):
     text = list(range(5, 33))
     blocks = _routes.Blocks.of(random_llama)
@@ -135,15 +248,55 @@ def test_norms_after_the_attention_are_refused():
         _routes.Blocks.of(family("gemma2"))
 
 
+DEFINE = """
+import gc
+import torch
+from constructed import random_llama
+from headscope.analyses import rollout
+from headscope.analyses._relevance import _routes, method
+from headscope.analyses._relevance.target import Target
+from headscope.analyses._relevance.trace import Trace
+from headscope.kernels.api import memory
+from headscope.probes import capture
+
+torch.set_num_threads(1)
+model = random_llama(places=32768)
+blocks = _routes.Blocks.of(model)
+
+def run(size):
+    ids = [at % 30 for at in range(size)]
+    if {name!r} == "rollout.rows":
+        held = capture(model, [ids], stats=(), keep=("q", "k"))
+        return rollout.rows(held)["rollout"].sum()
+    if {name!r} == "route graph":
+        return _routes.trace(_routes.read(model, ids, blocks), blocks, size - 1, 0.01).tokens.sum()
+    return method({name!r}).relevance(Trace(model, Target(tuple(ids), size - 1, (5,)))).sum()
+
+run(64)
+gc.collect()
+memory.forget_peak()
+before = memory.resident()
+total = float(run({size}))
+print(memory.peak() - before, total)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rollout", "routes"])
-def test_32k_tokens_take_memory_linear_in_the_text(name):
-    size = 32768
-    trace = Trace(
-        random_llama(places=size),
-        Target(tuple(at % 30 for at in range(size)), size - 1, (5,)),
-    )
-    with LargestTensor() as largest:
-        found = method(name).relevance(trace)
-    assert found.sum() == pytest.approx(1, abs=1e-4)
-    assert largest.elements < size**2 / 64
+@pytest.mark.parametrize("name", ["rollout", "routes", "rollout.rows", "route graph"])
+def test_the_memory_of_32k_tokens_is_linear_in_the_text(name):
+    """Peak memory over that of the model, each length in a process of its own."""
+    peaks = []
+    for size in (8192, 16384, 32768):
+        program = DEFINE.format(name=name, size=size)
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", "-c", program],
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)},
+        )  # fmt: skip
+        peak, total = map(float, done.stdout.split())
+        assert total == pytest.approx(1, abs=1e-4)
+        peaks.append(peak)
+    print(name, [f"{peak / 1e6:.0f} MB" for peak in peaks])  # noqa: T201
+    # Twice the text, twice the memory: four times where it were its square.
+    assert peaks[2] - peaks[1] < 2.5 * max(peaks[1] - peaks[0], 8e6)
+    assert peaks[2] < 4 * 32768**2 / 8

@@ -1,0 +1,125 @@
+"""The linear way from the heads of a model to its logits, the scales of its norms frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headscope.analyses._measurements.residual_writes import Norm, read_norm, through, written
+from headscope.analyses._measurements.unembedding import final_norm
+from headscope.kernels.api import Request, push
+from headscope.probes.attention import projections as weights
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.residual_stream import watching
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+
+@dataclass
+class Found:
+    """What a pass gave at the questions, in float64: streams by boundary, the rest by layer."""
+
+    streams: list[Tensor] = field(default_factory=list)
+    z: dict[int, Tensor] = field(default_factory=dict)
+    scales: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class Readout:
+    """The linear way from the heads to the logits of a model, the scales of its norms frozen."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.writes = written(model)
+        self.last = final_norm(model)
+        module: Any = model.module
+        self.unembedding = module.get_output_embeddings()
+        self.table = self.unembedding.weight.detach().cpu()
+        self.norm = read_norm(self.last, model, self.table.shape[1])
+        added = getattr(self.unembedding, "bias", None)
+        self.shift = None if added is None else added.detach().double().cpu()
+        self.capped = bool(getattr(model.module.config, "final_logit_softcapping", None))
+        self.outwards = weights.read(model, ("o",))
+
+    def before_norm(
+        self, direction: Float[Tensor, "question residual"], found: Found
+    ) -> Float[Tensor, "question residual"]:
+        """Map directions of the unembedding to those before the last norm."""
+        last = found.streams[-1]
+        scale = self.norm.scale(last, through(self.last, self.model, last))
+        return self.norm.transposed(direction) * scale[:, None]
+
+    def before_heads(
+        self, towards: Float[Tensor, "question residual"], layer: int, found: Found
+    ) -> Float[Tensor, "question head size"]:
+        """Map directions of the residual stream to those of the outputs of a layer's heads."""
+        write = self.writes[layer]
+        inner = towards * write.factor
+        if write.norm is not None:
+            inner = write.norm.transposed(inner) * found.scales[layer][:, None]
+        return torch.einsum("hsr,qr->qhs", self.outwards.of(layer, "o"), inner)
+
+    def writes_of(self, layer: int, found: Found) -> Float[Tensor, "question head residual"]:
+        """Return what a layer's heads write into the residual stream."""
+        write = self.writes[layer]
+        vectors = torch.einsum("qhs,hsr->qhr", found.z[layer], self.outwards.of(layer, "o"))
+        if write.norm is not None:
+            vectors = write.norm.linear(vectors) * found.scales[layer][:, None, None]
+        return vectors * write.factor
+
+    def read_one(self, ids: Sequence[int], at: int) -> Found:
+        """Run the model on one text, and keep the maps and values of one question, too."""
+        return self.read(torch.tensor([list(ids)]), torch.tensor([[0], [at]]), maps=True)
+
+    def read(
+        self, ids: Int[Tensor, "batch token"], where: Int[Tensor, "2 question"],
+        *, maps: bool = False,
+    ) -> Found:  # fmt: skip
+        """Run the model and keep what it gives at the questions; of one question, maps too."""
+        row, at = where
+        found = Found()
+
+        def see(boundary: int, stream: Tensor) -> None:
+            found.streams.append(stream[row, at].double().cpu())
+
+        def take(call: Any, outputs: Any, values: Tensor) -> None:
+            found.z[call.layer] = values[row, :, at].double().cpu()
+            if maps:
+                one = torch.zeros(1, 1, values.shape[2], 1, device=values.device)
+                one[0, 0, at] = 1
+                rows = push(one, call.query, call.key, call.variant())[0, ..., 0]
+                found.maps[call.layer] = rows.double().cpu(), call.value[0].double().cpu()
+
+        def freeze(layer: int, norm: Norm) -> Any:
+            def hook(part: nn.Module, args: Any, result: Tensor) -> None:
+                entered, made = (each[row, at].double().cpu() for each in (args[0], result))
+                found.scales[layer] = norm.scale(entered, made)
+
+            return hook
+
+        def uncap(part: nn.Module, args: Any, result: Tensor) -> None:
+            found.logits = result[row, at].double().cpu()
+
+        hooks = [
+            each.module.register_forward_hook(freeze(layer, each.norm))
+            for layer, each in self.writes.items()
+            if each.module is not None and each.norm is not None
+        ]
+        if self.capped:
+            hooks.append(self.unembedding.register_forward_hook(uncap))
+        try:
+            with torch.no_grad(), watching(self.model, see):
+                output = run(self.model, ids, Reader(Request(stats=()), (), take), head=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not self.capped:
+            found.logits = output[row, at].double().cpu()
+        return found
