@@ -69,7 +69,7 @@ class VocabularyMap:
     def rows(
         self, sources: Sequence[int], targets: Sequence[int], most: int
     ) -> Iterator[tuple[int, int, Rows]]:
-        """Give the rows of sources at targets, and ``most`` outermost logits, as (layer, head, rows)."""
+        """Give rows at targets, with their ``most`` outermost logits, as (layer, head, rows)."""
         wanted = self.table[list(targets)].float().cpu()
         for layer in self.model.geometry.attending:
             values = token_pairs.values(self.model, layer, sources, self.weights)

@@ -35,7 +35,7 @@ def predicted(
     judged: Int[Tensor, " judged"],
     ridge: float,
 ) -> Float[Tensor, "judged head channel"]:
-    """Predict by ridge regression how targets differ from their mean, on folds that it has not seen.
+    """Predict by ridge regression how targets differ from their mean, on folds not seen.
 
     ``ridge`` is the penalty over the mean variance of a head's features.
     """
@@ -113,8 +113,8 @@ class Judge:
             raise NotApplicable(f"model: {model.name} has no unembedding, so no vocabulary")
         self.final = self.normed(stream(capture, folds, -1))
         self.rows = max(1, ROWS // model.vocabulary)
-        own = [self.logits(some).log_softmax(-1) for some in self.final[self.judged].split(self.rows)]
-        self.own = torch.cat(own)
+        parts = self.final[self.judged].split(self.rows)
+        self.own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
         self._check(capture)
         self.chances = self.own.exp()
         self.best = self.own.argmax(-1)
@@ -174,9 +174,7 @@ class Judge:
         return Judged(self.folds.by_prompt(torch.cat(distances), self.judged), agrees, word)
 
 
-def stream(
-    capture: xr.Dataset, folds: Folds, boundary: int
-) -> Float[Tensor, "position channel"]:
+def stream(capture: xr.Dataset, folds: Folds, boundary: int) -> Float[Tensor, "position channel"]:
     """Return the residual stream at a boundary, −1 the last."""
     kept = capture["resid"].isel(boundary=boundary)
     return folds.rows(kept.transpose("prompt", "query", "channel")).float()

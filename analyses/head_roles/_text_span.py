@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._measurements.residual_writes import Write, read_norm
@@ -17,16 +16,8 @@ from headscope.kernels.errors import NotApplicable
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Directions in the output space of a head, orthonormal, in the order in which they were chosen.
-
-    ``chosen`` are their places in the pool of directions.
-    """
-
-    chosen: Int[Tensor, " label"]
-    directions: Float[Tensor, "label dim"]
+LEAST = 1e-3
+"""Squared length that must be left of a direction without those that were chosen before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +27,17 @@ class Space:
     basis: Float[Tensor, "dim channel"]
     map: Float[Tensor, "size dim"]
 
-    def keeping(self, directions: Float[Tensor, "some dim"]) -> Float[Tensor, "size size"]:
-        """Return the map of z that keeps what it writes along orthonormal directions."""
-        inside = self.map @ directions.T @ directions
-        return inside @ torch.linalg.pinv(self.map)
+    def keeping(self, directions: Float[Tensor, "some channel"]) -> Float[Tensor, "size size"]:
+        """Return the map of z that keeps what a head writes along what its space has of directions.
+
+        What a head writes along one of them alone lies outside its space, and no z has it.
+        """
+        inside = torch.linalg.qr(self.basis @ directions.T).Q
+        return self.map @ inside @ inside.T @ torch.linalg.pinv(self.map)
 
 
 def space(outward: Float[Tensor, "size channel"], write: Write) -> Space:
-    """Span the outputs of a head, through the norm before the residual stream where there is one."""
+    """Span the outputs of a head, through the norm before the residual stream if there is one."""
     if write.norm is not None:
         outward = write.norm.linear(outward)
     _, sizes, basis = torch.linalg.svd(outward, full_matrices=False)
@@ -67,41 +61,46 @@ def word_directions(model: Model, words: list[int]) -> Float[Tensor, "word chann
     return torch.nn.functional.normalize(rows, dim=-1).float()
 
 
-def random_directions(
-    count: int, dims: int, channels: int, seed: int
-) -> Float[Tensor, "direction dim"]:
-    """Draw directions of the residual stream at random and return what a space of ``dims`` sees.
-
-    Whichever space it is: random directions know none from another.
-    """
-    generator = np.random.default_rng(seed)
-    inside = generator.standard_normal((count, dims), dtype=np.float32)
-    outside = generator.chisquare(channels - dims, count) if channels > dims else 0.0
-    length = np.sqrt(np.square(inside).sum(-1) + outside)
-    return torch.from_numpy(inside / length[:, None]).float()
+def random_directions(count: int, channels: int, seed: int) -> Float[Tensor, "direction channel"]:
+    """Draw directions of the residual stream at random, length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, channels, generator=generator), dim=-1)
 
 
 def greedy(
-    pool: Float[Tensor, "direction dim"], covariance: Float[Tensor, "dim dim"], count: int
-) -> Span:
-    """Choose directions along which vectors vary most, each without what earlier ones explain.
+    pool: Float[Tensor, "direction channel"],
+    space: Space,
+    covariance: Float[Tensor, "dim dim"],
+    count: int,
+) -> tuple[list[int], Float[Tensor, "label channel"]]:
+    """Choose directions along which outputs vary most, each without what earlier ones explain.
 
-    ``pool`` are directions of length 1 in the residual stream, projected into the space: what it
-    has little of varies little.
+    ``covariance`` is that of outputs in the dims of their space. Returns the places of those that
+    are chosen in the pool, and orthonormal directions of the residual stream that they span.
     """
-    pool, rest = pool.clone(), covariance.to(pool)
-    chosen, directions = [], []
-    for _ in range(min(count, len(rest))):
-        best = ((pool @ rest) * pool).sum(-1).argmax()
-        direction = torch.nn.functional.normalize(pool[best], dim=0)
-        pool -= (pool @ direction)[:, None] * direction
-        away = torch.eye(len(rest)) - direction[:, None] * direction
-        rest = away @ rest @ away
+    inside = pool @ space.basis.T.float()
+    length = torch.ones(len(pool))
+    spread = covariance.float()
+    chosen: list[int] = []
+    directions: list[Tensor] = []
+    for _ in range(min(count, len(spread))):
+        # What is left of a direction that is spanned already has no length to speak of.
+        share = ((inside @ spread) * inside).sum(-1) / length
+        best = int(torch.where(length > LEAST, share, -torch.inf).argmax())
+        direction = pool[best].double()
+        for earlier in directions:
+            direction = direction - (direction @ earlier) * earlier
+        direction = torch.nn.functional.normalize(direction, dim=0)
+        along = pool @ direction.float()
+        inside -= along[:, None] * (space.basis @ direction).float()
+        length -= along.square()
         chosen.append(best)
         directions.append(direction)
-    return Span(torch.stack(chosen), torch.stack(directions).double())
+    return chosen, torch.stack(directions)
 
 
-def components(covariance: Float[Tensor, "dim dim"], count: int) -> Float[Tensor, "some dim"]:
-    """Return the first principal components, which no directions explain more than."""
-    return torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:count]
+def components(
+    space: Space, covariance: Float[Tensor, "dim dim"], count: int
+) -> Float[Tensor, "some channel"]:
+    """Return the first principal components; no directions explain more than as many of them."""
+    return torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:count] @ space.basis

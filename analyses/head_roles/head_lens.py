@@ -114,8 +114,8 @@ def run(
     constant = judge.constant()
 
     what = (
-        f"{len(judge.judged)} positions of {capture.sizes['prompt']} prompts, each judged by a lens of other "
-        f"prompts ({len(cut.prompt)} positions in {cut.count} folds)"
+        f"{len(judge.judged)} positions of {capture.sizes['prompt']} prompts, each judged by a "
+        f"lens of other prompts ({len(cut.prompt)} positions in {cut.count} folds)"
     )
     if getattr(model.module.config, "final_logit_softcapping", None):
         what += "; before the soft cap of the logits"

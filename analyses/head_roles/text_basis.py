@@ -2,10 +2,11 @@
 
 The output of a head varies in as many directions as it is wide. TextSpan names them by words:
 chosen is the word along whose direction of the unembedding the outputs vary most, what it explains
-is projected out, and so on. The words are chosen on one half of the prompts, and what share of the
-variance they explain is measured on the other, against words' place taken by as many directions at
-random, chosen from in the same way, and against principal components, the most that any
-directions explain. The causal check keeps of all heads' outputs what lies along their words.
+is projected out of outputs and words, and so on. The words are chosen on one half of the prompts,
+and what share of the variance they explain is measured on the other, against as many directions at
+random, chosen from as many in the same way, and against principal components, the most that any
+directions explain. In the causal check all heads keep their words alone: what their spaces have of
+the words' directions, since a head writes no direction outside its space.
 
 Source: Gandelsman et al., Interpreting CLIP's Image Representation via Text-Based Decomposition
 (2310.05916), whose texts are the single tokens of the vocabulary here.
@@ -93,9 +94,9 @@ def run(
 
     Returns
     -------
-    Dataset with ``explained``, ``explained_random`` and ``explained_components`` (layer, head; share
-    of the variance of a head's output on held-out prompts along its words, random directions and
-    principal components), ``advantage`` (words − random), ``label_share`` and ``random_share``
+    Dataset with ``explained``, ``explained_random`` and ``explained_components`` (layer, head;
+    share of the variance of a head's output on held-out prompts along its words, random directions
+    and principal components), ``advantage`` (words − random), ``label_share`` and ``random_share``
     (layer, head, label; of each label by itself), with 95 % intervals over the held-out prompts,
     and ``moved`` (condition; how far the output of the model moves when all heads keep those
     directions alone, in nats). ``labels`` has the words of every head in order, and the coordinate
@@ -107,7 +108,7 @@ def run(
     folds = _prompt_folds.cut(capture, 2, seed)
     found = _Labelled(model, capture, folds, labels, words, seed)
 
-    half = [int(len(torch.unique(folds.prompt[folds.fold == each]))) for each in (0, 1)]
+    half = [len(torch.unique(folds.prompt[folds.fold == each])) for each in (0, 1)]
     what = f"chosen on {half[0]} prompts, explained on {half[1]} others"
     pool = f"{len(words)} tokens that are words"
     ways = {
@@ -131,7 +132,10 @@ def run(
         ("random_share", (*GRID, "label"), found.shares["random"],
          "Variance along each random direction", SHARE, ways["random"]),
     )  # fmt: skip
-    coords: dict[str, Any] = {"label": np.arange(1, found.count + 1), "first_label": (GRID, found.first)}
+    coords: dict[str, Any] = {
+        "label": np.arange(1, found.count + 1),
+        "first_label": (GRID, found.first),
+    }
     verdict, note = _verdict(advantage, shares), ""
     longest = int(capture["length"].values.max())
     if not checked or longest > LONGEST:
@@ -167,7 +171,7 @@ class _Labelled:
         self.labels: dict[str, list[str]] = {}
         self.first = np.full(shape[1:3], "", dtype="<U24")
         size = capture.sizes["size"]
-        random = _text_span.random_directions(len(words), size, towards.shape[1], seed)
+        random = _text_span.random_directions(*towards.shape, seed)
         mean = torch.zeros(model.layers, model.heads, size, dtype=torch.float64)
         maps = {
             layer: torch.zeros(len(CONDITIONS), model.heads, size, size, dtype=torch.float64)
@@ -184,19 +188,17 @@ class _Labelled:
                 covariance = chosen_on.T @ chosen_on / len(chosen_on)
                 if not len(covariance) or not float(covariance.trace()) > 0:
                     continue  # it writes one thing alone
-                span = _text_span.greedy(towards @ space.basis.T.float(), covariance, self.count)
-                other = _text_span.greedy(random[:, : len(covariance)], covariance, self.count)
-                kept = (
-                    span.directions, other.directions,
-                    _text_span.components(covariance, self.count),
-                )  # fmt: skip
+                chosen, along = _text_span.greedy(towards, space, covariance, self.count)
+                _, drawn = _text_span.greedy(random, space, covariance, self.count)
+                most = _text_span.components(space, covariance, self.count)
+                kept = along, drawn, most
                 for kind, directions in zip(KINDS, kept, strict=True):
                     self.shares[kind][:, layer, head, : len(directions)] = _shares(
-                        vectors, directions, folds, held
+                        vectors, directions @ space.basis.T, folds, held
                     )
                 for place, directions in enumerate(kept[:2]):
                     map_[place, head] = space.keeping(directions)
-                said = model.words([words[int(at)] for at in span.chosen])
+                said = model.words([words[at] for at in chosen])
                 self.labels[label((layer, head))] = [word.strip() for word in said]
                 self.first[layer, head] = said[0].strip()
         self.edits = [

@@ -177,7 +177,7 @@ def _first(name: str, k: int) -> int:
 def _null(
     hits: NDArray[np.float64], shuffles: int, tests: int, generator: np.random.Generator
 ) -> tuple[Array, float]:
-    """Return by how much every head exceeds its shuffled scores, and what that must be (layer, head).
+    """Return by how much heads (layer, head) exceed their shuffled scores, and the null of it.
 
     ``hits`` tells of every source and every target of a relation whether the target is among the
     first (source, target, layer, head). The level is shared among the ``tests``.

@@ -1,4 +1,4 @@
-"""Models with hand-set weights whose heads write known words: in plain sight, turned, or by pairs."""
+"""Models with hand-set weights whose heads write known words: as they are, turned, by pairs."""
 
 import constructed
 import torch

@@ -11,7 +11,7 @@ from headscope.analyses._interventions.ablation import mean_z
 from headscope.analyses._interventions.next_token_loss import mean_loss, tokens
 from headscope.analyses.head_roles import _linear_lens, _prompt_folds
 from headscope.probes import capture, load_model, tasks
-from headscope.probes.interventions import Ablate
+from headscope.probes.interventions import Replace
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,10 @@ def test_tuned_lens_reads_the_stream_before_it_is_turned(result):
 
 def test_the_loss_beside_it_is_the_mean_ablation(result, model, held):
     for head in (WRITER, (0, 1)):
-        edit = Ablate(heads=(head,), values=mean_z(held))
-        lost = [
-            mean_loss(model, ids, (edit,)) - mean_loss(model, ids) for ids in tokens(held)[:16]
-        ]
+        edit = Replace(heads=(head,), values=mean_z(held))
+        lost = [mean_loss(model, ids, (edit,)) - mean_loss(model, ids) for ids in tokens(held)[:16]]
         assert float(result["loss_ablation"][head]) == pytest.approx(np.mean(lost), abs=1e-4)
-    assert float(result["loss_ablation"][WRITER]) > 1
+    assert float(result["loss_ablation"][WRITER]) > 0.5
     assert result["loss_ablation"].attrs["evidence"] == "causal"
     assert float(result["gain_vs_ablation"]) > 0.9
 

@@ -65,7 +65,6 @@ def test_a_planted_relation_is_found_and_words_raised_for_all_are_none():
 
 
 def test_no_shuffle_reaches_the_planted_relation_and_its_null_is_exact():
-    """The null of one head that knows n pairs: matches of a derangement, of which there are none."""
     hits = np.zeros((30, 30, 1, 2))
     hits[..., 0, 0] = np.eye(30)  # knows all pairs
     hits[:, :10, 0, 1] = 1  # raises ten targets for all sources
@@ -74,7 +73,8 @@ def test_no_shuffle_reaches_the_planted_relation_and_its_null_is_exact():
     assert null == pytest.approx(0, abs=1e-9)
     hits[:15, :, 0, 1] = 0  # whether a source of the other half meets one of the ten is chance
     excess, null = weight_relations._null(hits, 500, 2, np.random.default_rng(0))
-    assert abs(excess[0, 1]) < null < 0.3
+    assert excess[0, 1] == pytest.approx(-15 * 10 / 29 / 30, abs=0.01)
+    assert 0.03 < null < 0.3
 
 
 def test_a_planted_copying_head_is_named_with_its_pairs(bundled):
