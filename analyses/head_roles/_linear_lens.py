@@ -113,7 +113,7 @@ class Judge:
             raise NotApplicable(f"model: {model.name} has no unembedding, so no vocabulary")
         self.final = self.normed(stream(capture, folds, -1))
         self.rows = max(1, ROWS // model.vocabulary)
-        parts = self.final[self.judged].split(self.rows)
+        parts = self._parts(self.final[self.judged])
         self.own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
         self._check(capture)
         self.chances = self.own.exp()
@@ -133,6 +133,9 @@ class Judge:
         made: Tensor = self.unembedding(rows.to(self.model.device, self.model.dtype))
         return made.float().cpu()
 
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(rows, self.rows)
+
     def _check(self, capture: xr.Dataset) -> None:
         """Refuse a model whose logits are not the unembedding of the final stream."""
         if getattr(self.model.module.config, "final_logit_softcapping", None):
@@ -146,19 +149,19 @@ class Judge:
     def trained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge a lens whose logits are added to those of the mean prediction."""
         nothing = self.logits(torch.zeros(1, rows.shape[1]))
-        fold = self.fold.split(self.rows)
+        fold = self._parts(self.fold)
         return self._judged(
             self.logits(some) - nothing + self.average[of]
-            for some, of in zip(rows.split(self.rows), fold, strict=True)
+            for some, of in zip(self._parts(rows), fold, strict=True)
         )
 
     def untrained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge vectors of the residual stream through final norm and unembedding."""
-        return self._judged(self.logits(self.normed(some)) for some in rows.split(self.rows))
+        return self._judged(self.logits(self.normed(some)) for some in self._parts(rows))
 
     def constant(self) -> Judged:
         """Judge the mean prediction of the other folds."""
-        fold = self.fold.split(self.rows)
+        fold = self._parts(self.fold)
         return self._judged(self.average[of] for of in fold)
 
     def _judged(self, parts: Iterable[Float[Tensor, "row word"]]) -> Judged:

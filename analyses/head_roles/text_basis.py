@@ -171,7 +171,7 @@ class _Labelled:
         self.labels: dict[str, list[str]] = {}
         self.first = np.full(shape[1:3], "", dtype="<U24")
         size = capture.sizes["size"]
-        random = _text_span.random_directions(*towards.shape, seed)
+        random = _text_span.random_directions(len(words), towards.shape[1], seed)
         mean = torch.zeros(model.layers, model.heads, size, dtype=torch.float64)
         maps = {
             layer: torch.zeros(len(CONDITIONS), model.heads, size, size, dtype=torch.float64)

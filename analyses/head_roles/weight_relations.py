@@ -120,8 +120,8 @@ def run(
             if not kind:
                 held = np.flatnonzero(own[:, *heads[0]])
                 strongest = held[np.argsort(-written[name][held, *heads[0]], kind="stable")]
-                shown = _pairs(model, [each[at] for at in strongest[:SHOWN]])
-                examples[name] = f"{label(heads[0])}: {shown}"
+                held_pairs = _pairs(model, [each[at] for at in strongest[:SHOWN]])
+                examples[name] = f"{label(heads[0])}: {held_pairs}"
                 described.append(heads[0])
     words = word_tokens.word_tokens(model) if described else []
     descriptions = {
