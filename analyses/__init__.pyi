@@ -23,7 +23,9 @@ from headscope.analyses.head_importance import reliability as reliability
 from headscope.analyses.head_importance import task_vectors as task_vectors
 from headscope.analyses.head_importance import tuning as tuning
 from headscope.analyses.head_roles import classes as classes
+from headscope.analyses.head_roles import head_lens as head_lens
 from headscope.analyses.head_roles import head_types as head_types
+from headscope.analyses.head_roles import text_basis as text_basis
 from headscope.analyses.head_roles import vocabulary as vocabulary
 from headscope.analyses.head_roles import weight_relations as weight_relations
 from headscope.analyses.pattern_shape import blocks as blocks

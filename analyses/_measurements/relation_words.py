@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.prompts.tasks._words import KINDS
@@ -75,17 +76,17 @@ def relations(model: Model) -> tuple[dict[str, list[tuple[int, int]]], dict[str,
     return found, refused
 
 
-def shuffled(pairs: list[tuple[int, int]], draws: int, seed: int) -> list[list[int]]:
-    """Give every source the target of another pair, ``draws`` times (draw, pair)."""
-    generator = np.random.default_rng(seed)
-    targets = [target for _, target in pairs]
-    shifts = 1 + generator.permutation(len(pairs) - 1)[:draws]
-    order = generator.permutation(len(pairs))
-    drawn = []
-    for shift in shifts:
-        moved = dict(zip(order, np.roll(order, shift), strict=True))
-        drawn.append([targets[moved[at]] for at in range(len(pairs))])
-    return drawn
+def shuffled(count: int, draws: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw for each source the place of another one, so that none has its own (draw, source).
+
+    >>> bool((shuffled(3, 9, np.random.default_rng(0)) == np.arange(3)).any())
+    False
+    """
+    places = np.empty((draws, count), dtype=np.int64)
+    for row in places:
+        order = generator.permutation(count)
+        row[order] = np.roll(order, int(generator.integers(1, count)))
+    return places
 
 
 def _token(model: Model, word: str) -> int | None:

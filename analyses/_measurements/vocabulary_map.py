@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analyses._measurements import token_pairs
@@ -33,64 +31,93 @@ CELLS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks:
-    """Where targets stand in the rows of one head's map, 0 the first (target, source).
+class Rows:
+    """Rows of one head's map, each up to a positive factor.
 
-    ``above`` counts from the largest logit, ``below`` from the smallest; ``best`` is the token of
-    the largest logit of each source and ``logit`` that logit.
+    ``logits`` are those of the targets (source, target); ``largest`` and ``smallest`` are the
+    outermost logits of each row (source, rank), and ``slack`` what rounding makes differ (source,).
     """
 
-    above: NDArray[np.int64]
-    below: NDArray[np.int64]
-    best: NDArray[np.int64]
-    logit: NDArray[np.float32]
+    logits: Float[Tensor, "source target"]
+    largest: Float[Tensor, "source rank"]
+    smallest: Float[Tensor, "source rank"]
+    slack: Float[Tensor, " source"]
+
+    def among_largest(self, first: int) -> Bool[Tensor, "source target"]:
+        """Tell which targets are above all but the first of their row; what ties is not."""
+        return self.logits > (self.largest[:, first] + self.slack)[:, None]
+
+    def among_smallest(self, first: int) -> Bool[Tensor, "source target"]:
+        """Tell which targets are below all but the last of their row; what ties is not."""
+        return self.logits < (self.smallest[:, first] - self.slack)[:, None]
 
 
-@torch.no_grad()
-def ranks(
-    model: Model, sources: Sequence[int], targets: Int[Tensor, "target source"],
-    report: token_pairs.Report | None = None,
-) -> Iterator[tuple[int, int, Ranks]]:  # fmt: skip
-    """Rank targets in the rows of their sources, head by head, as (layer, head, ranks)."""
-    module: Any = model.module
-    embedding = module.get_output_embeddings()
-    if embedding is None:
-        raise NotApplicable(f"model: {model.name} has no unembedding, so no vocabulary")
-    table = embedding.weight.detach()
-    norm = read_norm(final_norm(model), model, table.shape[1])
-    found = projections.read(model, ("v", "o"))
-    layers = model.geometry.attending
-    for done, layer in enumerate(layers):
-        if report is not None:
-            report(done, len(layers))
-        values = token_pairs.values(model, layer, sources, found)
-        outwards = found.of(layer, "o")
-        for head in range(model.heads):
-            # The last norm is linear up to a factor of each row, which is positive.
-            right = norm.linear(outwards[head]).float()
-            left = values[head * model.kv_heads // model.heads]
-            yield layer, head, _ranks(left.float(), right, table, targets)
+class VocabularyMap:
+    """The maps of a model's heads from tokens to tokens."""
 
+    def __init__(self, model: Model) -> None:
+        module: Any = model.module
+        embedding = module.get_output_embeddings()
+        if embedding is None:
+            raise NotApplicable(f"model: {model.name} has no unembedding, so no vocabulary")
+        self.model = model
+        self.table = embedding.weight.detach()
+        self.norm = read_norm(final_norm(model), model, self.table.shape[1])
+        self.weights = projections.read(model, ("v", "o"))
 
-def _ranks(
-    left: Float[Tensor, "source size"], right: Float[Tensor, "size residual"],
-    table: Float[Tensor, "vocab residual"], targets: Int[Tensor, "target source"],
-) -> Ranks:  # fmt: skip
-    count = len(left)
-    wanted = table[targets.flatten()].float().cpu().view(*targets.shape, -1)
-    at = ((left @ right) * wanted).sum(-1)
-    above, below = (torch.zeros(targets.shape, dtype=torch.int64) for _ in range(2))
-    best, logit = torch.zeros(count, dtype=torch.int64), torch.full((count,), -torch.inf)
-    width = max(1, CELLS // (count + len(right)))
-    for start in range(0, len(table), width):
-        logits = left @ (right @ table[start : start + width].float().cpu().T)
-        # What rounding makes differ is a tie, the target itself among them.
-        slack = 1e-5 * logits.abs().amax(-1, keepdim=True)
-        for row, value in enumerate(at):
-            above[row] += (logits > value[:, None] + slack).sum(-1)
-            below[row] += (logits < value[:, None] - slack).sum(-1)
-        largest = logits.max(-1)
-        better = largest.values > logit
-        best = torch.where(better, largest.indices + start, best)
-        logit = torch.where(better, largest.values, logit)
-    return Ranks(above.numpy(), below.numpy(), best.numpy(), logit.numpy())
+    @torch.no_grad()
+    def rows(
+        self, sources: Sequence[int], targets: Sequence[int], most: int
+    ) -> Iterator[tuple[int, int, Rows]]:
+        """Give rows at targets, with their ``most`` outermost logits, as (layer, head, rows)."""
+        wanted = self.table[list(targets)].float().cpu()
+        for layer in self.model.geometry.attending:
+            values = token_pairs.values(self.model, layer, sources, self.weights)
+            for head in range(self.model.heads):
+                left, right = self._factors(values, layer, head)
+                yield layer, head, self._rows(left, right, wanted, most)
+
+    @torch.no_grad()
+    def salient(
+        self, layer: int, head: int, tokens: Sequence[int], count: int
+    ) -> list[tuple[int, int]]:
+        """Pair the tokens from which a head writes most with the token that each raises most.
+
+        What it writes is measured before the final norm, over the length of what it reads, which
+        the layer's own norm makes alike for all tokens. Both are among ``tokens``.
+        """
+        values = token_pairs.values(self.model, layer, tokens, self.weights)
+        left, right = self._factors(values, layer, head)
+        outward = self.weights.of(layer, "o")[head].float()
+        chosen = (left @ outward).norm(dim=-1).topk(min(count, len(tokens))).indices
+        logits = left[chosen] @ (right @ self.table[list(tokens)].float().cpu().T)
+        best = logits.argmax(-1)
+        return [
+            (tokens[int(source)], tokens[int(target)])
+            for source, target in zip(chosen, best, strict=True)
+        ]
+
+    def _factors(self, values: Tensor, layer: int, head: int) -> tuple[Tensor, Tensor]:
+        """Return what a row of the map is the product of, before the unembedding."""
+        # The last norm is linear up to a factor of each row, which is positive.
+        right = self.norm.linear(self.weights.of(layer, "o")[head]).float()
+        return values[head * self.model.kv_heads // self.model.heads].float(), right
+
+    def _rows(
+        self, left: Float[Tensor, "source size"], right: Float[Tensor, "size residual"],
+        wanted: Float[Tensor, "target residual"], most: int,
+    ) -> Rows:  # fmt: skip
+        largest, smallest = (torch.empty(len(left), 0) for _ in range(2))
+        width = max(1, CELLS // (len(left) + len(right)))
+        for start in range(0, len(self.table), width):
+            logits = left @ (right @ self.table[start : start + width].float().cpu().T)
+            count = min(most, logits.shape[1])
+            ends = logits.topk(count).values, logits.topk(count, largest=False).values
+            largest, smallest = (
+                torch.cat(pair, dim=1) for pair in zip((largest, smallest), ends, strict=True)
+            )
+        count = min(most, largest.shape[1])
+        largest = largest.topk(count).values
+        smallest = smallest.topk(count, largest=False).values
+        slack = 1e-5 * torch.maximum(largest[:, 0].abs(), smallest[:, 0].abs())
+        return Rows((left @ right) @ wanted.T, largest, smallest, slack)

@@ -3,10 +3,11 @@
 A head's value and output weights, between the embedding and the unembedding, map every word to
 logits of all others: M = W_E' W_V W_O W_U. A head has a relation where M puts the right word among
 the first for its source: the capital for a country, the plural for a noun, the word itself for a
-head that copies. On −M the same pairs tell heads that suppress it. Pairs whose targets are shuffled
-say what chance makes of it. Weights say what a head would write if it looked at a word, not whether
-it looks: no number here is causal, and vocabulary has heads that copy in a text, with what the task
-loses without them.
+head that copies. On −M the same pairs tell heads that suppress it. The null are targets of other
+pairs, shuffled many times: a head that raises all capitals whatever the country has no relation.
+What it writes most from, among all words, describes a head. Weights say what a head would write if
+it looked at a word, not whether it looks: no number here is causal, and vocabulary has heads that
+copy in a text, with what the task loses without them.
 
 Source: Elhelo & Geva, Inferring Functionality of Attention Heads from their Parameters (MAPS,
 2412.11965).
@@ -15,10 +16,11 @@ Source: Elhelo & Geva, Inferring Functionality of Attention Heads from their Par
 from typing import Annotated
 
 import numpy as np
-import torch
 import xarray as xr
+from numpy.typing import NDArray
 
-from headscope.analyses._measurements import relation_words, vocabulary_map
+from headscope.analyses._measurements import relation_words, word_tokens
+from headscope.analyses._measurements.vocabulary_map import VocabularyMap
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
     GRID,
@@ -30,17 +32,20 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import LEVEL, Array
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ()
 SUPPORTS = {"hybrid"}
-QUICK = {"pairs": 30, "shuffles": 2}
+QUICK = {"pairs": 30, "shuffles": 500}
 
 SOURCE = "MAPS 2412.11965"
 UNITS = ("share of pairs", *ZERO_TO_ONE)
-NAMED, SHOWN = 3, 4
-"""Heads that the note names of a relation, and pairs that describe one."""
+# Heads that the note names of a relation, its pairs that are shown, and those of a description.
+NAMED, SHOWN, DESCRIBED = 3, 4, 6
+# What follows the name of a relation, and the sign of the map.
+KINDS = {"": "", "_suppression": "−"}
 
 
 def run(
@@ -49,7 +54,7 @@ def run(
     *,
     k: Annotated[int, AtLeast(1)] = 10,
     pairs: Annotated[int, AtLeast(relation_words.LEAST_PAIRS)] = 40,
-    shuffles: Annotated[int, AtLeast(1)] = 5,
+    shuffles: Annotated[int, AtLeast(500)] = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
     """Score every head by the relations between words that its weights hold.
@@ -64,17 +69,19 @@ def run(
         Pairs of a relation, drawn from its list; a relation with fewer than 30 whose words are one
         token each is left out, and ``left_out`` says so.
     shuffles
-        Times that targets are shuffled; what the best head then reaches is the null.
+        Times that targets are shuffled among the pairs of a relation.
     seed
         Seed of the pairs, the shuffles and the bootstrap.
 
     Returns
     -------
     Dataset with a variable for every relation, such as ``country_capital`` (layer, head; share of
-    its pairs, 0 to 1, with a 95 % interval over pairs; the attribute ``null`` is the largest score
-    of any head by shuffled targets), and ``<relation>_suppression``, the same on −M.
-    ``heads_by_relation`` names the heads whose interval lies above the null, and ``descriptions``
-    what the strongest pairs of the first of them are.
+    its pairs, 0 to 1, with a 95 % interval over pairs), and ``<relation>_suppression``, the same on
+    −M. The attribute ``null`` is by how much a score must exceed the mean of the head's own
+    shuffled scores: what in 95 % of all shuffles no head of no relation reaches.
+    ``heads_by_relation`` names the heads that do, ``examples`` has pairs that the first of them
+    holds, and ``descriptions`` the words that it writes most from, with what it makes of them:
+    both ends are chosen among the tokens that are words.
     """
     require(capture, NEEDS, "weight_relations")
     model.check_predicts()
@@ -84,62 +91,108 @@ def run(
         name: [each[at] for at in generator.permutation(len(each))[:pairs]]
         for name, each in known.items()
     }
-    rows = [
-        np.array([[target for _, target in each], *relation_words.shuffled(each, shuffles, seed)])
-        for each in drawn.values()
-    ]
-    sources = [source for each in drawn.values() for source, _ in each]
-    targets = np.concatenate(rows, axis=1)
-    shape = (model.layers, model.heads)
-    above, below = (np.full((*targets.shape, *shape), np.iinfo(np.int64).max) for _ in range(2))
-    best, logit = np.zeros((len(sources), *shape), int), np.full((len(sources), *shape), -np.inf)
-    for layer, head, found in vocabulary_map.ranks(model, sources, torch.from_numpy(targets)):
-        above[..., layer, head], below[..., layer, head] = found.above, found.below
-        best[:, layer, head], logit[:, layer, head] = found.best, found.logit
+    map_ = VocabularyMap(model)
+    hits, written = _score(map_, drawn, k)
 
     results = Results(capture, seed=seed, source=SOURCE)
     named: dict[str, list[str]] = {}
-    descriptions: dict[str, str] = {}
-    sentences, start = [], 0
-    absent = [layer for layer in range(model.layers) if layer not in model.geometry.attending]
+    examples: dict[str, str] = {}
+    described: list[tuple[int, int]] = []
+    sentences = []
     for name, each in drawn.items():
-        part = slice(start, start + len(each))
-        start += len(each)
-        first = 1 if name.endswith("copying") else k
-        for ranks, kind, sign in ((above, "", ""), (below, "_suppression", "−")):
-            hits = (ranks[:, part] < first).astype(float)
-            hits[:, :, absent] = np.nan
-            null = float(np.nanmax(hits[1:].mean(1)))
+        for kind, sign in KINDS.items():
             title = name.replace("_", " ") + (", suppressed" if kind else "")
+            own = np.diagonal(hits[f"{name}{kind}"]).transpose(2, 0, 1)
+            excess, null = _null(hits[f"{name}{kind}"], shuffles, len(hits), generator)
             results.add_mean(
-                f"{name}{kind}", GRID, hits[0], f"Pairs of {title}", *UNITS, null=null,
-                convention=f"target among the first {first} of the source's row of {sign}M; "
-                f"{len(each)} pairs; the best head with shuffled targets: {amount(null)}",
+                f"{name}{kind}", GRID, own, f"Pairs of {title}", *UNITS, null=null,
+                convention=f"target among the first {_first(name, k)} of the source's row of "
+                f"{sign}M; {len(each)} pairs; {shuffles} shuffles of their targets ask for "
+                f"{amount(null)} above the head's own mean of them",
             )  # fmt: skip
-            score, lower = (results[f"{name}{kind}{end}"].values for end in ("", "_lower"))
-            heads = top(np.where(lower > null, score, np.nan), score.size)
-            if heads:
-                named[f"{name}{kind}"] = [label(head) for head in heads]
-                shown = [f"{label(head)} {amount(score[head])}" for head in heads]
-                sentences.append(f"{title}: {first_few(shown, NAMED)}.")
-                if not kind:
-                    place = (slice(part.start, part.stop), *heads[0])
-                    order = np.argsort(-logit[place], kind="stable")[:SHOWN]
-                    chosen = [(each[at][0], int(best[place][at])) for at in order]
-                    descriptions.setdefault(label(heads[0]), _described(model, chosen))
-    note = " ".join(f"{head}: {words}." for head, words in descriptions.items())
+            score = results[f"{name}{kind}"].values
+            heads = top(np.where(excess > null, score, np.nan), score.size)
+            if not heads:
+                continue
+            named[f"{name}{kind}"] = [label(head) for head in heads]
+            shown = [f"{label(head)} {amount(score[head])}" for head in heads]
+            sentences.append(f"{title}: {first_few(shown, NAMED)}.")
+            if not kind:
+                held = np.flatnonzero(own[:, *heads[0]])
+                strongest = held[np.argsort(-written[name][held, *heads[0]], kind="stable")]
+                held_pairs = _pairs(model, [each[at] for at in strongest[:SHOWN]])
+                examples[name] = f"{label(heads[0])}: {held_pairs}"
+                described.append(heads[0])
+    words = word_tokens.word_tokens(model) if described else []
+    descriptions = {
+        label(head): _pairs(model, map_.salient(*head, words, DESCRIBED))
+        for head in dict.fromkeys(described)
+    }
+    note = " ".join(f"{head} writes most from {words}." for head, words in descriptions.items())
     if left_out:
         note += f" Left out, too few pairs of single tokens: {', '.join(left_out)}."
     return results.dataset(
         verdict=_verdict(sentences, list(drawn)),
         note=note.strip(),
         heads_by_relation=named,
+        examples=examples,
         descriptions=descriptions,
         left_out=left_out,
     )
 
 
-def _described(model: Model, pairs: list[tuple[int, int]]) -> str:
+def _score(
+    map_: VocabularyMap, drawn: dict[str, list[tuple[int, int]]], k: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Tell of the sources and targets of every relation whether a head raises or lowers them most.
+
+    Returns this of every source with every target (source, target, layer, head), and the logits of
+    the pairs (pair, layer, head).
+    """
+    shape = (map_.model.layers, map_.model.heads)
+    hits = {
+        f"{name}{kind}": np.full((len(each), len(each), *shape), np.nan)
+        for name, each in drawn.items()
+        for kind in KINDS
+    }
+    written = {name: np.full((len(each), *shape), np.nan) for name, each in drawn.items()}
+    pairs = [pair for each in drawn.values() for pair in each]
+    sources, targets = zip(*pairs, strict=True)
+    for layer, head, rows in map_.rows(sources, targets, k + 1):
+        start = 0
+        for name, each in drawn.items():
+            part = slice(start, start := start + len(each))
+            first = _first(name, k)
+            found = (rows.among_largest(first), rows.among_smallest(first))
+            for kind, marks in zip(KINDS, found, strict=True):
+                hits[f"{name}{kind}"][..., layer, head] = marks[part, part]
+            written[name][:, layer, head] = rows.logits.diagonal()[part]
+    return hits, written
+
+
+def _first(name: str, k: int) -> int:
+    return 1 if name.endswith("copying") else k
+
+
+def _null(
+    hits: NDArray[np.float64], shuffles: int, tests: int, generator: np.random.Generator
+) -> tuple[Array, float]:
+    """Return by how much heads (layer, head) exceed their shuffled scores, and the null of it.
+
+    ``hits`` tells of every source and every target of a relation whether the target is among the
+    first (source, target, layer, head). The level is shared among the ``tests``.
+    """
+    places = relation_words.shuffled(len(hits), shuffles, generator)
+    sources = np.arange(len(hits))
+    drawn = np.stack([hits[sources, place].mean(0) for place in places])
+    mean = drawn.mean(0)
+    excess = np.diagonal(hits).mean(-1) - mean
+    largest = np.nanmax(drawn - mean, axis=(1, 2))
+    null = np.quantile(largest, 1 - (1 - LEVEL) / tests, method="higher")
+    return excess, float(null)
+
+
+def _pairs(model: Model, pairs: list[tuple[int, int]]) -> str:
     ends = ((model.words([one])[0], model.words([other])[0]) for one, other in pairs)
     return ", ".join(f"{str(one).strip()} → {str(other).strip()}" for one, other in ends)
 

@@ -18,7 +18,6 @@ METAPHORS = {
     "sight": "mask rule",
     "bricks": "amx tiles",
     "sheets": "tables",
-    "lens": "attention pattern",
     "leaders": "top-k",
     "twin": "counterfactual",
     "hear": "intercept",

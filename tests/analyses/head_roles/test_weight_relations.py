@@ -5,6 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from constructed_writers import (
+    CAPITALS,
+    COUNTRIES,
+    KNOWS,
+    RAISED,
+    SILENT,
+    SOME,
+    WRONG,
+    relating,
+)
 
 from headscope.analyses import weight_relations
 from headscope.analyses._measurements import relation_words
@@ -34,13 +44,47 @@ def planted(bundled):
     return load_model(module, tokenizer=bundled.tokenizer)
 
 
+@pytest.mark.requirement("C7")
+def test_a_planted_relation_is_found_and_words_raised_for_all_are_none():
+    model = relating()
+    result = run(model, pairs=len(COUNTRIES))
+    score = result["country_capital"].values
+    assert score[KNOWS] == 1.0
+    # Many targets among the first, whatever the source: as many with shuffled targets.
+    assert score[SOME] == pytest.approx(RAISED / len(COUNTRIES))
+    assert score[WRONG] == score[SILENT] == 0.0
+    assert result.attrs["heads_by_relation"] == {"country_capital": ["L0H0"]}
+    assert 0 < result["country_capital"].attrs["null"] < 0.2
+    capitals = dict(zip(COUNTRIES, CAPITALS, strict=True))
+    head, pairs = result.attrs["examples"]["country_capital"].split(": ")
+    assert head == "L0H0"
+    described = result.attrs["descriptions"]["L0H0"]
+    for pair in (*pairs.split(", "), *described.split(", ")):
+        source, target = pair.split(" → ")
+        assert capitals[source] == target
+
+
+def test_no_shuffle_reaches_the_planted_relation_and_its_null_is_exact():
+    hits = np.zeros((30, 30, 1, 2))
+    hits[..., 0, 0] = np.eye(30)  # knows all pairs
+    hits[:, :10, 0, 1] = 1  # raises ten targets for all sources
+    excess, null = weight_relations._null(hits, 500, 2, np.random.default_rng(0))
+    np.testing.assert_allclose(excess, [[1.0, 0.0]], atol=1e-9)
+    assert null == pytest.approx(0, abs=1e-9)
+    hits[:15, :, 0, 1] = 0  # whether a source of the other half meets one of the ten is chance
+    excess, null = weight_relations._null(hits, 500, 2, np.random.default_rng(0))
+    assert excess[0, 1] == pytest.approx(-15 * 10 / 29 / 30, abs=0.01)
+    assert 0.03 < null < 0.3
+
+
 def test_a_planted_copying_head_is_named_with_its_pairs(bundled):
     result = run(planted(bundled))
     score, lower = (result[f"copying{end}"].values for end in ("", "_lower"))
     assert score[0, 6] > 0.9
     assert lower[0, 6] > result["copying"].attrs["null"]
     assert result.attrs["heads_by_relation"]["copying"][0] == "L0H6"
-    pairs = [pair.split(" → ") for pair in result.attrs["descriptions"]["L0H6"].split(", ")]
+    shown = result.attrs["examples"]["copying"].removeprefix("L0H6: ")
+    pairs = [pair.split(" → ") for pair in shown.split(", ")]
     assert all(source == target for source, target in pairs)
     assert result.attrs["verdict"] == "supported"
 

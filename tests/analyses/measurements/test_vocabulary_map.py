@@ -9,6 +9,7 @@ import transformers
 from refusals import check_refusal
 
 from headscope.analyses._measurements import relation_words, vocabulary_map
+from headscope.analyses._measurements.vocabulary_map import VocabularyMap
 from headscope.probes import load_model
 
 WORDS = 24
@@ -38,45 +39,70 @@ def permuting(sign=1.0):
 @pytest.mark.parametrize("chunk", [2**24, WORDS * 80])
 def test_a_head_that_permutes_words_has_the_relation_and_no_shuffled_one(chunk, monkeypatch):
     monkeypatch.setattr(vocabulary_map, "CELLS", chunk)
-    pairs = list(enumerate(TURNED.tolist()))
-    targets = torch.tensor([[to for _, to in pairs], *relation_words.shuffled(pairs, 3, 0)])
-    assert (targets[1:] != targets[0]).all()
-    for sign, side in ((1.0, "above"), (-1.0, "below")):
-        found = {head: it for _, head, it in
-                 vocabulary_map.ranks(permuting(sign), range(WORDS), targets)}  # fmt: skip
-        rank = getattr(found[1], side)
-        assert (rank[0] == 0).all()
-        assert not (rank[1:] == 0).all(1).any()
-        if sign > 0:
-            np.testing.assert_array_equal(found[1].best, TURNED.numpy())
+    for sign, side in ((1.0, "among_largest"), (-1.0, "among_smallest")):
+        rows = VocabularyMap(permuting(sign)).rows(range(WORDS), TURNED.tolist(), 2)
+        found = {head: it for _, head, it in rows}
+        # A target for each source, and no other one; a head that writes nothing has none.
+        assert torch.equal(getattr(found[1], side)(1), torch.eye(WORDS, dtype=torch.bool))
+        assert not getattr(found[0], side)(1).any()
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_ranks_are_those_of_dense_float64_products(bundled, layer, monkeypatch):
+def test_rows_are_those_of_dense_float64_products(bundled, layer, monkeypatch):
     monkeypatch.setattr(vocabulary_map, "CELLS", 2**14)
     generator = torch.Generator().manual_seed(0)
-    sources = torch.randint(bundled.vocabulary, (40,), generator=generator)
-    targets = torch.randint(bundled.vocabulary, (2, 40), generator=generator)
-    found = {(at, head): it for at, head, it in
-             vocabulary_map.ranks(bundled, sources.tolist(), targets)}  # fmt: skip
+    sources, targets = torch.randint(bundled.vocabulary, (2, 40), generator=generator)
+    rows = VocabularyMap(bundled).rows(sources.tolist(), targets.tolist(), 11)
+    found = {(at, head): it for at, head, it in rows}
     base = copy.deepcopy(bundled.module).double()
     first, block = base.model.layers[0], base.model.layers[layer]
     size, groups = block.self_attn.head_dim, bundled.heads // bundled.kv_heads
     with torch.no_grad():
-        rows = base.model.embed_tokens.weight[sources]
+        entering = base.model.embed_tokens.weight[sources]
         if layer:
-            rows = first.mlp(first.post_attention_layernorm(rows))
-        rows = block.self_attn.v_proj(block.input_layernorm(rows)).view(40, -1, size)
+            entering = first.mlp(first.post_attention_layernorm(entering))
+        values = block.self_attn.v_proj(block.input_layernorm(entering)).view(40, -1, size)
         for head in range(bundled.heads):
             out = block.self_attn.o_proj.weight[:, head * size : (head + 1) * size]
-            written = rows[:, head // groups] @ out.T * base.model.norm.weight
+            written = values[:, head // groups] @ out.T * base.model.norm.weight
             logits = written @ base.lm_head.weight.T
-            wanted = logits.gather(1, targets.T)
-            above = (logits[:, None] > wanted[..., None]).sum(-1).T.numpy()
+            wanted = logits[:, targets]
+            above = (logits[:, None] > wanted[..., None]).sum(-1)
+            below = (logits[:, None] < wanted[..., None]).sum(-1)
             got = found[layer, head]
-            assert (np.abs(got.above - above) <= 1).mean() > 0.95
-            assert (got.best == logits.argmax(-1).numpy()).mean() > 0.97
-            np.testing.assert_allclose(got.logit, logits.amax(-1), rtol=1e-3)
+            np.testing.assert_allclose(got.logits, wanted, atol=1e-3 * float(wanted.abs().max()))
+            np.testing.assert_allclose(got.largest, logits.topk(11).values, rtol=1e-3)
+            for first_few in (1, 10):
+                hits = got.among_largest(first_few), got.among_smallest(first_few)
+                for hit, rank in zip(hits, (above, below), strict=True):
+                    assert (hit == (rank < first_few)).double().mean() > 0.99
+
+
+def test_shuffles_give_no_source_its_own_target_and_are_uniform():
+    places = relation_words.shuffled(6, 4000, np.random.default_rng(0))
+    assert (places != np.arange(6)).all()
+    assert (np.sort(places) == np.arange(6)).all()
+    counts = np.array([np.bincount(column, minlength=6) for column in places.T])
+    off = counts[~np.eye(6, dtype=bool)]
+    np.testing.assert_allclose(off, 800, rtol=0.15)
+
+
+def test_what_a_head_writes_most_from_is_what_its_map_is_largest_for(bundled):
+    map_ = VocabularyMap(bundled)
+    tokens = list(range(10, bundled.vocabulary))
+    found = map_.salient(2, 1, tokens, 5)
+    base = copy.deepcopy(bundled.module).double()
+    first, block = base.model.layers[0], base.model.layers[2]
+    size, group = block.self_attn.head_dim, bundled.kv_heads * 1 // bundled.heads
+    with torch.no_grad():
+        rows = base.model.embed_tokens.weight[tokens]
+        rows = first.mlp(first.post_attention_layernorm(rows))
+        value = block.self_attn.v_proj(block.input_layernorm(rows)).view(len(tokens), -1, size)
+        written = value[:, group] @ block.self_attn.o_proj.weight[:, size : 2 * size].T
+        best = written.norm(dim=-1).topk(5).indices
+        logits = written * base.model.norm.weight @ base.lm_head.weight[tokens].T
+    expected = [(tokens[at], tokens[int(logits[at].argmax())]) for at in best.tolist()]
+    assert found == expected
 
 
 def test_relations_without_enough_single_tokens_are_refused_by_name(bundled):

@@ -1,0 +1,183 @@
+"""Linear lenses: maps from a vector inside a model to its prediction, judged on other prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analyses._interventions.next_token_loss import tokens
+from headscope.analyses._measurements.residual_writes import same
+from headscope.analyses._measurements.unembedding import final_norm
+from headscope.analyses.head_roles._prompt_folds import Folds
+from headscope.kernels.errors import NotApplicable, ResourceLimit
+from headscope.probes.attention.forward import logits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headscope.probes.models.model import Model
+
+CELLS = 2**25
+"""Probabilities of judged positions that are held (128 MB)."""
+ROWS = 2**23
+"""Logits that are computed at once."""
+
+
+def predicted(
+    features: Float[Tensor, "position head size"],
+    targets: Float[Tensor, "position channel"],
+    folds: Folds,
+    judged: Int[Tensor, " judged"],
+    ridge: float,
+) -> Float[Tensor, "judged head channel"]:
+    """Predict by ridge regression how targets differ from their mean, on folds not seen.
+
+    ``ridge`` is the penalty over the mean variance of a head's features.
+    """
+    features, targets = features.double(), targets.double()
+    found = torch.empty(len(judged), features.shape[1], targets.shape[1])
+    parts = [_moments(features[rows], targets[rows]) for rows in _by_fold(folds.fold)]
+    whole = [torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
+    for fold, part in enumerate(parts):
+        count, left, right, square, product = (a - b for a, b in zip(whole, part, strict=True))
+        left, right = left / count, right / count
+        square = square - count * left[:, :, None] * left[:, None]
+        product = product - count * left[:, :, None] * right
+        variance = square.diagonal(dim1=1, dim2=2).mean(-1)
+        # A head that writes one thing alone has no variance, and its map is 0.
+        penalty = torch.where(variance > 0, ridge * variance, 1.0)
+        square = square + penalty[:, None, None] * torch.eye(square.shape[-1])
+        map_ = torch.linalg.solve(square, product)
+        here = (folds.fold[judged] == fold).nonzero().flatten()
+        centred = features[judged[here]] - left
+        found[here] = torch.einsum("phs,hsc->phc", centred, map_).float()
+    return found
+
+
+def _by_fold(fold: Int[Tensor, " position"]) -> list[Tensor]:
+    return [(fold == each).nonzero().flatten() for each in range(int(fold.max()) + 1)]
+
+
+def _moments(features: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    return (
+        torch.tensor(float(len(features)), dtype=torch.float64),
+        features.sum(0),
+        targets.sum(0),
+        torch.einsum("phs,pht->hst", features, features),
+        torch.einsum("phs,pc->hsc", features, targets),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How far a lens is from the model's prediction: KL divergence in nats, and first words.
+
+    ``distance`` and ``agrees`` are means over the judged positions of a prompt; ``word`` is the
+    first word at each of them.
+    """
+
+    distance: Float[Tensor, " prompt"]
+    agrees: Float[Tensor, " prompt"]
+    word: Int[Tensor, " judged"]
+
+
+class Judge:
+    """What a model predicts at the judged positions, and how far lenses are from it.
+
+    ``final`` is the residual stream at the end, behind the final norm, at all positions;
+    ``average`` are the log-probabilities of the mean prediction over the judged positions of the
+    other folds (fold, word).
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: Model, capture: xr.Dataset, folds: Folds, positions: int, seed: int
+    ) -> None:
+        module: Any = model.module
+        most = CELLS // model.vocabulary // capture.sizes["prompt"]
+        if not most:
+            raise ResourceLimit(
+                f"prompts: {capture.sizes['prompt']} times {model.vocabulary} words are too many "
+                f"predictions to hold; give at most {CELLS // model.vocabulary} prompts"
+            )
+        self.model, self.folds = model, folds
+        self.judged = folds.draw(min(positions, most), seed)
+        self.fold = folds.fold[self.judged]
+        self.unembedding, self.norm = module.get_output_embeddings(), final_norm(model)
+        if self.unembedding is None:
+            raise NotApplicable(f"model: {model.name} has no unembedding, so no vocabulary")
+        self.final = self.normed(stream(capture, folds, -1))
+        self.rows = max(1, ROWS // model.vocabulary)
+        parts = self._parts(self.final[self.judged])
+        self.own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
+        self._check(capture)
+        self.chances = self.own.exp()
+        self.best = self.own.argmax(-1)
+        # By logarithms, so that a word that no prediction has is not impossible.
+        others = [self.own[self.fold != each] for each in range(folds.count)]
+        self.average = torch.stack([each.logsumexp(0).log_softmax(-1) for each in others])
+
+    def normed(self, vectors: Float[Tensor, "*batch channel"]) -> Float[Tensor, "*batch channel"]:
+        """Send vectors through the final norm."""
+        made: Tensor = self.norm(vectors.to(self.model.device, self.model.dtype))
+        return made.detach().float().cpu()
+
+    @torch.no_grad()
+    def logits(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "row word"]:
+        """Unembed what is behind the final norm."""
+        made: Tensor = self.unembedding(rows.to(self.model.device, self.model.dtype))
+        return made.float().cpu()
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(rows, self.rows)
+
+    def _check(self, capture: xr.Dataset) -> None:
+        """Refuse a model whose logits are not the unembedding of the final stream."""
+        if getattr(self.model.module.config, "final_logit_softcapping", None):
+            return
+        ids = torch.tensor(tokens(capture)[:1])
+        here = (self.folds.prompt[self.judged] == 0).nonzero().flatten()
+        place = self.judged[here]  # the first prompt stands first
+        given = logits(self.model, ids, positions=place[None])[0].float().cpu().log_softmax(-1)
+        same(given, self.own[here], "the unembedding")
+
+    def trained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
+        """Judge a lens whose logits are added to those of the mean prediction."""
+        nothing = self.logits(torch.zeros(1, rows.shape[1]))
+        fold = self._parts(self.fold)
+        return self._judged(
+            self.logits(some) - nothing + self.average[of]
+            for some, of in zip(self._parts(rows), fold, strict=True)
+        )
+
+    def untrained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
+        """Judge vectors of the residual stream through final norm and unembedding."""
+        return self._judged(self.logits(self.normed(some)) for some in self._parts(rows))
+
+    def constant(self) -> Judged:
+        """Judge the mean prediction of the other folds."""
+        fold = self._parts(self.fold)
+        return self._judged(self.average[of] for of in fold)
+
+    def _judged(self, parts: Iterable[Float[Tensor, "row word"]]) -> Judged:
+        distances, words, start = [], [], 0
+        for part in parts:
+            found = part.log_softmax(-1)
+            here = slice(start, start + len(found))
+            distances.append((self.chances[here] * (self.own[here] - found)).sum(-1))
+            words.append(found.argmax(-1))
+            start = here.stop
+        word = torch.cat(words)
+        agrees = self.folds.by_prompt((word == self.best).double(), self.judged)
+        return Judged(self.folds.by_prompt(torch.cat(distances), self.judged), agrees, word)
+
+
+def stream(capture: xr.Dataset, folds: Folds, boundary: int) -> Float[Tensor, "position channel"]:
+    """Return the residual stream at a boundary, −1 the last."""
+    kept = capture["resid"].isel(boundary=boundary)
+    return folds.rows(kept.transpose("prompt", "query", "channel")).float()

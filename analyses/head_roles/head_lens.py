@@ -1,0 +1,294 @@
+"""Head lens: what the output of one head alone says about the next token.
+
+What a head writes, sent through the final norm and the unembedding, gives words (the untrained
+lens). That is readable only where the head writes in the basis of the vocabulary; what later layers
+turn first needs a map of its own. The trained lens is that map: linear, fitted by ridge regression
+to the end of the residual stream, and judged on prompts that it has not seen, against the same fit
+to targets of other positions and against the mean prediction. Behind every layer the same two
+lenses read the whole stream (logit lens, tuned lens). A lens says what can be read from a head, not
+what the model reads: the loss without the head stands beside it.
+
+Sources: Sakarvadia et al., Attention Lens (2310.16270); Belrose et al., Eliciting Latent
+Predictions from Transformers with the Tuned Lens (2303.08112); nostalgebraist, interpreting GPT:
+the logit lens (2020).
+"""
+
+from collections import Counter
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.next_token_loss import asking_all, tokens
+from headscope.analyses._interventions.screening import FIRST, screen
+from headscope.analyses._measurements import residual_writes
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import (
+    GRID,
+    SHARE,
+    Results,
+    first_few,
+    label,
+    named,
+    require,
+    top,
+)
+from headscope.analyses._runtime.verdict import Verdict, interval_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses.head_roles import _linear_lens, _prompt_folds
+from headscope.analyses.head_roles._linear_lens import Judge
+from headscope.kernels.formatting import amount
+from headscope.probes.attention import projections
+from headscope.probes.models.model import Model
+
+NEEDS = ()
+KEEP = ("z", "resid")
+SUPPORTS = {"hybrid"}
+QUICK = {"causal_prompts": 2}
+
+ATTENTION_LENS, TUNED_LENS = "Attention Lens 2310.16270", "Tuned Lens 2303.08112"
+LENSES = ("untrained", "trained", "shuffled")
+NATS = ("nats", "sequential", 0)
+SHOWN, WORDS = 8, 4
+"""Heads whose words are named, and words of each."""
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    *,
+    folds: Annotated[int, AtLeast(2)] = 5,
+    positions: Annotated[int, AtLeast(1)] = 4,
+    ridge: Annotated[float, AtLeast(0)] = 0.1,
+    causal_prompts: Annotated[int, AtLeast(0)] = 16,
+    causal_tokens: Annotated[int, AtLeast(2)] = 128,
+    exhaustive: bool = False,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Read every head by an untrained and a trained lens, on prompts the latter has not seen.
+
+    Parameters
+    ----------
+    capture, model
+        Capture of at least two texts with the kept ``z`` and ``resid``, and its model.
+    folds
+        Parts that the prompts are cut into; a prompt is judged by a lens that is fitted to all
+        positions of the other parts.
+    positions
+        Positions of a prompt at which lenses are judged, drawn at random.
+    ridge
+        Penalty of the regression, over the mean variance of what is regressed on.
+    causal_prompts
+        Prompts of the causal check, the first of more than one token; 0 leaves it out.
+    causal_tokens
+        Tokens of each prompt in the causal check, from the first on.
+    exhaustive
+        Ablate every head, whatever their number. Without it, in a model of more than 64 heads:
+        those that the lens or gradients rank first, and a random sample of the others.
+    seed
+        Seed of the folds, the positions, the shuffled targets, the sample of heads and the
+        bootstrap.
+
+    Returns
+    -------
+    Dataset with ``untrained_kl``, ``trained_kl`` and ``shuffled_kl`` (layer, head; KL divergence of
+    the lens from the model's own prediction, nats), ``untrained_top1``, ``trained_top1`` and
+    ``shuffled_top1`` (layer, head; share of positions with the model's first word), ``lens_gain``
+    (layer, head; shuffled − trained, nats), ``mean_prediction_kl`` and ``mean_prediction_top1`` (of
+    the mean prediction, which needs no head), ``stream_untrained_kl`` and ``stream_trained_kl``
+    (layer; of the whole stream behind a layer), ``loss_ablation`` (layer, head; nats a token lost
+    with the head at its mean) and ``gain_vs_ablation`` (Spearman ρ), with 95 % intervals over
+    prompts. ``words`` has the words that the lenses of some heads give most often.
+    """
+    require(capture, KEEP, "head_lens", ("self",))
+    model.check_predicts()
+    cut = _prompt_folds.cut(capture, folds, seed)
+    judge = Judge(model, capture, cut, positions, seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(judge.final), generator=generator)
+    found = _heads(model, capture, judge, order, ridge)
+    constant = judge.constant()
+
+    what = (
+        f"{len(judge.judged)} positions of {capture.sizes['prompt']} prompts, each judged by a "
+        f"lens of other prompts ({len(cut.prompt)} positions in {cut.count} folds)"
+    )
+    if getattr(model.module.config, "final_logit_softcapping", None):
+        what += "; before the soft cap of the logits"
+    ways = {
+        "untrained": f"z·W_O through the final norm and the unembedding; {what}",
+        "trained": "ridge regression of the end of the stream, behind its norm, on z; through the "
+        f"unembedding its logits are added to those of the mean prediction; {what}",
+        "shuffled": f"the same regression on the ends of the stream at other positions; {what}",
+    }
+    results = Results(capture, seed=seed, source=ATTENTION_LENS)
+    for name, way in ways.items():
+        results.add_means(
+            (f"{name}_kl", GRID, found[name][0], f"KL of the {name} lens", NATS, way),
+            (f"{name}_top1", GRID, found[name][1], f"First word of the {name} lens is the model's",
+             SHARE, way),
+        )  # fmt: skip
+    gain = found["shuffled"][0] - found["trained"][0]
+    results.add_means(
+        ("lens_gain", GRID, gain, "What a trained lens reads from the head",
+         ("nats", "diverging"), f"KL with shuffled targets − KL; {ways['trained']}"),
+        ("mean_prediction_kl", (), constant.distance.numpy(), "KL of the mean prediction", NATS,
+         f"the mean over the other folds at every position; {what}"),
+        ("mean_prediction_top1", (), constant.agrees.numpy(),
+         "First word of the mean prediction is the model's", SHARE,
+         f"the mean over the other folds at every position; {what}"),
+    )  # fmt: skip
+    streams = _streams(model, capture, judge, ridge)
+    results.add_means(
+        ("stream_untrained_kl", ("layer",), streams[0], "KL of the logit lens", NATS,
+         f"the stream behind the layer through final norm and unembedding; {what}",
+         "nostalgebraist 2020"),
+        ("stream_trained_kl", ("layer",), streams[1], "KL of the tuned lens", NATS,
+         f"as the trained lens, on the stream behind the layer and the final norm; {what}"),
+        source=TUNED_LENS,
+    )  # fmt: skip
+    verdict = _readable(gain)
+    lost = _ablate(model, capture, results, gain, causal_prompts, causal_tokens, exhaustive)
+    if lost is not None:
+        verdict &= lost
+    return results.dataset(
+        verdict=verdict,
+        note=_note(results, constant),
+        convention=what,
+        words=_words(model, results, found),
+    )
+
+
+def _heads(
+    model: Model, capture: xr.Dataset, judge: Judge, order: torch.Tensor, ridge: float
+) -> dict[str, Any]:
+    """Judge the lenses of every head: KL and agreement (prompt, layer, head), words."""
+    shape = (capture.sizes["prompt"], model.layers, model.heads)
+    outwards = projections.read(model, ("o",))
+    writes = residual_writes.written(model)
+    targets = torch.cat([judge.final, judge.final[order]], dim=1)
+    width = judge.final.shape[1]
+    found: dict[str, Any] = {name: (*np.full((2, *shape), np.nan), {}) for name in LENSES}
+    for layer in model.geometry.attending:
+        z = capture["z"].isel(layer=layer).transpose("prompt", "query", "head", "size")
+        features = judge.folds.rows(z).float()
+        fitted = _linear_lens.predicted(features, targets, judge.folds, judge.judged, ridge)
+        norm, outward = writes[layer].norm, outwards.of(layer, "o")
+        for head in range(model.heads):
+            written = features[judge.judged, head].double() @ outward[head]
+            if norm is not None:
+                written = norm.linear(written)
+            for name, judged in zip(
+                LENSES,
+                (
+                    judge.untrained(written.float()),
+                    judge.trained(fitted[:, head, :width]),
+                    judge.trained(fitted[:, head, width:]),
+                ),
+                strict=True,
+            ):
+                distance, agrees, words = found[name]
+                distance[:, layer, head] = judged.distance.numpy()
+                agrees[:, layer, head] = judged.agrees.numpy()
+                words[layer, head] = judged.word.tolist()
+    return found
+
+
+def _streams(model: Model, capture: xr.Dataset, judge: Judge, ridge: float) -> tuple[Array, Array]:
+    """Return the KL of logit lens and tuned lens behind every layer (prompt, layer)."""
+    found = np.full((2, capture.sizes["prompt"], model.layers), np.nan)
+    for layer in range(model.layers):
+        stream = _linear_lens.stream(capture, judge.folds, layer + 1)
+        normed = judge.normed(stream)
+        fitted = _linear_lens.predicted(
+            normed[:, None], judge.final, judge.folds, judge.judged, ridge
+        )
+        found[0, :, layer] = judge.untrained(stream[judge.judged]).distance.numpy()
+        found[1, :, layer] = judge.trained(fitted[:, 0]).distance.numpy()
+    return found[0], found[1]
+
+
+def _ablate(
+    model: Model, capture: xr.Dataset, results: Results, gain: Array, prompts: int, most: int,
+    exhaustive: bool,
+) -> Verdict | None:  # fmt: skip
+    """Add the loss without each head, and conclude whether the lens ranks heads as it does."""
+    whole = [ids[:most] for ids in tokens(capture)]
+    rows = [row for row, ids in enumerate(whole) if len(ids) > 1][:prompts]
+    if not rows:
+        return None
+    task, metric = asking_all([whole[row] for row in rows]), "log_probability"
+    mean = ablation.mean_z(capture)
+    chosen = screen(
+        model, task, metric, (mean,), also=top(gain.mean(0), FIRST), exhaustive=exhaustive,
+        seed=results.seed,
+    )  # fmt: skip
+    clean = ablation.evaluate(model, task, (), metric)
+    lost = clean[:, None, None] - ablation.ablate_each_head(
+        model, task, metric, mean, heads=chosen.heads
+    )
+    results.add_mean(
+        "loss_ablation", GRID, lost, "Loss added by setting the head to its mean", "nats",
+        "diverging", source="Michel et al. 1905.10650", evidence="causal",
+        convention=f"ablated − intact, −log p a token, {chosen.convention}; {len(rows)} prompts of "
+        f"up to {most} tokens",
+    )  # fmt: skip
+    ends = agreement(gain[rows], lost, results.seed)
+    results.add_interval(
+        "gain_vs_ablation", (), ends, "What the lens reads against loss without the head",
+        "Spearman ρ", "diverging", -1, 1, convention=OVER_HEADS,
+    )  # fmt: skip
+    rho, lower, _ = ends
+    apart = ", ".join(parting(gain.mean(0), lost.mean(0)))
+    return interval_verdict(
+        lower,
+        f"Heads from which more can be read cost more to lose (Spearman ρ {amount(rho)}).",
+        f"Heads from which more can be read do not cost more to lose (Spearman ρ {amount(rho)}); "
+        f"furthest apart, by lens and by loss: {apart}.",
+        "One prompt has no interval for the rank correlation with the loss.",
+    )
+
+
+def _readable(gain: Array) -> Verdict:
+    """Conclude which heads a trained lens reads, from its gain over shuffled targets."""
+    known = int((~np.isnan(gain).any(0)).sum())
+    if len(gain) < LEAST_PROMPTS:
+        return Verdict("too_few", f"{len(gain)} of {LEAST_PROMPTS} prompts to judge a lens on.")
+    heads = [label(head) for head in top(gain.mean(0), gain[0].size)]
+    told = told_above_zero(gain)
+    if not told.any():
+        return Verdict("not_supported", "From no head a trained lens reads more than by chance.")
+    best = [head for head in heads if head in set(named(gain.mean(0), told))]
+    return Verdict(
+        "supported",
+        f"From {told.sum()} of {known} heads a trained lens reads more of the prediction than with "
+        f"shuffled targets: {first_few(best)}.",
+    )
+
+
+def _note(results: Results, constant: Any) -> str:
+    mean = float(constant.distance.mean())
+    nearer = {
+        name: int((results[f"{name}_kl_upper"].values < mean).sum())
+        for name in ("untrained", "trained")
+    }
+    return (
+        f"Nearer to the model's prediction than the mean prediction ({amount(mean)} nats): the "
+        f"trained lens of {nearer['trained']} heads, the untrained one of {nearer['untrained']}."
+    )
+
+
+def _words(model: Model, results: Results, found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Name the words that the lenses of the heads with the largest gain put first most often."""
+    said: dict[str, dict[str, str]] = {}
+    for head in top(results["lens_gain"].values, SHOWN):
+        of_head = {}
+        for name in ("untrained", "trained"):
+            most = [word for word, _ in Counter(found[name][2][head]).most_common(WORDS)]
+            of_head[name] = ", ".join(one.strip() or one for one in map(str, model.words(most)))
+        said[label(head)] = of_head
+    return said

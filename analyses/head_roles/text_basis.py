@@ -1,0 +1,246 @@
+"""Text basis: words whose directions span what a head writes.
+
+The output of a head varies in as many directions as it is wide. TextSpan names them by words:
+chosen is the word along whose direction of the unembedding the outputs vary most, what it explains
+is projected out of outputs and words, and so on. The words are chosen on one half of the prompts,
+and what share of the variance they explain is measured on the other, against as many directions at
+random, chosen from as many in the same way, and against principal components, the most that any
+directions explain. In the causal check all heads keep their words alone: what their spaces have of
+the words' directions, since a head writes no direction outside its space.
+
+Source: Gandelsman et al., Interpreting CLIP's Image Representation via Text-Based Decomposition
+(2310.05916), whose texts are the single tokens of the vocabulary here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analyses._interventions import pattern_substitution
+from headscope.analyses._measurements import residual_writes, word_tokens
+from headscope.analyses._runtime.options import AtLeast
+from headscope.analyses._runtime.results import (
+    GRID,
+    SHARE,
+    Results,
+    first_few,
+    label,
+    named,
+    require,
+)
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses.head_roles import _prompt_folds, _text_span
+from headscope.analyses.head_roles._prompt_folds import Folds
+from headscope.kernels.formatting import amount, percent
+from headscope.probes.attention import projections
+from headscope.probes.interventions.base import Edit
+from headscope.probes.models.model import Model
+
+NEEDS = ()
+KEEP = ("z",)
+SUPPORTS = {"hybrid"}
+QUICK = {"checked": 2}
+
+SOURCE = "Gandelsman et al. 2310.05916"
+KINDS = ("words", "random", "components")
+# Logits of all positions are compared.
+LONGEST = 512
+CONDITIONS = ("words", "random directions", "their mean alone")
+
+
+@dataclass(frozen=True)
+class KeepDirections(Edit):
+    """Keep of every head's output its mean and what a map makes of the rest, by layer."""
+
+    mean: Float[Tensor, "layer head size"]
+    maps: dict[int, Float[Tensor, "head size size"]]
+
+    def apply(
+        self, layer: int, z: Float[Tensor, "batch head query size"]
+    ) -> Float[Tensor, "batch head query size"]:
+        """Map the outputs of one layer."""
+        mean = self.mean[layer].to(z)[:, None]
+        return mean + torch.einsum("bhqs,hst->bhqt", z - mean, self.maps[layer].to(z))
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    *,
+    labels: Annotated[int, AtLeast(1)] = 5,
+    checked: Annotated[int, AtLeast(0)] = 16,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Label the output space of every head by words, and measure what they explain of it.
+
+    Parameters
+    ----------
+    capture, model
+        Capture of at least two texts with the kept ``z``, and its model.
+    labels
+        Words of a head, no more than it has dims.
+    checked
+        Prompts of the causal check, of those that words were not chosen on; 0 leaves it out, and so
+        do prompts above 512 tokens.
+    seed
+        Seed of the halves, the random directions and the bootstrap.
+
+    Returns
+    -------
+    Dataset with ``explained``, ``explained_random`` and ``explained_components`` (layer, head;
+    share of the variance of a head's output on held-out prompts along its words, random directions
+    and principal components), ``advantage`` (words − random), ``label_share`` and ``random_share``
+    (layer, head, label; of each label by itself), with 95 % intervals over the held-out prompts,
+    and ``moved`` (condition; how far the output of the model moves when all heads keep those
+    directions alone, in nats). ``labels`` has the words of every head in order, and the coordinate
+    ``first_label`` (layer, head) the first of them.
+    """
+    require(capture, KEEP, "text_basis", ("self",))
+    model.check_predicts()
+    words = word_tokens.word_tokens(model)
+    folds = _prompt_folds.cut(capture, 2, seed)
+    found = _Labelled(model, capture, folds, labels, words, seed)
+
+    half = [len(torch.unique(folds.prompt[folds.fold == each])) for each in (0, 1)]
+    what = f"chosen on {half[0]} prompts, explained on {half[1]} others"
+    pool = f"{len(words)} tokens that are words"
+    ways = {
+        "words": f"{found.count} of {pool}; {what}",
+        "random": f"{found.count} of {len(words)} random directions, chosen as words are; {what}",
+        "components": f"the first {found.count} principal components; {what}",
+    }
+    results = Results(capture, seed=seed, source=SOURCE)
+    shares = {kind: each.sum(-1) for kind, each in found.shares.items()}
+    advantage = shares["words"] - shares["random"]
+    results.add_means(
+        ("explained", GRID, shares["words"], "Variance along words", SHARE, ways["words"]),
+        ("advantage", GRID, advantage, "Variance along words over random directions",
+         ("share", "diverging", -1, 1), f"{ways['words']}; less {ways['random']}"),
+        ("explained_random", GRID, shares["random"], "Variance along random directions", SHARE,
+         ways["random"]),
+        ("explained_components", GRID, shares["components"], "Variance along components", SHARE,
+         ways["components"]),
+        ("label_share", (*GRID, "label"), found.shares["words"], "Variance along each word", SHARE,
+         ways["words"]),
+        ("random_share", (*GRID, "label"), found.shares["random"],
+         "Variance along each random direction", SHARE, ways["random"]),
+    )  # fmt: skip
+    coords: dict[str, Any] = {
+        "label": np.arange(1, found.count + 1),
+        "first_label": (GRID, found.first),
+    }
+    verdict, note = _verdict(advantage, shares), ""
+    longest = int(capture["length"].values.max())
+    if not checked or longest > LONGEST:
+        note = f"No causal check of {checked} prompts of up to {longest} tokens."
+    else:
+        rows = torch.unique(folds.prompt[folds.fold == 1])[:checked].tolist()
+        moved = np.array([
+            pattern_substitution.divergences(model, capture, row, [[each] for each in found.edits])
+            for row in rows
+        ])  # fmt: skip
+        pattern_substitution.add_moved(
+            results, moved, "Output moved when all heads keep few directions",
+            f"{found.count} directions of every head and its mean", source=SOURCE,
+        )  # fmt: skip
+        coords["condition"] = list(CONDITIONS)
+        verdict &= _causal(moved)
+    return results.dataset(coords, verdict, note, convention=what, labels=found.labels)
+
+
+class _Labelled:
+    """Words of every head, shares of the variance (prompt, layer, head, label), and the edits."""
+
+    def __init__(
+        self, model: Model, capture: xr.Dataset, folds: Folds, labels: int, words: list[int],
+        seed: int,
+    ) -> None:  # fmt: skip
+        outwards, writes = projections.read(model, ("o",)), residual_writes.written(model)
+        towards = _text_span.word_directions(model, words)
+        held = torch.unique(folds.prompt[folds.fold == 1])
+        self.count = min(labels, capture.sizes["size"])
+        shape = (len(held), model.layers, model.heads, self.count)
+        self.shares = {kind: np.full(shape, np.nan) for kind in KINDS}
+        self.labels: dict[str, list[str]] = {}
+        self.first = np.full(shape[1:3], "", dtype="<U24")
+        size = capture.sizes["size"]
+        random = _text_span.random_directions(len(words), towards.shape[1], seed)
+        mean = torch.zeros(model.layers, model.heads, size, dtype=torch.float64)
+        maps = {
+            layer: torch.zeros(len(CONDITIONS), model.heads, size, size, dtype=torch.float64)
+            for layer in model.geometry.attending
+        }
+        for layer, map_ in maps.items():
+            z = capture["z"].isel(layer=layer).transpose("prompt", "query", "head", "size")
+            rows, outward = folds.rows(z).double(), outwards.of(layer, "o")
+            for head in range(model.heads):
+                space = _text_span.space(outward[head], writes[layer])
+                mean[layer, head] = rows[folds.fold == 0, head].mean(0)
+                vectors = (rows[:, head] - mean[layer, head]) @ space.map
+                chosen_on = vectors[folds.fold == 0]
+                covariance = chosen_on.T @ chosen_on / len(chosen_on)
+                if not len(covariance) or not float(covariance.trace()) > 0:
+                    continue  # it writes one thing alone
+                chosen, along = _text_span.greedy(towards, space, covariance, self.count)
+                _, drawn = _text_span.greedy(random, space, covariance, self.count)
+                most = _text_span.components(space, covariance, self.count)
+                kept = along, drawn, most
+                for kind, directions in zip(KINDS, kept, strict=True):
+                    self.shares[kind][:, layer, head, : len(directions)] = _shares(
+                        vectors, directions @ space.basis.T, folds, held
+                    )
+                for place, directions in enumerate(kept[:2]):
+                    map_[place, head] = space.keeping(directions)
+                said = model.words([words[at] for at in chosen])
+                self.labels[label((layer, head))] = [word.strip() for word in said]
+                self.first[layer, head] = said[0].strip()
+        self.edits = [
+            KeepDirections(mean, {layer: map_[place] for layer, map_ in maps.items()})
+            for place in range(len(CONDITIONS))
+        ]
+
+
+def _shares(vectors: Tensor, directions: Tensor, folds: Folds, held: Tensor) -> Array:
+    """Return the share of the variance along each direction on held-out prompts (prompt, label)."""
+    at = (folds.fold == 1).nonzero().flatten()
+    whole = folds.by_prompt(vectors[at].square().sum(-1), at)[held]
+    along = (vectors[at] @ directions.T).square()
+    parts = torch.stack([folds.by_prompt(each, at)[held] for each in along.T], dim=1)
+    return np.asarray((parts / whole[:, None]).numpy())
+
+
+def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
+    words, random, most = (float(np.nanmean(shares[kind])) for kind in KINDS)
+    text = (
+        f"mean over heads {percent(words)} of the variance, {percent(random)} for random "
+        f"directions, {percent(most)} for principal components"
+    )
+    if len(advantage) < LEAST_PROMPTS:
+        few = f"{len(advantage)} of {LEAST_PROMPTS} held-out prompts"
+        return Verdict("too_few", f"{few} to tell words from random directions: {text}.")
+    told = told_above_zero(advantage)
+    known = int((~np.isnan(advantage).any(0)).sum())
+    if not told.any():
+        return Verdict("not_supported", f"Words explain no head better than chance: {text}.")
+    best = first_few(named(np.where(told, advantage.mean(0), np.nan), told))
+    return Verdict(
+        "supported",
+        f"Words explain {told.sum()} of {known} heads better than random directions ({best}): "
+        f"{text}.",
+    )
+
+
+def _causal(moved: Array) -> Verdict:
+    words, random, mean = moved.mean(0)
+    text = (
+        f"with all heads kept to their words the output moves by {amount(words)} nats, to as many "
+        f"random directions by {amount(random)}, to their means by {amount(mean)}"
+    )
+    return causal_verdict(moved[:, 1] - moved[:, 0], text)
