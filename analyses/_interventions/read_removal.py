@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removal:
-    """What a head no longer reads at its query, at its key, or at both; None is nothing."""
+    """What a head no longer reads at its query, for its keys at every position, or for both."""
 
     query: Float[Tensor, " residual"] | None = None
-    key: Float[Tensor, " residual"] | None = None
+    key: Float[Tensor, "position residual"] | None = None
 
 
 @torch.no_grad()
@@ -45,17 +45,16 @@ def rows_without(
     model: Model,
     ids: Sequence[int],
     head: Head,
-    pair: tuple[int, int],
+    query: int,
     removals: Sequence[Removal],
 ) -> tuple[Array, Array]:
-    """Return score and weights of one head at a query, without each of some vectors.
+    """Return scores and weights of one head at a query, without each of some vectors.
 
-    ``pair`` are the positions of query and key. The score (removal,) is that of the pair, before
-    soft cap and position bias; the weights (removal, key) are those of the query.
+    Both are (removal, key); scores are those before soft cap and position bias.
     """
     together = max(1, ablation.SWEEP_TOKENS // (2 * len(ids)))
     parts = [
-        _rows(model, ids, head, pair, removals[start : start + together])
+        _rows(model, ids, head, query, removals[start : start + together])
         for start in range(0, len(removals), together)
     ]
     scores, weights = map(np.concatenate, zip(*parts, strict=True))
@@ -63,19 +62,15 @@ def rows_without(
 
 
 def _rows(
-    model: Model,
-    ids: Sequence[int],
-    head: Head,
-    pair: tuple[int, int],
-    removals: Sequence[Removal],
+    model: Model, ids: Sequence[int], head: Head, query: int, removals: Sequence[Removal]
 ) -> tuple[Array, Array]:
     layer, number = head
-    query, key = pair
     # The first row of the batch is clean; queries and keys of a removal are made in rows apart.
+    places = (query, slice(None))
     changes = [
-        (at, place, vector)
+        (at, side, vector)
         for at, removal in enumerate(removals)
-        for place, vector in enumerate((removal.query, removal.key))
+        for side, vector in enumerate((removal.query, removal.key))
         if vector is not None
     ]
     calls: list[AttentionCall] = []
@@ -84,8 +79,8 @@ def _rows(
         if boundary != layer:
             return None
         changed = stream.clone()
-        for row, (_, place, vector) in enumerate(changes, 1):
-            changed[row, pair[place]] -= vector.to(stream)
+        for row, (_, side, vector) in enumerate(changes, 1):
+            changed[row, places[side]] -= vector.to(stream)
         return changed
 
     def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
@@ -99,13 +94,13 @@ def _rows(
     group = number // (call.query.shape[1] // call.key.shape[1])
     made = call.query[:, number], call.key[:, group]
     taken = tuple(each[:1].repeat(len(removals), 1, 1) for each in made)
-    for row, (at, place, _) in enumerate(changes, 1):
-        taken[place][at, pair[place]] = made[place][row, pair[place]]
+    for row, (at, side, _) in enumerate(changes, 1):
+        taken[side][at, places[side]] = made[side][row, places[side]]
     one = _of_head(call, number, *taken)
     chosen = torch.zeros(len(removals), 1, len(ids), 1, device=one.query.device)
     chosen[:, :, query] = 1
     weights = push(chosen, one.query, one.key, one.variant())[:, 0, :, 0]
-    scores = (taken[0][:, query] * taken[1][:, key]).double().sum(-1) * call.scale
+    scores = torch.einsum("rs,rks->rk", taken[0][:, query].double(), taken[1].double()) * call.scale
     return scores.cpu().numpy(), weights.double().cpu().numpy()
 
 

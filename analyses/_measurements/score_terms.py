@@ -149,9 +149,12 @@ class Scores:
         return head // (self.model.heads // self.model.kv_heads)
 
     def vector(
-        self, capture: xr.Dataset, prompt: int, at: int, source: Source
-    ) -> Float[Tensor, " residual"]:
-        """Return what a source wrote to the stream at a position; biases write nothing to it."""
+        self, capture: xr.Dataset, prompt: int, at: int | slice, source: Source
+    ) -> Float[Tensor, "*position residual"]:
+        """Return what a source wrote to the stream at a position, or at several.
+
+        The biases of a head's queries and keys write nothing to it.
+        """
         given = capture.isel(prompt=prompt, query=at)
         if source.kind == "bias":
             raise InvalidInput("source: biases of a head are no part of the stream")
@@ -160,16 +163,16 @@ class Scores:
         if source.kind in ("embedding", "position"):
             if not self.placed:
                 return stream[0]
-            token = _embedding(self.model, int(given["token_id"].values))
+            token = _embedding(self.model, given["token_id"].values)
             return token if source.kind == "embedding" else stream[0] - token
         change = stream[1] - stream[0]
         if layer not in self.writes:
             return change
         z = _exact(given["z"].isel(layer=layer), "head")
-        outward = self._outward(layer) * self._write_scale(layer, z)
+        scale, outward = self._write_scale(layer, z), self._outward(layer)
         if source.kind == "head":
-            return z[source.head] @ outward[source.head]
-        return change - torch.einsum("hs,hsr->r", z, outward)
+            return (z[source.head] @ outward[source.head]) * scale
+        return change - torch.einsum("h...s,hsr->...r", z, outward) * scale
 
     def split(self, capture: xr.Dataset, head: Head, prompt: int, query: int, key: int) -> Split:
         """Take the score of a query and a key of one prompt apart.
@@ -217,7 +220,7 @@ class Scores:
         along = entered @ side.basis
         embedding = along[:1]
         if self.placed:
-            token = _embedding(self.model, int(given["token_id"].values[at]))
+            token = _embedding(self.model, given["token_id"].values[at])
             embedding = torch.stack([token @ side.basis, along[0] - token @ side.basis])
         parts = [embedding]
         for before in range(layer):
@@ -244,28 +247,30 @@ class Scores:
             known[head, part, layer] = self._outward(layer) @ self.side(head, part).basis
         return known[head, part, layer]
 
-    def _write_scale(self, layer: int, z: Float[Tensor, "head size"]) -> Tensor | float:
+    def _write_scale(self, layer: int, z: Float[Tensor, "head *position size"]) -> Tensor | float:
         """Return the frozen scale of a norm between a layer's heads and the stream."""
         write = self.writes[layer]
         if write.norm is None or write.module is None:
             return 1.0
-        made = torch.einsum("hs,hsr->r", z, self.weights.of(layer, "o"))
+        made = torch.einsum("h...s,hsr->...r", z, self.weights.of(layer, "o"))
         module: Any = self.weights.projections[layer, "o"].module
         if getattr(module, "bias", None) is not None:
             made = made + module.bias.detach().double().cpu()
-        made = made[None]
-        return write.norm.scale(made, through(write.module, self.model, made))
+        flat = made.reshape(-1, made.shape[-1])
+        scale = write.norm.scale(flat, through(write.module, self.model, flat))
+        return scale.reshape(*made.shape[:-1], 1)
 
 
 def _exact(array: xr.DataArray, first: str) -> Tensor:
     return torch.from_numpy(array.transpose(first, ...).values.astype(np.float64))
 
 
-def _embedding(model: Model, token: int) -> Float[Tensor, " residual"]:
-    """Return the embedding of a token."""
+def _embedding(model: Model, tokens: Any) -> Float[Tensor, "*position residual"]:
+    """Return the embeddings of tokens."""
     module: Any = model.module
     with torch.no_grad():
-        made: Tensor = module.get_input_embeddings()(torch.tensor([token], device=model.device))[0]
+        ids = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=model.device)
+        made: Tensor = module.get_input_embeddings()(ids)
     return made.double().cpu()
 
 
@@ -275,7 +280,7 @@ def _placed(model: Model) -> bool:
     for start in (2, 5):
         ids = (torch.arange(5) * 3 + start).remainder(model.vocabulary)
         begins = streams(model, ids[None])[0][0]
-        tokens = torch.stack([_embedding(model, int(token)) for token in ids])
+        tokens = _embedding(model, ids)
         if tokens.shape != begins.shape:
             return False
         rest.append(begins - tokens)

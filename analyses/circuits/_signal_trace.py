@@ -37,9 +37,7 @@ class Firing:
     """A head that attends from a query to a key, and the directions that carry its score."""
 
     head: Head
-    query: int
-    key: int
-    weight: float
+    pair: _pairs.Pair
     split: Split
     directions: Directions
     chosen: np.ndarray
@@ -73,7 +71,7 @@ def trace(
                 continue
             found.firings.append(fired)
             for side, writers in fired.writers.items():
-                place = fired.query if side == "query" else fired.key
+                place = fired.pair.query if side == "query" else fired.pair.key
                 for source, signal in writers:
                     upstream = (source.layer, source.head)
                     edge = (upstream, one, side)
@@ -90,10 +88,10 @@ def _firing(
     *, first: bool,
 ) -> Firing | None:  # fmt: skip
     row = _pairs.weights_at(capture, prompt, head[0], query)[head[1]]
-    key, weight = _pairs.attended(row[: query + 1])
-    if weight < rule.fires and not first:
+    pair = _pairs.pair(row, query)
+    if pair.weight < rule.fires and not first:
         return None
-    split = scores.split(capture, head, prompt, query, key)
+    split = scores.split(capture, head, prompt, query, pair.key)
     if split.score <= 0:
         return None
     directions = score_directions.singular(split)
@@ -106,14 +104,14 @@ def _firing(
             if source.kind == "head" and signal > 0
         ]
         writers[side] = sorted(heads, key=lambda one: -one[1])[: rule.width]
-    return Firing(head, query, key, weight, split, directions, chosen, writers)
+    return Firing(head, pair, split, directions, chosen, writers)
 
 
 def removed(
     scores: Scores, capture: xr.Dataset, prompt: int, firing: Firing, side: str
 ) -> tuple[Tensor, Tensor]:
     """Return the signal of the writers of one side as a vector of the stream, and their rest."""
-    part, place = ("q", firing.query) if side == "query" else ("k", firing.key)
+    part, place = ("q", firing.pair.query) if side == "query" else ("k", firing.pair.key)
     whole = sum(
         (scores.vector(capture, prompt, place, source) for source, _ in firing.writers[side]),
         torch.zeros(capture.sizes["channel"], dtype=torch.float64),

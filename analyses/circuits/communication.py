@@ -64,7 +64,7 @@ def run(
     depth: Annotated[int, AtLeast(1)] = 3,
     width: Annotated[int, AtLeast(1)] = 3,
     fires: Annotated[float, Between(0, 1)] = 0.5,
-    share: Annotated[float, Between(0.01, 1)] = 1.0,
+    share: Annotated[float, Between(0.01, 1)] = 0.9,
     edges: Annotated[int, AtLeast(1)] = 40,
     draws: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
@@ -101,13 +101,15 @@ def run(
     of the target, at its key and at its query; 0 on prompts whose trace does not reach it),
     ``directions`` and ``directions_random`` (layer, head; how many share the score, among singular
     directions and in random bases), ``directions_needed`` (layer, head; the largest that sum to
-    ``share`` of it), and of the head itself ``score_lost``, ``attention_lost`` and ``metric_lost``
-    (condition) without the signals of its writers, with 95 % intervals over prompts. Heads that no
-    trace reaches are NaN. With rotary embeddings the directions are those at the offset of a pair.
+    ``share`` of it), and of the head itself ``margin_lost`` (of the key over the runner-up),
+    ``attention_lost`` and ``metric_lost`` (condition) without the signals of its writers, with 95 %
+    intervals over prompts. The metric is that of the task, of accuracy the log-probability. Heads
+    that no trace reaches are NaN. With rotary embeddings the directions are those at the offset of
+    a pair.
     """
     require(capture, (*NEEDS, *KEEP), "communication", ("self",))
     require_prompts(capture, len(task))
-    encoded = ablation.encode_task(model, task)
+    encoded = _pairs.last_questions(model, task)
     target, rule = _pairs.chosen(capture, model, encoded, head)
     queries = _pairs.asked(encoded)
     scores = Scores(model, int(capture["length"].values.max()))
@@ -143,7 +145,7 @@ def run(
     }
     firings = [_own(trace, target) for trace in traces]
     lost = _lost(capture, model, encoded, scores, firings, draws, seed)
-    units = {"score": "logits", "attention": "share", "metric": UNITS[task.metric]}
+    units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
     for name, values in lost.items():
         results.add_mean(
             f"{name}_lost", ("condition",), values, f"{name.capitalize()} lost", units[name],
@@ -156,7 +158,7 @@ def run(
     if pattern_substitution.reason(capture):
         note += f" No metric without the signals: {pattern_substitution.reason(capture)}."
     return results.dataset(
-        coords, few & _verdict(lost["attention"], label(target)), note,
+        coords, few & _verdict(lost["margin"], label(target)), note,
         chosen_head=label(target),
     )  # fmt: skip
 
@@ -204,12 +206,12 @@ def _lost(
     capture: xr.Dataset, model: Model, task: EncodedTask, scores: Scores,
     firings: list[Firing | None], draws: int, seed: int,
 ) -> dict[str, Array]:  # fmt: skip
-    """Return what score, attention and metric lose without the signals (prompt, condition).
+    """Return what margin, attention and metric lose without the signals (prompt, condition).
 
     NaN on prompts where the score of the head is not above 0.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = ("score", "attention", "metric")[: 2 if pattern_substitution.reason(capture) else 3]
+    names = ("margin", "attention", "metric")[: 2 if pattern_substitution.reason(capture) else 3]
     lost = {name: np.full((len(firings), len(CONDITIONS)), np.nan) for name in names}
     rows, fired = [], []
     for prompt, firing in enumerate(firings):
@@ -218,31 +220,39 @@ def _lost(
         parts = {
             side: _signal_trace.removed(scores, capture, prompt, firing, side) for side in SIDES
         }
-        removals = [Removal(*(parts[side][which] for side in SIDES)) for which in range(2)]
-        removals += [
-            Removal(*(
+        vectors = [[parts[side][which] for side in SIDES] for which in range(2)]
+        vectors += [
+            [
                 _signal_trace.random_signal(scores, firing, side, parts[side][0], generator)
                 for side in SIDES
-            ))
+            ]
             for _ in range(draws)
-        ]  # fmt: skip
-        without, weights = read_removal.rows_without(
-            model, task.ids[prompt], firing.head, (firing.query, firing.key), removals
-        )
-        lost["score"][prompt] = _conditions(firing.split.score - without)
-        lost["attention"][prompt] = _conditions(firing.weight - weights[:, firing.key])
-        rows.append(weights)
+        ]
+        pair, ids = firing.pair, task.ids[prompt]
+        removals = [Removal(), *(Removal(one, _placed(two, pair.key, ids)) for one, two in vectors)]
+        made, weights = read_removal.rows_without(model, ids, firing.head, pair.query, removals)
+        margin = made[:, pair.key] - made[:, pair.rival]
+        for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
+            lost[name][prompt] = _conditions(values[0] - values[1:])
+        rows.append(weights[1:])
         fired.append(prompt)
     if "metric" in lost and fired:
-        queries = np.array([firing.query for firing in firings if firing is not None])
+        queries = np.array([firing.pair.query for firing in firings if firing is not None])
         head = next(firing.head for firing in firings if firing is not None)
-        some = task.part(fired)
-        moved = read_removal.metric_with(model, some, task.metric, head, queries, rows)
-        intact = ablation.evaluate(model, some)
+        some, metric = task.part(fired), _pairs.metric(task)
+        moved = read_removal.metric_with(model, some, metric, head, queries, rows)
+        intact = ablation.evaluate(model, some, metric=metric)
         lost["metric"][fired] = [
             _conditions(before - after) for before, after in zip(intact, moved, strict=True)
         ]
     return lost
+
+
+def _placed(vector: torch.Tensor, at: int, ids: tuple[int, ...]) -> torch.Tensor:
+    """Return a vector at one position of a text, nothing at the others."""
+    whole = torch.zeros(len(ids), len(vector), dtype=vector.dtype)
+    whole[at] = vector
+    return whole
 
 
 def _conditions(values: Array) -> Array:
@@ -270,11 +280,12 @@ def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:
 
 
 def _verdict(lost: Array, head: str) -> Verdict:
-    """Conclude whether the signals move attention more than random vectors do."""
+    """Conclude whether the signals make the margin more than random vectors do."""
     signal, rest, drawn = np.nanmean(lost, axis=0) if (~np.isnan(lost)).any() else [np.nan] * 3
     text = (
-        f"without the signals {head} attends {amount(signal)} less to its key, without the rest of "
-        f"these writes {amount(rest)}, without random vectors as long {amount(drawn)}"
+        f"without the signals the margin of the key of {head} over the runner-up falls by "
+        f"{amount(signal)} logits, without the rest of these writes by {amount(rest)}, without "
+        f"random vectors as long by {amount(drawn)}"
     )
     return causal_verdict(lost[:, 0] - lost[:, 2], text, "; the signals are correlational here")
 

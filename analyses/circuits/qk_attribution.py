@@ -2,14 +2,15 @@
 
 The score of a query and a key, before the softmax, is a sum over pairs: what the embeddings, each
 earlier head, each MLP and the biases give at the query, against what they give at the key, norms'
-scales frozen, queries and keys turned by their positions. The terms sum to the score. Beside the
-largest terms stands what is lost when the head no longer reads that write: in the score, with the
-norms following, in the attention, and in the task's metric.
+scales frozen, queries and keys turned by their positions. The terms sum to the score. Attention
+knows only by how much a key's score exceeds others', so the margin over the runner-up is split,
+too. Beside its largest parts stands what is lost when the head no longer reads that write: of the
+margin, with the norms following, of the attention, and of the task's metric.
 
 Source: Kamath et al., Tracing Attention Computation Through Feature Interactions (2025).
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -17,7 +18,7 @@ import xarray as xr
 from headscope.analyses._interventions import ablation, pattern_substitution, read_removal
 from headscope.analyses._interventions.metrics import UNITS
 from headscope.analyses._interventions.read_removal import Removal
-from headscope.analyses._measurements.score_terms import Scores, Source, Split
+from headscope.analyses._measurements.score_terms import Scores, Source
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
     GRID,
@@ -30,7 +31,7 @@ from headscope.analyses._runtime.results import (
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.circuits import _pairs
-from headscope.kernels.formatting import amount, percent
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -43,7 +44,8 @@ QUICK = {"edges": 2, "draws": 1}
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Kamath et al. 2025, QK attribution"
-SIDES = ("query", "key")
+# Over which axis of the terms (prompt, query source, key source) a side's are summed.
+AXES = {"query": 2, "key": 1}
 OTHERS, DRAWN = "all others", "others as long"
 LOGITS = ("logits", "diverging")
 
@@ -56,7 +58,7 @@ def run(
     head: str = "",
     sources: Annotated[int, AtLeast(1)] = 8,
     edges: Annotated[int, AtLeast(1)] = 6,
-    draws: Annotated[int, AtLeast(1)] = 4,
+    draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
 ) -> xr.Dataset:
     """Split the scores of one head at the asked positions of a task.
@@ -73,7 +75,7 @@ def run(
     sources
         Sources at the query and at the key that are shown by themselves.
     edges
-        Largest terms of a source at one side, over all of the other, that are checked causally.
+        Largest margins of a source at one side, over all of the other, that are checked causally.
     draws
         Other sources, drawn at random and scaled to the same length, that each is held against.
     seed
@@ -82,80 +84,94 @@ def run(
     Returns
     -------
     Dataset with ``query_term`` and ``key_term`` (layer, head; what an earlier head gives the score
-    at the query, at the key), ``pair_term`` (one, other; sources at the query against sources at
-    the key, which sum to the score), ``score`` and ``weight`` of the pair, and of the largest terms
-    (condition) ``predicted`` (the term), ``score_lost``, ``attention_lost`` and ``metric_lost``
-    without this write, with 95 % intervals over prompts. The soft cap of a model comes after the
-    score, a position bias or ALiBi beside it: neither is in the terms.
+    at the query, at the key) and ``pair_term`` (one, other; sources at the query against sources at
+    the key, which sum to the score); the same of the score less that of the runner-up, the most
+    attended of all other keys: ``query_margin``, ``key_margin``, ``pair_margin``. ``score``,
+    ``margin`` and ``weight`` of the key, and of the largest margins of one source (condition)
+    ``predicted`` (its margin), ``margin_lost``, ``attention_lost`` and ``metric_lost`` without this
+    write, with 95 % intervals over prompts. The metric is that of the task, of accuracy the
+    log-probability. The soft cap of a model comes after the score, a position bias or ALiBi beside
+    it: neither is in the terms.
     """
     require(capture, (*NEEDS, *KEEP), "qk_attribution", ("self",))
     require_prompts(capture, len(task))
-    encoded = ablation.encode_task(model, task)
+    encoded = _pairs.last_questions(model, task)
     target, rule = _pairs.chosen(capture, model, encoded, head)
-    queries = _pairs.asked(encoded)
-    places = [
-        (int(at), *_pairs.attended(_pairs.weights_at(capture, prompt, target[0], at)[target[1]]))
-        for prompt, at in enumerate(queries)
-    ]
+    pairs = _pairs.of_head(capture, encoded, target)
     scores = Scores(model, int(capture["length"].values.max()))
-    splits = [
-        scores.split(capture, target, prompt, query, key)
-        for prompt, (query, key, _) in enumerate(places)
-    ]
-    terms = np.stack([split.terms for split in splits])
-    names = splits[0].sources
+    terms, rivals = (
+        np.stack([
+            scores.split(capture, target, prompt, pair.query, getattr(pair, end)).terms
+            for prompt, pair in enumerate(pairs)
+        ])
+        for end in ("key", "rival")
+    )  # fmt: skip
+    margins, names = terms - rivals, scores.sources(target[0])
 
-    over = f"{label(target)} ({rule}), last question of {len(terms)} prompts of {task.name}"
+    over = f"{label(target)} ({rule}), last question of {len(pairs)} prompts of {task.name}"
     results = Results(
         capture, seed=seed, source=SOURCE,
         convention=f"{over}; {_pairs.RULE}; scales of norms frozen",
     )  # fmt: skip
-    sides = dict(zip(SIDES, (terms.sum(2), terms.sum(1)), strict=True))
+    sides = {side: margins.sum(axis) for side, axis in AXES.items()}
+    orders = {side: np.argsort(-np.abs(sides[side].mean(0)), kind="stable") for side in AXES}
+    for kind, values, title in (
+        ("term", terms, "Score"), ("margin", margins, "Margin over the runner-up"),
+    ):  # fmt: skip
+        results.add_means(
+            *((f"{side}_{kind}", GRID, _on_grid(values.sum(axis), names, capture),
+               f"{title} from what the head wrote at the {side}", LOGITS)
+              for side, axis in AXES.items()),
+            (f"pair_{kind}", ("one", "other"), _joined(values, orders, sources),
+             f"{title} from what was written at the query (rows) and the key", LOGITS),
+        )  # fmt: skip
     results.add_means(
-        *((f"{side}_term", GRID, _on_grid(values, names, capture),
-           f"Score from what the head wrote at the {side}", LOGITS)
-          for side, values in sides.items()),
-        ("pair_term", ("one", "other"), _shown(terms, sides, sources)[0],
-         "Score from what was written at the query (rows) and the key", LOGITS),
         ("score", (), terms.sum((1, 2)), "Score of query and key", LOGITS),
-        ("weight", (), np.array([place[2] for place in places]), "Attention to the key", SHARE),
-    )  # fmt: skip
-    coords: dict[str, Any] = _named(terms, sides, sources, names)
-    chosen = _largest(sides, names, edges)
-    lost = _lost(capture, model, encoded, scores, target, places, splits, chosen, draws, seed)
-    signs = np.sign([sides[side][:, at].mean() for side, at in chosen])
-    coords["condition"] = [*(f"{names[at]} at the {side}" for side, at in chosen), DRAWN]
-    predicted = np.stack([sides[side][:, at] for side, at in chosen], axis=1)
-    missing = np.full((len(terms), 1), np.nan)
+        ("margin", (), margins.sum((1, 2)), "Score less that of the runner-up", LOGITS),
+        ("weight", (), np.array([pair.weight for pair in pairs]), "Attention to the key", SHARE),
+    )
+    edges_shown = _largest(sides, names, edges)
+    lost = _lost(capture, model, encoded, scores, target, pairs, edges_shown, draws, seed)
+    signs = np.sign([sides[side][:, at].mean() for side, at in edges_shown])
+    predicted = np.stack([sides[side][:, at] for side, at in edges_shown], axis=1)
+    missing = np.full((len(pairs), 1), np.nan)
     results.add_mean(
         "predicted", ("condition",), np.concatenate((predicted, missing), axis=1),
-        "Term of this write", *LOGITS,
+        "Margin from this write", *LOGITS,
     )  # fmt: skip
-    units = {"score": "logits", "attention": "share", "metric": UNITS[task.metric]}
+    units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
     for name, values in lost.items():
         own, drawn = values[..., 0], values[..., 1:].mean(2)
         held = (drawn * signs).mean(1, keepdims=True)
         results.add_mean(
             f"{name}_lost", ("condition",), np.concatenate((own, held), axis=1),
             f"{name.capitalize()} lost without this write", units[name], "diverging",
-            evidence="causal", convention=f"{over}; taken out of what the head reads at this side, "
-            f"norms following; {DRAWN}: {draws} other sources in its place, scaled to its length, "
-            "mean over the edges, signed as their terms",
+            evidence="causal",
+            convention=f"{over}; taken out of what the head reads for its query, or for its keys at "
+            f"every position, norms following; {DRAWN}: {draws} other sources in its place, scaled "
+            "to its length, mean over the edges, signed as their margins",
         )  # fmt: skip
-    largest = np.unravel_index(np.abs(terms.mean(0)).argmax(), terms.shape[1:])
-    share = terms.mean(0)[largest] / terms.sum((1, 2)).mean()
-    note = (
-        f"{label(target)} attends with weight {amount(float(results['weight'].values))}; the "
-        f"largest term, {names[largest[0]]} at the query against {names[largest[1]]} at the key, "
-        f"is {percent(float(share))} of its score."
-    )
-    reason = pattern_substitution.reason(capture)
-    if reason:
-        note += f" No metric without the writes: {reason}."
+    conditions = [*(f"{names[at]} at the {side}" for side, at in edges_shown), DRAWN]
     return results.dataset(
-        coords, _verdict(lost, signs, coords["condition"][0], label(target)), note,
-        chosen_head=label(target), pairs=[list(place[:2]) for place in places],
+        {**_named(orders, sources, names), "condition": conditions},
+        _verdict(lost["margin"], signs, conditions[0], label(target)),
+        _note(results, margins, names, label(target), pattern_substitution.reason(capture)),
+        chosen_head=label(target), pairs=[[pair.query, pair.key, pair.rival] for pair in pairs],
     )  # fmt: skip
+
+
+def _note(
+    results: Results, margins: Array, names: tuple[Source, ...], head: str, reason: str
+) -> str:
+    """Say where the head attends and which pair of sources tells the key from the runner-up."""
+    mean = margins.mean(0)
+    one, other = np.unravel_index(np.abs(mean).argmax(), mean.shape)
+    note = (
+        f"{head} attends with weight {amount(float(results['weight'].values))}; of the "
+        f"{amount(float(mean.sum()))} logits by which the key exceeds the runner-up, {names[one]} "
+        f"at the query against {names[other]} at the key gives {amount(float(mean[one, other]))}."
+    )
+    return f"{note} No metric without the writes: {reason}." if reason else note
 
 
 def _on_grid(values: Array, names: tuple[Source, ...], capture: xr.Dataset) -> Array:
@@ -167,26 +183,22 @@ def _on_grid(values: Array, names: tuple[Source, ...], capture: xr.Dataset) -> A
     return grid
 
 
-def _shown(terms: Array, sides: dict[str, Array], count: int) -> tuple[Array, list[list[int]]]:
-    """Join all but the largest sources of both sides into one (prompt, one, other)."""
-    orders = []
-    for axis, values in enumerate(sides.values(), 1):
-        order = np.argsort(-np.abs(values.mean(0)), kind="stable")
+def _joined(terms: Array, orders: dict[str, Array], count: int) -> Array:
+    """Join all but the first sources of both sides into one (prompt, one, other)."""
+    for side, order in orders.items():
+        # One side less is one axis less: that of the query comes first.
+        axis = 3 - AXES[side]
         first, rest = order[:count], order[count:]
         parts = [np.take(terms, first, axis), np.take(terms, rest, axis).sum(axis, keepdims=True)]
         terms = np.concatenate(parts, axis)
-        orders.append(first.tolist())
-    return terms, orders
+    return terms
 
 
-def _named(
-    terms: Array, sides: dict[str, Array], count: int, names: tuple[Source, ...]
-) -> dict[str, list[str]]:
+def _named(orders: dict[str, Array], count: int, names: tuple[Source, ...]) -> dict[str, list[str]]:
     """Name the rows and columns of the shown terms."""
-    _, orders = _shown(terms, sides, count)
     return {
-        dim: [*(str(names[at]) for at in order), OTHERS]
-        for dim, order in zip(("one", "other"), orders, strict=True)
+        dim: [*(str(names[at]) for at in order[:count]), OTHERS]
+        for dim, order in zip(("one", "other"), orders.values(), strict=True)
     }
 
 
@@ -203,49 +215,50 @@ def _largest(
 
 def _lost(
     capture: xr.Dataset, model: Model, task: EncodedTask, scores: Scores, head: tuple[int, int],
-    places: list[tuple[int, int, float]], splits: list[Split], chosen: list[tuple[str, int]],
-    draws: int, seed: int,
+    pairs: list[_pairs.Pair], chosen: list[tuple[str, int]], draws: int, seed: int,
 ) -> dict[str, Array]:  # fmt: skip
-    """Return what score, attention and metric lose without each write (prompt, edge, one + draw).
+    """Return what margin, attention and metric lose without each write (prompt, edge, one + draw).
 
-    After the write itself come other sources of the same position, scaled to its length.
+    After the write itself come other sources in its place, scaled to its length.
     """
     generator = np.random.default_rng(seed)
-    names = splits[0].sources
-    shape = (len(splits), len(chosen), 1 + draws)
-    lost = {"score": np.zeros(shape), "attention": np.zeros(shape)}
+    names = scores.sources(head[0])
+    shape = (len(pairs), len(chosen), 1 + draws)
+    lost = {"margin": np.zeros(shape), "attention": np.zeros(shape)}
     rows = []
-    for prompt, (query, key, weight) in enumerate(places):
-        removals = []
+    for prompt, pair in enumerate(pairs):
+        removals = [Removal()]
         for side, at in chosen:
-            place = query if side == "query" else key
+            place = pair.query if side == "query" else slice(len(task.ids[prompt]))
             vector = scores.vector(capture, prompt, place, names[at])
-            others = [one for one in range(len(names) - 1) if one != at]
             taken = [vector]
+            others = [one for one in range(len(names) - 1) if one != at]
             for one in generator.choice(others, draws):
                 other = scores.vector(capture, prompt, place, names[one])
                 taken.append(other * (vector.norm() / other.norm().clamp_min(1e-30)))
             removals += [Removal(**{side: each}) for each in taken]
-        without, weights = read_removal.rows_without(
-            model, task.ids[prompt], head, (query, key), removals
+        made, weights = read_removal.rows_without(
+            model, task.ids[prompt], head, pair.query, removals
         )
-        lost["score"][prompt] = (splits[prompt].score - without).reshape(shape[1:])
-        lost["attention"][prompt] = (weight - weights[:, key]).reshape(shape[1:])
-        rows.append(weights)
+        margin = made[:, pair.key] - made[:, pair.rival]
+        for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
+            lost[name][prompt] = (values[0] - values[1:]).reshape(shape[1:])
+        rows.append(weights[1:])
     if not pattern_substitution.reason(capture):
-        queries = np.array([place[0] for place in places])
-        moved = read_removal.metric_with(model, task, task.metric, head, queries, rows)
-        lost["metric"] = ablation.evaluate(model, task)[:, None, None] - moved.reshape(shape)
+        metric, queries = _pairs.metric(task), _pairs.asked(task)
+        moved = read_removal.metric_with(model, task, metric, head, queries, rows)
+        intact = ablation.evaluate(model, task, metric=metric)
+        lost["metric"] = intact[:, None, None] - moved.reshape(shape)
     return lost
 
 
-def _verdict(lost: dict[str, Array], signs: Array, first: str, head: str) -> Verdict:
-    """Conclude whether attention goes where the terms say, more than with other writes."""
-    moved = lost["attention"] * signs[:, None]
+def _verdict(lost: Array, signs: Array, first: str, head: str) -> Verdict:
+    """Conclude whether the margin goes where the terms say, more than with other writes."""
+    moved = lost * signs[:, None]
     own, drawn = moved[..., 0], moved[..., 1:].mean(2)
     text = (
-        f"without the writes of the largest terms ({first} first) {head} attends "
-        f"{amount(own.mean())} less in the direction of the term, without others as long "
-        f"{amount(drawn.mean())}"
+        f"without the writes of the largest terms ({first} before others) the margin of the key of "
+        f"{head} falls by {amount(own.mean())} logits in their direction, without others as long "
+        f"by {amount(drawn.mean())}"
     )
     return causal_verdict(own.mean(1) - drawn.mean(1), text, "; the terms are correlational here")
