@@ -140,4 +140,4 @@ def metric_with(
 
     starts = torch.full((len(weights[0]),), head[0])
     answers = [AnswerMetric(metric, task.questions)]
-    return ablation.sweep(model, task.ids, task.asked, answers, starts, edit)[0]
+    return np.asarray(ablation.sweep(model, task.ids, task.asked, answers, starts, edit)[0])

@@ -190,7 +190,7 @@ class Scores:
             vectors[part] = self._written(given, head, part, at)
             turned[part] = self.rotations[layer].apply(side.factor.numpy(), at=at)
             made = vectors[part].sum(0) @ turned[part]
-            arrived = given[part].isel(layer=layer, **axes[part]).values.astype(np.float64)
+            arrived = given[part].isel({"layer": layer, **axes[part]}).values.astype(np.float64)
             factors[part] = (made @ arrived) / max(made @ made, 1e-300), arrived
         (one, q), (other, k) = factors["q"], factors["k"]
         scale = float(capture["logit_scale"].values[layer])

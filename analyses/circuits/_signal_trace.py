@@ -129,4 +129,5 @@ def random_signal(
     """Return a random vector, as long as a signal, of what the head reads at this side."""
     basis = scores.side(firing.head, "q" if side == "query" else "k").basis
     drawn = basis @ torch.randn(basis.shape[1], generator=generator, dtype=torch.float64)
-    return drawn * (signal.norm() / drawn.norm().clamp_min(1e-30))
+    scaled: Tensor = drawn * (signal.norm() / drawn.norm().clamp_min(1e-30))
+    return scaled

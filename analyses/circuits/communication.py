@@ -100,12 +100,12 @@ def run(
     Dataset with ``key_signal`` and ``query_signal`` (edge; what the source's signal gives the score
     of the target, at its key and at its query; 0 on prompts whose trace does not reach it),
     ``directions`` and ``directions_random`` (layer, head; how many share the score, among singular
-    directions and in random bases), ``directions_needed`` (layer, head; the largest that sum to
-    ``share`` of it), and of the head itself ``margin_lost`` (of the key over the runner-up),
-    ``attention_lost`` and ``metric_lost`` (condition) without the signals of its writers, with 95 %
-    intervals over prompts. The metric is that of the task, of accuracy the log-probability. Heads
-    that no trace reaches are NaN. With rotary embeddings the directions are those at the offset of
-    a pair.
+    directions and in random bases), ``directions_needed`` and ``needed_random`` (layer, head; the
+    largest that sum to ``share`` of it, which terms of both signs make few in any basis), and of
+    the head itself ``margin_lost`` (of the key over the runner-up), ``attention_lost`` and
+    ``metric_lost`` (condition) without the signals of its writers, with 95 % intervals over
+    prompts. The metric is that of the task, of accuracy the log-probability. Heads that no trace
+    reaches are NaN. With rotary embeddings the directions are those at the offset of a pair.
     """
     require(capture, (*NEEDS, *KEEP), "communication", ("self",))
     require_prompts(capture, len(task))
@@ -120,7 +120,7 @@ def run(
     ]
     over = f"{label(target)} ({rule}), last question of {len(traces)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, convention=f"{over}; {_pairs.RULE}")
-    counted = _counts(capture, traces, draws, seed)
+    counted = _counts(capture, traces, share, draws, seed)
     results.add_means(
         ("directions", GRID, counted["singular"], "Singular directions that share the score",
          COUNT, f"(Σ|t|)² / Σt² over the terms of the singular directions; {over}"),
@@ -128,12 +128,14 @@ def run(
          f"(Σ|t|)² / Σt², mean of {draws} random bases of what the head reads at the key; {over}"),
         ("directions_needed", GRID, counted["needed"], "Singular directions that make the score",
          COUNT, f"the largest terms that sum to {share:g} of the score; {over}"),
+        ("needed_random", GRID, counted["needed_random"], "The same in random bases", COUNT,
+         f"the largest terms that sum to {share:g} of the score, mean of {draws} random bases"),
     )  # fmt: skip
     shown = _strongest(traces, edges)
     for side in SIDES:
-        values = [[trace.signals.get((*pair, side), 0.0) for pair in shown] for trace in traces]
+        signals = [[trace.signals.get((*pair, side), 0.0) for pair in shown] for trace in traces]
         results.add_mean(
-            f"{side}_signal", ("edge",), np.reshape(values, (len(traces), len(shown))),
+            f"{side}_signal", ("edge",), np.reshape(signals, (len(traces), len(shown))),
             f"Signal of the source at the {side} of the target", *LOGITS,
             convention=f"along the directions that make the target's score, up to {width} writers "
             f"of a side, {depth} levels; {over}",
@@ -169,26 +171,29 @@ def _own(trace: Trace, head: tuple[int, int]) -> Firing | None:
     return first if first is not None and first.head == head else None
 
 
-def _counts(capture: xr.Dataset, traces: list[Trace], draws: int, seed: int) -> dict[str, Array]:
+def _counts(
+    capture: xr.Dataset, traces: list[Trace], share: float, draws: int, seed: int
+) -> dict[str, Array]:
     """Count the directions of every firing, mean over those of a head (prompt, layer, head)."""
     generator = np.random.default_rng(seed)
     shape = (len(traces), capture.sizes["layer"], capture.sizes["head"])
     found: dict[str, Array] = {
-        name: np.full(shape, np.nan) for name in ("singular", "random", "needed")
+        name: np.full(shape, np.nan) for name in ("singular", "random", "needed", "needed_random")
     }
     for prompt, trace in enumerate(traces):
-        by_head = defaultdict(list)
+        by_head: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
         for firing in trace.firings:
             drawn = [
                 score_directions.random_basis(firing.split, generator).terms for _ in range(draws)
             ]
-            by_head[firing.head].append((
-                score_directions.effective_number(firing.directions.terms),
-                score_directions.effective_number(np.stack(drawn)).mean(),
+            by_head[firing.head].append([
+                float(score_directions.effective_number(firing.directions.terms)),
+                float(score_directions.effective_number(np.stack(drawn)).mean()),
                 len(firing.chosen),
-            ))  # fmt: skip
-        for head, rows in by_head.items():
-            for name, value in zip(found, np.mean(rows, axis=0), strict=True):
+                float(np.mean([len(score_directions.smallest_set(one, share)) for one in drawn])),
+            ])  # fmt: skip
+        for head, counts in by_head.items():
+            for name, value in zip(found, np.array(counts).mean(0), strict=True):
                 found[name][prompt, *head] = value
     return found
 
@@ -270,9 +275,13 @@ def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:
             f"The score of {label(head)} is above 0 on {int(known.sum())} prompts, too few to "
             "count its directions.",
         )
+    needed, needed_drawn = (
+        counted[name][known, *head].mean() for name in ("needed", "needed_random")
+    )
     text = (
         f"{amount(own[known].mean())} singular directions share the score of {label(head)}, "
-        f"{amount(drawn[known].mean())} in random bases"
+        f"{amount(drawn[known].mean())} in random bases; the signal needs {amount(needed)}, "
+        f"{amount(needed_drawn)} there"
     )
     if bool(told_above_zero((FEW * drawn - own)[known, None]).all()):
         return Verdict("supported", f"Few directions dominate: {text}.")

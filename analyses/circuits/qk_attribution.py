@@ -14,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation, pattern_substitution, read_removal
 from headscope.analyses._interventions.metrics import UNITS
@@ -35,6 +36,9 @@ from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
+
+# Places of sources by side, the largest margin first.
+Orders = dict[str, NDArray[np.int64]]
 
 NEEDS = ("lse",)
 KEEP = ("q", "k", "z", "resid")
@@ -147,8 +151,8 @@ def run(
             f"{name}_lost", ("condition",), np.concatenate((own, held), axis=1),
             f"{name.capitalize()} lost without this write", units[name], "diverging",
             evidence="causal",
-            convention=f"{over}; taken out of what the head reads for its query, or for its keys at "
-            f"every position, norms following; {DRAWN}: {draws} other sources in its place, scaled "
+            convention=f"{over}; taken out of what the head reads for its query, or for its keys "
+            f"everywhere, norms following; {DRAWN}: {draws} other sources in its place, scaled "
             "to its length, mean over the edges, signed as their margins",
         )  # fmt: skip
     conditions = [*(f"{names[at]} at the {side}" for side, at in edges_shown), DRAWN]
@@ -183,7 +187,7 @@ def _on_grid(values: Array, names: tuple[Source, ...], capture: xr.Dataset) -> A
     return grid
 
 
-def _joined(terms: Array, orders: dict[str, Array], count: int) -> Array:
+def _joined(terms: Array, orders: Orders, count: int) -> Array:
     """Join all but the first sources of both sides into one (prompt, one, other)."""
     for side, order in orders.items():
         # One side less is one axis less: that of the query comes first.
@@ -194,7 +198,7 @@ def _joined(terms: Array, orders: dict[str, Array], count: int) -> Array:
     return terms
 
 
-def _named(orders: dict[str, Array], count: int, names: tuple[Source, ...]) -> dict[str, list[str]]:
+def _named(orders: Orders, count: int, names: tuple[Source, ...]) -> dict[str, list[str]]:
     """Name the rows and columns of the shown terms."""
     return {
         dim: [*(str(names[at]) for at in order[:count]), OTHERS]

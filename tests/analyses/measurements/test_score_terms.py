@@ -16,13 +16,20 @@ from headscope.probes.capturing.logit_terms import logit_terms
 
 # Heads of these do not write straight into the stream: a norm takes the sum (BERT and its like,
 # OLMo 2's is not told from one), or the MLP's module or the block adds the stream (Bloom, MPT,
-# Falcon). DeepSeek's compressed keys and Qwen3-Next's gated outputs are no linear map that is known.
+# Falcon). DeepSeek's compressed keys and Qwen3-Next's gated outputs are no known linear map.
 UNKNOWN = (
-    "bert", "roberta", "distilbert", "megatron-bert", "rembert", "roformer", "mpnet", "openai-gpt",
+    "bert", "roberta", "distilbert", "megatron-bert", "rembert", "roformer", "mpnet",
     "olmo2", "bloom", "mpt", "falcon", "deepseek_v3", "qwen3_next",
 )  # fmt: skip
-# DeBERTa's bias is no function of the distance, which the capture says; Mamba has no attention.
-OTHERS = ("deberta", "deberta-v2", "mamba", *architectures.PLAIN, *architectures.PAIRED)
+# The first GPT is not followed, DeBERTa's bias is no function of the distance, Mamba has no map.
+OTHERS = (
+    "openai-gpt",
+    "deberta",
+    "deberta-v2",
+    "mamba",
+    *architectures.PLAIN,
+    *architectures.PAIRED,
+)
 KNOWN = [family for family in CONFIGS if family not in (*UNKNOWN, *OTHERS)]
 # A norm divides their queries and keys.
 DIVIDED = {"qwen3", "qwen3_moe", "gemma3_text", "lfm2"}
