@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from headscope import analyses
-from headscope.analyses._interventions import ablation, causal_check, screening
+from headscope.analyses._interventions import ablation, causal_check, read_removal, screening
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
@@ -152,6 +152,7 @@ def count(name, model, prompts, number):
         module.register_forward_hook(lambda *_: running.clear(), always_call=True),
         patch.object(causal_check, "compare", marked(causal_check.compare, "causal check")),
         patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
+        patch.object(read_removal, "metric_with", marked(read_removal.metric_with, "causal check")),
         patch.object(ablation, "sweep", marked(ablation.sweep, "sweep")),
         patch.object(PromptSets, "_capture", marked(PromptSets._capture, "capture")),
         patch.object(PrefixReuse, "_agrees", marked(PrefixReuse._agrees, "check")),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.kernels.api import WeightEdits
@@ -129,6 +129,27 @@ class RowInject(RowEdit):
     def describe(self) -> dict[str, object]:
         """Name the edit and its pattern."""
         return {**super().describe(), "pattern": self.pattern}
+
+
+@dataclass(frozen=True)
+class RowWeights(Edit):
+    """Put other weights in place of those of one query of one head, row by row of the batch."""
+
+    head: tuple[int, int]
+    queries: Int[Tensor, " batch"]
+    weights: Float[Tensor, "batch key"]
+
+    def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
+        """Edit the query of every row."""
+        if layer != self.head[0]:
+            return None
+        pattern = torch.full(shape, math.nan)
+        pattern[torch.arange(len(pattern)), self.head[1], self.queries] = self.weights
+        return WeightEdits(pattern=pattern)
+
+    def describe(self) -> dict[str, object]:
+        """Name the edit and its head."""
+        return {**super().describe(), "head": list(self.head), "rows": len(self.queries)}
 
 
 def ablate_rows(

@@ -94,7 +94,7 @@ def written(model: Model) -> dict[int, Write]:
     def leave(part: nn.Module, args: Any, result: Any) -> None:
         active.pop()
         made[part] = result
-        if args and isinstance(args[0], Tensor) and _is_norm(part):
+        if args and isinstance(args[0], Tensor) and is_norm(part):
             entered[part] = args[0]
 
     def meet(call: Any, outputs: Any, z: Tensor) -> None:
@@ -118,7 +118,7 @@ def written(model: Model) -> dict[int, Write]:
         if part not in around and part in made and next(part.parameters(), None) is not None
     ]
     between = {
-        layer: next((part for part in entered if _equal(entered[part], made[module])), None)
+        layer: next((part for part in entered if equal(entered[part], made[module])), None)
         for layer, module in projections.items()
     }
     frozen = {layer: part for layer, part in between.items() if part is not None}
@@ -237,12 +237,14 @@ def through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
     return made.double().cpu()
 
 
-def _is_norm(part: nn.Module) -> bool:
+def is_norm(part: nn.Module) -> bool:
+    """Tell whether a module has vectors alone for its weights, as norms have."""
     sizes = [weight.ndim for weight in part.parameters()]
     return bool(sizes) and set(sizes) == {1}
 
 
-def _equal(one: Tensor, other: Any) -> bool:
+def equal(one: Tensor, other: Any) -> bool:
+    """Tell whether two tensors hold the same numbers."""
     return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.equal(one, other))
 
 

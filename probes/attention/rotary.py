@@ -66,10 +66,16 @@ class Rotation:
         """Turn vectors back; their last dims are position, from 0, and channel."""
         return self.apply(vectors, -1.0)
 
-    def apply(self, vectors: NDArray[Any], sign: float = 1.0) -> NDArray[np.float64]:
-        """Turn vectors, or with sign -1 back; their last dims are position, from 0, and channel."""
+    def apply(
+        self, vectors: NDArray[Any], sign: float = 1.0, at: int | None = None
+    ) -> NDArray[np.float64]:
+        """Turn vectors, or with sign -1 back; their last dims are position, from 0, and channel.
+
+        With ``at`` all of them stand at that position.
+        """
         turned = np.array(vectors, dtype=np.float64)
-        angles = sign * np.arange(turned.shape[-2])[:, None] * self.frequencies
+        places = np.arange(turned.shape[-2]) if at is None else np.full(turned.shape[-2], at)
+        angles = sign * places[:, None] * self.frequencies
         cos, sin = np.cos(angles), np.sin(angles)
         first, second = (turned[..., self.pairs[:, side]] for side in (0, 1))
         turned[..., self.pairs[:, 0]] = first * cos - second * sin

@@ -1,0 +1,143 @@
+"""Take vectors out of what one head reads, and see where it attends and what becomes of a metric.
+
+The residual stream before the head's block is changed at one position for the queries or the keys
+of this head alone, norms following: path patching into a query or a key. The head's new weights
+for one query then stand in place of its own, and the metric is measured.
+
+Source: Wang et al., Interpretability in the Wild (2211.00593), for path patching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.batched_edits import RowWeights
+from headscope.analyses._interventions.metrics import AnswerMetric
+from headscope.kernels.api import Request, push
+from headscope.probes.attention.forward import Reader, run
+from headscope.probes.attention.residual_stream import watching
+
+if TYPE_CHECKING:
+    from headscope.analyses._interventions.ablation import Array, Head
+    from headscope.probes.attention.interface import AttentionCall
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.tokens import EncodedTask
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a head no longer reads at its query, for its keys at every position, or for both."""
+
+    query: Float[Tensor, " residual"] | None = None
+    key: Float[Tensor, "position residual"] | None = None
+
+
+@torch.no_grad()
+def rows_without(
+    model: Model,
+    ids: Sequence[int],
+    head: Head,
+    query: int,
+    removals: Sequence[Removal],
+) -> tuple[Array, Array]:
+    """Return scores and weights of one head at a query, without each of some vectors.
+
+    Both are (removal, key); scores are those before soft cap and position bias.
+    """
+    together = max(1, ablation.SWEEP_TOKENS // (2 * len(ids)))
+    parts = [
+        _rows(model, ids, head, query, removals[start : start + together])
+        for start in range(0, len(removals), together)
+    ]
+    scores, weights = map(np.concatenate, zip(*parts, strict=True))
+    return scores, weights
+
+
+def _rows(
+    model: Model, ids: Sequence[int], head: Head, query: int, removals: Sequence[Removal]
+) -> tuple[Array, Array]:
+    layer, number = head
+    # The first row of the batch is clean; queries and keys of a removal are made in rows apart.
+    places = (query, slice(None))
+    changes = [
+        (at, side, vector)
+        for at, removal in enumerate(removals)
+        for side, vector in enumerate((removal.query, removal.key))
+        if vector is not None
+    ]
+    calls: list[AttentionCall] = []
+
+    def change(boundary: int, stream: Tensor) -> Tensor | None:
+        if boundary != layer:
+            return None
+        changed = stream.clone()
+        for row, (_, side, vector) in enumerate(changes, 1):
+            changed[row, places[side]] -= vector.to(stream)
+        return changed
+
+    def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
+        if call.layer == layer:
+            calls.append(call)
+
+    batch = torch.tensor([list(ids)] * (1 + len(changes)))
+    with watching(model, change):
+        run(model, batch, Reader(Request(stats=()), take=take), head=False)
+    (call,) = calls
+    group = number // (call.query.shape[1] // call.key.shape[1])
+    made = call.query[:, number], call.key[:, group]
+    taken = tuple(each[:1].repeat(len(removals), 1, 1) for each in made)
+    for row, (at, side, _) in enumerate(changes, 1):
+        taken[side][at, places[side]] = made[side][row, places[side]]
+    one = _of_head(call, number, *taken)
+    chosen = torch.zeros(len(removals), 1, len(ids), 1, device=one.query.device)
+    chosen[:, :, query] = 1
+    weights = push(chosen, one.query, one.key, one.variant())[:, 0, :, 0]
+    scores = torch.einsum("rs,rks->rk", taken[0][:, query].double(), taken[1].double()) * call.scale
+    return scores.cpu().numpy(), weights.double().cpu().numpy()
+
+
+def _of_head(call: AttentionCall, number: int, queries: Tensor, keys: Tensor) -> AttentionCall:
+    """Return the call of one head alone, with other queries and keys."""
+    pick = slice(number, number + 1)
+    bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else call.bias[:, pick]
+    return replace(
+        call,
+        query=queries[:, None].float(),
+        key=keys[:, None].float(),
+        value=keys[:, None].float(),
+        key_mask=None,
+        sinks=None if call.sinks is None else call.sinks[pick],
+        slopes=None if call.slopes is None else call.slopes[pick],
+        bias=None if bias is None else bias[:1],
+    )
+
+
+def metric_with(
+    model: Model,
+    task: EncodedTask,
+    metric: str,
+    head: Head,
+    queries: Int[np.ndarray, " prompt"],
+    weights: Sequence[Float[np.ndarray, "variant key"]],
+) -> Float[np.ndarray, "prompt variant"]:
+    """Return the metric of every prompt with other weights at one query of a head.
+
+    ``weights`` has as many variants for every prompt.
+    """
+
+    def edit(some: Int[Tensor, " variant"], prompts: list[int]) -> RowWeights:
+        rows = [weights[prompt][int(variant)] for variant in some for prompt in prompts]
+        places = torch.as_tensor(queries[prompts]).repeat(len(some))
+        return RowWeights(head, places, torch.from_numpy(np.stack(rows)).float())
+
+    starts = torch.full((len(weights[0]),), head[0])
+    answers = [AnswerMetric(metric, task.questions)]
+    return np.asarray(ablation.sweep(model, task.ids, task.asked, answers, starts, edit)[0])

@@ -1,0 +1,310 @@
+"""Communication graph: along which few directions heads tell a later head where to attend.
+
+What compares the query and the key of a head has singular directions, and the score is the exact
+sum of a term for each. Where few of them make it, they carry a signal: what earlier heads wrote
+along them, at the query or at the key. The writers with the largest signals are traced in turn.
+How many directions share the score is held against random bases of what the head reads; taking the
+signals out of what the head reads is held against random vectors as long.
+
+Source: Franco & Crovella, Sparse Attention Decomposition Applied to Circuit Tracing (2410.00340).
+"""
+
+from collections import defaultdict
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from headscope.analyses._interventions import ablation, pattern_substitution, read_removal
+from headscope.analyses._interventions.metrics import UNITS
+from headscope.analyses._interventions.read_removal import Removal
+from headscope.analyses._measurements import score_directions
+from headscope.analyses._measurements.score_terms import Scores
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import (
+    GRID,
+    Results,
+    label,
+    require,
+    require_prompts,
+)
+from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses.circuits import _pairs, _signal_trace
+from headscope.analyses.circuits._signal_trace import SIDES, Firing, Rule, Trace
+from headscope.kernels.formatting import amount
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
+
+NEEDS = ("lse",)
+KEEP = ("q", "k", "z", "resid")
+TASK = "ioi"
+PROMPTS = 16
+QUICK = {"depth": 1, "draws": 1}
+SUPPORTS = {"hybrid"}
+
+SOURCE = "Franco & Crovella 2410.00340"
+CONDITIONS = ("signals", "rest of these writes", "random, as long")
+LOGITS = ("logits", "diverging")
+COUNT = ("directions", "sequential", 0)
+# Directions are few where no more share the score than this part of those of a random basis.
+FEW = 0.5
+ENDS = ("source_layer", "source_head", "target_layer", "target_head")
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    head: str = "",
+    depth: Annotated[int, AtLeast(1)] = 3,
+    width: Annotated[int, AtLeast(1)] = 3,
+    fires: Annotated[float, Between(0, 1)] = 0.5,
+    share: Annotated[float, Between(0.01, 1)] = 0.9,
+    edges: Annotated[int, AtLeast(1)] = 40,
+    draws: Annotated[int, AtLeast(1)] = 8,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Trace the score of one head at the asked positions of a task back to earlier heads.
+
+    Parameters
+    ----------
+    capture, model, task
+        Capture of the task with the kept ``q``, ``k``, ``z`` and ``resid``. The query is the last
+        asked position of every prompt, the key the one that the head attends to most, the first
+        token left out.
+    head
+        The head, such as L5H1. Without it the one behind the first layer with the largest product
+        of gate gradient and weight on its key.
+    depth
+        Levels of heads that are traced, that of the head itself being the first.
+    width
+        Writers of the largest signals that are followed, at the query and at the key of each head.
+    fires
+        Weight on its key from which on a writer is traced itself.
+    share
+        Share of the score that the directions of the signal sum to, the largest terms first.
+    edges
+        Largest edges that are returned.
+    draws
+        Random bases of each pair, and random vectors of each signal.
+    seed
+        Seed of the bootstrap over prompts and of the random directions.
+
+    Returns
+    -------
+    Dataset with ``key_signal`` and ``query_signal`` (edge; what the source's signal gives the score
+    of the target, at its key and at its query; 0 on prompts whose trace does not reach it),
+    ``directions`` and ``directions_random`` (layer, head; how many share the score, among singular
+    directions and in random bases), ``directions_needed`` and ``needed_random`` (layer, head; the
+    largest that sum to ``share`` of it, which terms of both signs make few in any basis), and of
+    the head itself ``margin_lost`` (of the key over the runner-up), ``attention_lost`` and
+    ``metric_lost`` (condition) without the signals of its writers, with 95 % intervals over
+    prompts. The metric is that of the task, of accuracy the log-probability. Heads that no trace
+    reaches are NaN. With rotary embeddings the directions are those at the offset of a pair.
+    """
+    require(capture, (*NEEDS, *KEEP), "communication", ("self",))
+    require_prompts(capture, len(task))
+    encoded = _pairs.last_questions(model, task)
+    target, rule = _pairs.chosen(capture, model, encoded, head)
+    queries = _pairs.asked(encoded)
+    scores = Scores(model, int(capture["length"].values.max()))
+    how = Rule(depth, width, fires, share)
+    traces = [
+        _signal_trace.trace(scores, capture, prompt, target, int(at), how)
+        for prompt, at in enumerate(queries)
+    ]
+    over = f"{label(target)} ({rule}), last question of {len(traces)} prompts of {task.name}"
+    results = Results(capture, seed=seed, source=SOURCE, convention=f"{over}; {_pairs.RULE}")
+    counted = _counts(capture, traces, share, draws, seed)
+    results.add_means(
+        ("directions", GRID, counted["singular"], "Singular directions that share the score",
+         COUNT, f"(Σ|t|)² / Σt² over the terms of the singular directions; {over}"),
+        ("directions_random", GRID, counted["random"], "The same in random bases", COUNT,
+         f"(Σ|t|)² / Σt², mean of {draws} random bases of what the head reads at the key; {over}"),
+        ("directions_needed", GRID, counted["needed"], "Singular directions that make the score",
+         COUNT, f"the largest terms that sum to {share:g} of the score; {over}"),
+        ("needed_random", GRID, counted["needed_random"], "The same in random bases", COUNT,
+         f"the largest terms that sum to {share:g} of the score, mean of {draws} random bases"),
+    )  # fmt: skip
+    shown = _strongest(traces, edges)
+    for side in SIDES:
+        signals = [[trace.signals.get((*pair, side), 0.0) for pair in shown] for trace in traces]
+        results.add_mean(
+            f"{side}_signal", ("edge",), np.reshape(signals, (len(traces), len(shown))),
+            f"Signal of the source at the {side} of the target", *LOGITS,
+            convention=f"along the directions that make the target's score, up to {width} writers "
+            f"of a side, {depth} levels; {over}",
+        )  # fmt: skip
+    placed = np.array([(*source, *end) for source, end in shown]).reshape(-1, 4)
+    coords: dict[str, Any] = {
+        **{name: ("edge", placed[:, at]) for at, name in enumerate(ENDS)},
+        "condition": list(CONDITIONS),
+    }
+    firings = [_own(trace, target) for trace in traces]
+    lost = _lost(capture, model, encoded, scores, firings, draws, seed)
+    units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
+    for name, values in lost.items():
+        results.add_mean(
+            f"{name}_lost", ("condition",), values, f"{name.capitalize()} lost", units[name],
+            "diverging", evidence="causal",
+            convention=f"taken out of what the head reads at query and key, norms following; "
+            f"{draws} random vectors of what the head reads; {over}",
+        )  # fmt: skip
+    few = _few(counted, target)
+    note = _heads_note(results, shown)
+    if pattern_substitution.reason(capture):
+        note += f" No metric without the signals: {pattern_substitution.reason(capture)}."
+    return results.dataset(
+        coords, few & _verdict(lost["margin"], label(target)), note,
+        chosen_head=label(target),
+    )  # fmt: skip
+
+
+def _own(trace: Trace, head: tuple[int, int]) -> Firing | None:
+    """Return the firing of the head itself at its query, if its score is above 0."""
+    first = trace.firings[0] if trace.firings else None
+    return first if first is not None and first.head == head else None
+
+
+def _counts(
+    capture: xr.Dataset, traces: list[Trace], share: float, draws: int, seed: int
+) -> dict[str, Array]:
+    """Count the directions of every firing, mean over those of a head (prompt, layer, head)."""
+    generator = np.random.default_rng(seed)
+    shape = (len(traces), capture.sizes["layer"], capture.sizes["head"])
+    found: dict[str, Array] = {
+        name: np.full(shape, np.nan) for name in ("singular", "random", "needed", "needed_random")
+    }
+    for prompt, trace in enumerate(traces):
+        by_head: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
+        for firing in trace.firings:
+            drawn = [
+                score_directions.random_basis(firing.split, generator).terms for _ in range(draws)
+            ]
+            by_head[firing.head].append([
+                float(score_directions.effective_number(firing.directions.terms)),
+                float(score_directions.effective_number(np.stack(drawn)).mean()),
+                len(firing.chosen),
+                float(np.mean([len(score_directions.smallest_set(one, share)) for one in drawn])),
+            ])  # fmt: skip
+        for head, counts in by_head.items():
+            for name, value in zip(found, np.array(counts).mean(0), strict=True):
+                found[name][prompt, *head] = value
+    return found
+
+
+def _strongest(traces: list[Trace], count: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """List the edges with the largest sums over prompts, of the larger side of each."""
+    sums: dict[Any, dict[str, float]] = defaultdict(lambda: dict.fromkeys(SIDES, 0.0))
+    for trace in traces:
+        for (source, end, side), signal in trace.signals.items():
+            sums[source, end][side] += signal
+    return sorted(sums, key=lambda pair: -max(sums[pair].values()))[:count]
+
+
+def _lost(
+    capture: xr.Dataset, model: Model, task: EncodedTask, scores: Scores,
+    firings: list[Firing | None], draws: int, seed: int,
+) -> dict[str, Array]:  # fmt: skip
+    """Return what margin, attention and metric lose without the signals (prompt, condition).
+
+    NaN on prompts where the score of the head is not above 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = ("margin", "attention", "metric")[: 2 if pattern_substitution.reason(capture) else 3]
+    lost = {name: np.full((len(firings), len(CONDITIONS)), np.nan) for name in names}
+    rows, fired = [], []
+    for prompt, firing in enumerate(firings):
+        if firing is None:
+            continue
+        parts = {
+            side: _signal_trace.removed(scores, capture, prompt, firing, side) for side in SIDES
+        }
+        vectors = [[parts[side][which] for side in SIDES] for which in range(2)]
+        vectors += [
+            [
+                _signal_trace.random_signal(scores, firing, side, parts[side][0], generator)
+                for side in SIDES
+            ]
+            for _ in range(draws)
+        ]
+        pair, ids = firing.pair, task.ids[prompt]
+        removals = [Removal(), *(Removal(one, _placed(two, pair.key, ids)) for one, two in vectors)]
+        made, weights = read_removal.rows_without(model, ids, firing.head, pair.query, removals)
+        margin = made[:, pair.key] - made[:, pair.rival]
+        for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
+            lost[name][prompt] = _conditions(values[0] - values[1:])
+        rows.append(weights[1:])
+        fired.append(prompt)
+    if "metric" in lost and fired:
+        queries = np.array([firing.pair.query for firing in firings if firing is not None])
+        head = next(firing.head for firing in firings if firing is not None)
+        some, metric = task.part(fired), _pairs.metric(task)
+        moved = read_removal.metric_with(model, some, metric, head, queries, rows)
+        intact = ablation.evaluate(model, some, metric=metric)
+        lost["metric"][fired] = [
+            _conditions(before - after) for before, after in zip(intact, moved, strict=True)
+        ]
+    return lost
+
+
+def _placed(vector: torch.Tensor, at: int, ids: tuple[int, ...]) -> torch.Tensor:
+    """Return a vector at one position of a text, nothing at the others."""
+    whole = torch.zeros(len(ids), len(vector), dtype=vector.dtype)
+    whole[at] = vector
+    return whole
+
+
+def _conditions(values: Array) -> Array:
+    """Average the random vectors, which come last."""
+    return np.asarray([*values[:2], values[2:].mean()])
+
+
+def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:
+    """Conclude whether few singular directions share the head's score."""
+    own, drawn = (counted[name][:, *head] for name in ("singular", "random"))
+    known = ~np.isnan(own)
+    if int(known.sum()) < LEAST_PROMPTS:
+        return Verdict(
+            "too_few",
+            f"The score of {label(head)} is above 0 on {int(known.sum())} prompts, too few to "
+            "count its directions.",
+        )
+    needed, needed_drawn = (
+        counted[name][known, *head].mean() for name in ("needed", "needed_random")
+    )
+    text = (
+        f"{amount(own[known].mean())} singular directions share the score of {label(head)}, "
+        f"{amount(drawn[known].mean())} in random bases; the signal needs {amount(needed)}, "
+        f"{amount(needed_drawn)} there"
+    )
+    if bool(told_above_zero((FEW * drawn - own)[known, None]).all()):
+        return Verdict("supported", f"Few directions dominate: {text}.")
+    return Verdict("not_supported", f"No few directions dominate: {text}.")
+
+
+def _verdict(lost: Array, head: str) -> Verdict:
+    """Conclude whether the signals make the margin more than random vectors do."""
+    signal, rest, drawn = np.nanmean(lost, axis=0) if (~np.isnan(lost)).any() else [np.nan] * 3
+    text = (
+        f"without the signals the margin of the key of {head} over the runner-up falls by "
+        f"{amount(signal)} logits, without the rest of these writes by {amount(rest)}, without "
+        f"random vectors as long by {amount(drawn)}"
+    )
+    return causal_verdict(lost[:, 0] - lost[:, 2], text, "; the signals are correlational here")
+
+
+def _heads_note(results: Results, shown: list[Any]) -> str:
+    """Name the edges with the largest signals."""
+    found = []
+    for at in range(min(3, len(shown))):
+        source, end = shown[at]
+        by_side = {side: float(results[f"{side}_signal"].values[at]) for side in SIDES}
+        side = max(by_side, key=lambda name: by_side[name])
+        found.append(f"{label(source)} → {label(end)} {side} ({amount(by_side[side])} logits)")
+    return f"Largest signals: {', '.join(found)}." if found else "No earlier head writes a signal."

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from constructed import INDUCTION, PREVIOUS, repeated
+from refusals import check_message, check_refusal
+
+from headscope.analyses import qk_attribution
+from headscope.analyses._interventions import ablation, read_removal
+from headscope.analyses._interventions.read_removal import Removal
+from headscope.analyses._measurements.score_terms import Scores, Source
+from headscope.analyses._runtime import runner
+from headscope.analyses._runtime.results import label
+from headscope.probes import capture, tasks
+from headscope.probes.capturing.attention_pattern import pattern
+from headscope.probes.capturing.logit_terms import logit_terms
+
+KEEP = qk_attribution.KEEP
+
+
+def seen(model, task):
+    return capture(model, task, stats=("lse",), keep=KEEP)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return repeated(n=16, length=6)
+
+
+@pytest.fixture(scope="module")
+def found(circuit, task):
+    return qk_attribution.run(seen(circuit, task), circuit, task, edges=3, draws=3)
+
+
+@pytest.mark.requirement("E2")
+def test_the_induction_head_attends_by_what_the_head_before_wrote_at_the_key(found):
+    assert found.attrs["chosen_head"] == "L1H0"
+    for kind, whole in (("term", "score"), ("margin", "margin")):
+        total, shown = float(found[whole]), found[f"pair_{kind}"]
+        assert float(shown.sum()) == pytest.approx(total, rel=1e-5)
+        assert float(shown.sel(one="embedding", other="L0H0")) > 0.9 * total > 5
+        keys = found[f"key_{kind}"].values
+        assert keys[PREVIOUS] > 0.9 * total
+        assert np.abs(np.delete(keys[0], PREVIOUS[1])).max() < 0.01 * total
+        assert np.isnan(keys[1]).all()
+        assert np.abs(found[f"query_{kind}"].values[0]).max() < 0.01 * total
+    assert "embedding at the query against L0H0 at the key" in found.attrs["note"]
+
+
+@pytest.mark.requirement("E2")
+def test_without_this_write_the_head_looks_away_and_the_answer_goes(found):
+    assert found.attrs["verdict"] == "supported"
+    one = found.sel(condition="L0H0 at the key")
+    drawn = found.sel(condition=qk_attribution.DRAWN)
+    assert float(one["margin_lost"]) == pytest.approx(float(one["predicted"]), rel=0.15)
+    assert float(one["attention_lost_lower"]) > 0.9
+    assert float(one["metric_lost_lower"]) > 1
+    assert float(drawn["margin_lost"]) < 0.7 * float(one["margin_lost"])
+    assert np.isnan(float(drawn["predicted"]))
+
+
+def test_a_read_without_nothing_is_the_models_own(random_llama):
+    ids = [0, 5, 9, 7, 5, 12, 3]
+    cap = capture(random_llama, [ids], stats=("lse",), keep=KEEP)
+    for head, query, key in (((1, 0), 6, 2), ((1, 3), 4, 4)):
+        scores, weights = read_removal.rows_without(random_llama, ids, head, query, [Removal()] * 2)
+        own = float(logit_terms(cap, *head, query, key)["score"])
+        np.testing.assert_allclose(scores[:, key], own, atol=1e-5)
+        row = pattern(cap, *head).values[query]
+        np.testing.assert_allclose(weights, np.stack([row, row]), atol=1e-5)
+
+
+def test_a_removal_is_what_a_model_without_this_write_has(random_llama):
+    """Against a copy of the model in which the write itself is gone, at every position."""
+    ids = [0, 5, 9, 7, 5, 12, 3]
+    cap = capture(random_llama, [ids], stats=("lse",), keep=KEEP)
+    scores = Scores(random_llama, len(ids))
+    # The MLP of the layer before is the last that writes, so nothing else answers to it.
+    block = random_llama.module.model.layers[0].mlp
+    handle = block.register_forward_hook(lambda part, args, result: 0 * result)
+    try:
+        gone = capture(random_llama, [ids], stats=("lse",), keep=KEEP)
+    finally:
+        handle.remove()
+    taken = [scores.vector(cap, 0, at, Source("rest", 0)) for at in (6, slice(None))]
+    got, weights = read_removal.rows_without(random_llama, ids, (1, 1), 6, [Removal(*taken)])
+    own = float(logit_terms(gone, 1, 1, 6, 2)["score"])
+    assert got[0, 2] == pytest.approx(own, abs=1e-5)
+    np.testing.assert_allclose(weights[0], pattern(gone, 1, 1).values[6], atol=1e-5)
+    assert abs(own - float(logit_terms(cap, 1, 1, 6, 2)["score"])) > 1e-4
+
+
+def test_weights_in_place_of_a_heads_own_change_nothing_where_they_are_the_same(circuit, task):
+    cap = seen(circuit, task)
+    encoded = ablation.encode_task(circuit, task)
+    queries = np.array([questions[-1].at for questions in encoded.questions])
+    own = [pattern(cap, *INDUCTION, prompt=row).values[at][None] for row, at in enumerate(queries)]
+    away = [np.eye(each.shape[1])[:1] for each in own]
+    clean = ablation.evaluate(circuit, encoded, metric="log_probability")
+    same, moved = (
+        read_removal.metric_with(circuit, encoded, "log_probability", INDUCTION, queries, rows)
+        for rows in (own, away)
+    )
+    np.testing.assert_allclose(same[:, 0], clean, atol=1e-4)
+    assert (moved[:, 0] < clean).all()
+
+
+def test_a_head_by_name(circuit, task):
+    cap = seen(circuit, task)
+    named = qk_attribution.run(cap, circuit, task, head="L0H0", edges=1, draws=1)
+    assert named.attrs["chosen_head"] == "L0H0"
+    assert named["key_term"].isnull().all()
+    assert float(named["pair_term"].sum()) == pytest.approx(float(named["score"]), rel=1e-5)
+    for name in ("L0", "L2H0", "L0H9"):
+        check_refusal("head", qk_attribution.run, cap, circuit, task, head=name)
+    check_message("capture this task", qk_attribution.run, cap, circuit, repeated(n=3, length=6))
+
+
+def test_learned_sinks_leave_no_metric(circuit):
+    pytest.importorskip("transformers.models.gpt_oss")
+    import architectures
+
+    from headscope.probes import load_model
+
+    model = load_model(architectures.build("gpt_oss", vocab_size=64), tokenizer=circuit.tokenizer)
+    task = repeated(n=3, length=5)
+    result = qk_attribution.run(seen(model, task), model, task, edges=2, draws=1)
+    assert "metric_lost" not in result
+    assert "No metric without the writes" in result.attrs["note"]
+
+
+@pytest.mark.requirement("E2")
+def test_the_head_before_the_induction_head_of_the_bundled_model_is_found(bundled):
+    task = tasks.make("induction", tokenizer=bundled.tokenizer, n=16, seed=0, length=25)
+    types = runner.execute("head_types", bundled, task=task, options={"draws": 2})
+    by_type = types.attrs["heads_by_type"]
+    head = by_type["induction"][0]
+    result = runner.execute("qk_attribution", bundled, task=task, options={"head": head})
+    keys = result["key_term"]
+    best = label(divmod(int(np.nanargmax(keys.values)), keys.sizes["head"]))
+    assert best in by_type["previous_token"]
+    assert float(result["pair_term"].sum()) == pytest.approx(float(result["score"]), rel=1e-5)
+    assert result.attrs["verdict"] == "supported"
+    predicted, lost, drawn = (
+        result[name].sel(condition=condition)
+        for name, condition in (
+            ("predicted", f"{best} at the key"),
+            ("margin_lost", f"{best} at the key"),
+            ("margin_lost", qk_attribution.DRAWN),
+        )
+    )
+    assert float(lost) == pytest.approx(float(predicted), rel=0.4)
+    assert float(lost) > 3 * abs(float(drawn))
