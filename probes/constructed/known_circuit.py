@@ -91,3 +91,19 @@ def load(name: str, n: int = 32, seed: int = 0) -> KnownCircuit:
     held, model = constructed.module(name), load_model(name)
     task = tasks.make(held.TASK, model.tokenizer, n, seed, **held.OPTIONS)
     return KnownCircuit(model, replace(task, metric=held.METRIC), held.HEADS, held.EDGES)
+
+
+def linked_heads(name: str, task: str) -> frozenset[tuple[str, str]] | None:
+    """Return which heads of a constructed model read which on its task; None of other models.
+
+    >>> ("L0H0", "L1H0") in linked_heads("headscope/constructed-induction", "induction")
+    True
+    """
+    if name not in constructed.names() or task != constructed.module(name).TASK:
+        return None
+    true = constructed.module(name).EDGES
+    return frozenset((edge.source, edge.target) for edge in true if _are_heads(edge))
+
+
+def _are_heads(edge: Edge) -> bool:
+    return "H" in edge.source and "H" in edge.target
