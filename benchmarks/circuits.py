@@ -3,6 +3,7 @@
 python -P benchmarks/circuits.py            the constructed models and the bundled one
 python -P benchmarks/circuits.py --models   SmolLM2 too, which has to be there
 python -P benchmarks/circuits.py CASE...    those cases alone, the others as they were
+... --variants                              the discrete SAE with one thing changed, instead
 
 A case is MODEL:TASK. Results go to ``benchmarks/results/circuits.json``, case by case.
 """
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +28,7 @@ from headscope_benchmarks.circuit_methods import (
 )
 
 FILE = Path(__file__).parent / "results" / "circuits.json"
-PROMPTS, TRIALS = 100, 5
+PROMPTS, TRIALS, FEW = 100, 5, 3
 BUNDLED = ("ioi", "greater_than", "recall")
 SMOLLM2 = ("ioi", "docstring")
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -49,19 +51,20 @@ def cases() -> dict[str, tuple[str, str]]:
     return {f"{model}:{task}": (model, task) for model, task in listed}
 
 
-def measure(model: str, task: str) -> dict[str, Any]:
-    """Measure one case."""
+def measure(model: str, task: str, varied: bool) -> dict[str, Any]:
+    """Measure one case: all methods, or the variants of one."""
     made = model in constructed.names()
     case: Case = constructed_case(model, PROMPTS) if made else patched_case(model, task, PROMPTS)
+    if varied:
+        return {"variants": variants(case, FEW, CHANGES)}
     return {
         "truth": {
-            "heads": int(case.heads.sum()), "of": int(case.heads.size), "how": case.said,
-            "edges": None if case.edges is None else len(case.edges),
+            "heads": int(case.heads.sum()), "of": int((~np.isnan(case.weights)).sum()),
+            "how": case.said, "edges": None if case.edges is None else len(case.edges),
         },
         "prompts": PROMPTS,
         "trials": TRIALS,
         "rows": rows(case, TRIALS),
-        "variants": variants(case, 3, CHANGES) if made else [],
     }  # fmt: skip
 
 
@@ -73,12 +76,12 @@ def main(arguments: list[str]) -> None:
         name for name in known if "--models" in arguments or "smollm2" not in name
     ]
     for name in wanted:
-        result = measure(*known[name])
+        result = measure(*known[name], "--variants" in arguments)
         kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
-        kept[name] = result
+        kept[name] = kept.get(name, {}) | result
         FILE.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
-        best = {row["method"]: row["node"] for row in result["rows"]}
-        print(name, result["truth"], best, flush=True)
+        for row in result.get("rows", result.get("variants")):
+            print(name, row, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from headscope.analyses.circuits._codes import unique_codes, unique_pairs
 from headscope.analyses.circuits._sae import discretize, fit
 
 METHODS = (
-    "trained SAE", "untrained SAE", "no SAE", "shuffled labels", "mean difference", "attribution",
+    "trained SAE", "untrained SAE", "no SAE", "shuffled labels", "trained less shuffled",
+    "mean difference", "attribution",
 )  # fmt: skip
 TRAINED, SHUFFLED = 0, METHODS.index("shuffled labels")
 SHUFFLES = 5
@@ -24,7 +25,8 @@ class Trials:
     """One trial after another on the same head outputs.
 
     Without an SAE the code of an output is its largest coordinate, by size. ``attribution`` is a
-    score of every head by gradients. ``scaled`` outputs have a mean square of 1. Methods that score heads alone score an edge by the product.
+    score of every head by gradients. Methods that score heads alone score an edge by the product.
+    ``scaled`` outputs have a mean square of 1.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Trials:
                 ]
         scores.append(self._unique(both.abs().argmax(-1).numpy()))
         scores.append(tuple(np.mean(part, axis=0) for part in zip(*mixed, strict=True)))
+        # What is left of the codes when what a head shows by chance is taken away.
+        scores.append(tuple(a - b for a, b in zip(scores[0], scores[-1], strict=True)))
         apart = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
         for heads in (apart, self.attribution):
             ends = np.array([(heads[source], heads[target]) for source, target in self.pairs])

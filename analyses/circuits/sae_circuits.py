@@ -178,8 +178,8 @@ def run(
 
     convention = (
         f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
-        f"{features} features on {examples} examples{' of mean square 1' * scaled}, λ = {sparsity:g}; "
-        f"{trials} trials"
+        f"{features} features on {examples} examples{' of mean square 1' * scaled}, "
+        f"λ = {sparsity:g}; {trials} trials"
     )
     criterion = (
         f"|resample ablation| is told from 0 and > {percent(threshold)} of the intact "

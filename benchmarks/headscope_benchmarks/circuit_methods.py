@@ -38,6 +38,7 @@ Scores = tuple["NDArray[np.float64]", "NDArray[np.float64] | None"]
 # The discrete SAE as its authors set it; a head is true that loses this share of the metric.
 SAE = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity": 0.02}
 EXAMPLES, THRESHOLD, GRADED = 10, 0.05, 16
+BY_TRAINING = ("trained SAE", "shuffled labels", "trained less shuffled")
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,32 @@ def baselines(draw: Draw) -> Iterator[tuple[str, Scores]]:
         generator = torch.Generator().manual_seed(draw.seed)
         nodes, links = codes(draw, scaled=scaled).score(generator)
         for name, node, link in zip(BASELINES, nodes, links, strict=True):
-            if scaled and name not in ("trained SAE", "shuffled labels"):
+            if scaled and name not in BY_TRAINING:
                 continue  # Scale changes no other code, and no ranking.
             yield (f"{name}, scaled" if scaled else name), (node, link)
 
 
+def probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
+    """Score a head by how well a linear probe tells its clean from its corrupted outputs.
+
+    Where it cannot, no code of the head's output can say that the head is in the circuit.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    both = torch.cat((draw.clean, draw.corrupted)).double().numpy()
+    size = np.sqrt((both**2).mean((0, 2))).clip(1e-12)
+    labels = np.repeat([1, 0], [len(draw.clean), len(draw.corrupted)])
+    folds = StratifiedKFold(5, shuffle=True, random_state=draw.seed)
+    node = [
+        cross_val_score(RidgeClassifier(), both[:, head] / size[head], labels, cv=folds).mean()
+        for head in range(both.shape[1])
+    ]
+    yield "linear probe of outputs", (np.array(node), None)
+
+
 # Each takes a draw and yields names with the scores of heads, and of `Case.pairs` or None.
-METHODS: list[Callable[[Draw], Iterator[tuple[str, Scores]]]] = [baselines]
+METHODS: list[Callable[[Draw], Iterator[tuple[str, Scores]]]] = [baselines, probe]
 
 
 def rows(case: Case, trials: int) -> list[dict[str, Any]]:
@@ -207,13 +227,13 @@ def variants(case: Case, trials: int, changes: Sequence[tuple[str, dict[str, Any
         for seed in range(trials):
             generator = torch.Generator().manual_seed(seed)
             nodes, _ = codes(prepare(case, seed, last), scaled=scaled, **change).score(generator)
-            values.append([auc(truth, nodes[BASELINES.index(name)]) for name in BASELINES[:4]])
+            values.append([auc(truth, nodes[BASELINES.index(name)]) for name in BASELINES[:5]])
         mean, lower, upper = t_interval(np.array(values))
         found.append({
             "model": case.model.name, "task": case.task, "changed": what,
             **{
                 name: [round(float(each[at]), 4) for each in (mean, lower, upper)]
-                for at, name in enumerate(BASELINES[:4])
+                for at, name in enumerate(BASELINES[:5])
             },
         })  # fmt: skip
     return found
