@@ -1,4 +1,4 @@
-"""Docstring: the arguments of a function are described in their order; which one comes next?"""
+"""Docstring: the arguments of a function are described in order, and the next one is asked for."""
 
 import random
 from collections.abc import Iterator
