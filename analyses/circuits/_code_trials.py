@@ -11,24 +11,40 @@ from torch import Tensor
 from headscope.analyses.circuits._codes import unique_codes, unique_pairs
 from headscope.analyses.circuits._sae import discretize, fit
 
+METHODS = (
+    "trained SAE", "untrained SAE", "no SAE", "shuffled labels", "trained less shuffled",
+    "mean difference", "attribution",
+)  # fmt: skip
+TRAINED, SHUFFLED = 0, METHODS.index("shuffled labels")
 SHUFFLES = 5
 
 Outputs = Float[Tensor, "prompt head residual"]
 
 
 class Trials:
-    """One trial after another on the same head outputs."""
+    """One trial after another on the same head outputs.
+
+    Without an SAE the code of an output is its largest coordinate, by size. ``attribution`` is a
+    score of every head by gradients. Methods that score heads alone score an edge by the product.
+    ``scaled`` outputs have a mean square of 1.
+    """
 
     def __init__(
         self,
         clean: Outputs,
         corrupted: Outputs,
+        attribution: NDArray[np.float64],
         pairs: list[tuple[int, int]],
         per_union: bool,
         examples: int,
         settings: dict[str, Any],
+        scaled: bool = False,
     ) -> None:
+        if scaled:
+            size = torch.cat((clean, corrupted)).square().mean().sqrt().clamp_min(1e-12)
+            clean, corrupted = clean / size, corrupted / size
         self.clean, self.corrupted, self.pairs = clean, corrupted, pairs
+        self.attribution = attribution
         self.per_union, self.examples, self.settings = per_union, examples, settings
 
     def score(self, generator: torch.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -50,10 +66,15 @@ class Trials:
                     self._unique(codes[torch.randperm(len(codes), generator=generator).numpy()])
                     for _ in range(SHUFFLES)
                 ]
+        scores.append(self._unique(both.abs().argmax(-1).numpy()))
         scores.append(tuple(np.mean(part, axis=0) for part in zip(*mixed, strict=True)))
+        # What is left of the codes when what a head shows by chance is taken away.
+        scores.append(tuple(a - b for a, b in zip(scores[0], scores[-1], strict=True)))
         apart = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
-        product = np.array([apart[source] * apart[target] for source, target in self.pairs])
-        nodes, links = zip(*scores, (apart, product), strict=True)
+        for heads in (apart, self.attribution):
+            ends = np.array([(heads[source], heads[target]) for source, target in self.pairs])
+            scores.append((heads, ends.prod(1)))
+        nodes, links = zip(*scores, strict=True)
         return np.stack(nodes), np.stack(links)
 
     def _unique(self, codes: NDArray[np.int64]) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from headscope import probes
 from headscope.app.batch.yaml_errors import near
 from headscope.app.prompt_files import read_prompts
 from headscope.kernels.errors import InvalidInput
+from headscope.probes import constructed
 from headscope.probes.bundled import BUNDLED
 from headscope.probes.models.model_source import locate
 from headscope.probes.models.pair import Pair
@@ -219,9 +220,9 @@ class JobFields(Entry):
 def find_model(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
     place = locate(source)
-    if Path(place.path).is_dir():
+    if Path(place.path).is_dir() or place.path in constructed.names():
         return
-    known = near(source, list(BUNDLED))
+    known = near(source, [*BUNDLED, *constructed.names()])
     if source.startswith("headscope/"):
         raise InvalidInput(f"model: no {source!r} comes with headscope{known}")
     from huggingface_hub import HfApi, try_to_load_from_cache

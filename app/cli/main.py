@@ -17,6 +17,7 @@ from headscope.app.cli.export import export, import_headvis
 from headscope.app.cli.listing import list_analyses, list_statistics
 from headscope.app.cli.models import models
 from headscope.app.cli.report import report
+from headscope.app.cli.reproduce import reproduce
 from headscope.app.cli.timeline import timeline
 from headscope.kernels.errors import HeadscopeError
 
@@ -60,6 +61,7 @@ app.command()(export)
 app.command("import-headvis")(import_headvis)
 app.command()(timeline)
 app.command()(compare)
+app.command()(reproduce)
 app.command()(bench)
 app.command()(batch)
 app.command("app")(dashboard)

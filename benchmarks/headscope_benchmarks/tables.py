@@ -132,6 +132,57 @@ def ablation_tables(result: Result) -> Iterator[Table]:
     )
 
 
+def circuit_tables(result: Result) -> Iterator[Table]:
+    """Lay out the result of benchmarks/circuits.py: method × task × model, then the variants."""
+    methods = list(dict.fromkeys(row["method"] for case in result.values() for row in case["rows"]))
+    for kind, what in (("node", "heads"), ("edge", "edges between heads")):
+        judged = {
+            name: {row["method"]: row[kind] for row in case["rows"]}
+            for name, case in result.items()
+            if any(row[kind] for row in case["rows"])
+        }
+        yield Table(
+            f"AUC for the {what} of a circuit",
+            ("method", *judged),
+            tuple(
+                (method, *(_interval(found.get(method)) for found in judged.values()))
+                for method in methods
+            ),
+            " ".join(
+                f"{name}: {truth['heads']} of {truth['of']} heads are true"
+                + (f", and {truth['edges']} edges between heads" if truth["edges"] else "")
+                + f"; {truth['how']}."
+                for name, case in result.items()
+                if name in judged
+                for truth in [case["truth"]]
+            ),
+        )
+    varied = {name: case["variants"] for name, case in result.items() if case.get("variants")}
+    if varied:
+        changes = [row["changed"] for row in next(iter(varied.values()))]
+        yield Table(
+            "The discrete SAE with one thing changed: AUC for the heads, trained (less shuffled)",
+            ("changed", *varied),
+            tuple(
+                (
+                    change,
+                    *(
+                        f"{_interval(row['trained SAE'])} ({row['trained less shuffled'][0]:.2f})"
+                        for rows in varied.values()
+                        for row in rows
+                        if row["changed"] == change
+                    ),
+                )
+                for change in changes
+            ),
+            "Outputs have a mean square of 1 where nothing else is said.",
+        )
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return NONE if ends is None else f"{ends[0]:.2f} ({ends[1]:.2f} to {ends[2]:.2f})"
+
+
 def label(name: str) -> str:
     """Write the name of a baseline or a column as readers know it.
 

@@ -38,11 +38,12 @@ def load_model(
     ----------
     source
         ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
-        folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
-        ``@`` and a checkpoint or revision), ``"headscope/smollm2"`` once ``headscope models get``
-        has fetched it, a ``.gguf`` file (converted to float32 once), a Hugging Face model, also
-        inside a pipeline, ``torch.compile``, ``DataParallel`` or PEFT's LoRA, a TransformerBridge,
-        or a `Model`.
+        constructed model such as ``"headscope/constructed-ioi"``, a folder saved with
+        ``save_pretrained``, a name on the Hugging Face hub (folders and names also with ``@`` and a
+        checkpoint or revision), ``"headscope/smollm2"`` once ``headscope models get`` has fetched
+        it, a ``.gguf`` file (converted to float32 once), a Hugging Face model, also inside a
+        pipeline, ``torch.compile``, ``DataParallel`` or PEFT's LoRA, a TransformerBridge, or a
+        `Model`.
     device
         Where to put it; the GPU when there is one. ``"auto"`` spreads it over all devices, and
         over memory and disk, with accelerate. An object given stays where it is.

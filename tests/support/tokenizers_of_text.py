@@ -23,7 +23,7 @@ BERT_TOKENS = {
 # Some words of every kind are left out, so that they become several tokens.
 LINES = [
     *(" ".join(("the", word, "and", word)) for kind in KINDS.values() for word in kind[::2]),
-    *(" ".join(kind[::2]) for kind in NATURAL.values()),
+    *(" ".join(words[::2]) for kind, words in NATURAL.items() if kind != "arguments"),
     *PROSE,
     # Every letter and digit inside a word and at its start.
     *(f"{sign}{sign}" for sign in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"),
@@ -74,7 +74,7 @@ def word_piece(size: int = 2500) -> PreTrainedTokenizerFast:
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, show_progress=False,
         special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-        initial_alphabet=list("0123456789()[]{}.,?!:;"),
+        initial_alphabet=list("0123456789()[]{}.,?!:;\""),
     )  # fmt: skip
     made.train_from_iterator(LINES, trainer)
     made.post_processor = processors.TemplateProcessing(

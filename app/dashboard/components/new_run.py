@@ -19,6 +19,7 @@ from headscope.app.dashboard.visitor import visitor
 from headscope.app.prompt_files import read_prompts
 from headscope.app.run_estimate import RunEstimate, estimate
 from headscope.kernels.errors import HeadscopeError, InvalidInput
+from headscope.probes import constructed
 from headscope.probes.bundled import BUNDLED
 from headscope.probes.models import packaged
 
@@ -65,7 +66,7 @@ def draw(place: Path) -> None:
 
 def _model() -> str:
     """Ask for the model; "" while there is none that can be loaded."""
-    known = [*BUNDLED, *packaged.PACKAGED, OTHER]
+    known = [*BUNDLED, *packaged.PACKAGED, *constructed.names(), OTHER]
     state.take("new_model", known)
     chosen = st.selectbox("Model", known, key="new_model", persist_state="session")
     if chosen == OTHER:

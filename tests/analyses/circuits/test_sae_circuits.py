@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
+from sklearn.metrics import roc_auc_score
 
 from headscope.analyses import sae_circuits
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses.circuits import _code_trials, _codes, _sae
 from headscope.probes import capture
+from headscope.probes.constructed import known_circuit
 
 SETTINGS = {"features": 24, "epochs": 100, "rate": 1e-2, "sparsity": 0.02}
 
@@ -27,18 +29,22 @@ def planted(prompts: int = 40, heads: int = 8, size: int = 16):
 def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
     clean, corrupted = planted()
     pairs = [(one, two) for one in range(4) for two in range(4, 8)]
-    trials = _code_trials.Trials(clean, corrupted, pairs, False, 10, SETTINGS)
-    nodes, links = trials.score(torch.Generator().manual_seed(1))
+    known = np.arange(8.0)
+    trials = _code_trials.Trials(clean, corrupted, known, pairs, False, 10, SETTINGS)
+    scores = zip(*trials.score(torch.Generator().manual_seed(1)), strict=True)
+    found = dict(zip(_code_trials.METHODS, scores, strict=True))
+    nodes, links = ({name: each[at] for name, each in found.items()} for at in (0, 1))
     truth = np.isin(np.arange(8), (1, 5))
     wanted = np.array([pair == (1, 5) for pair in pairs])
-    assert nodes.shape == (len(sae_circuits.METHODS), 8)
-    assert _code_trials.auc(truth, nodes[0]) == 1.0
+    for name in ("trained SAE", "trained less shuffled", "mean difference"):
+        assert _code_trials.auc(truth, nodes[name]) == 1.0
+    assert (nodes["attribution"] == known).all()
     # Every pair with a planted head is unique to the task, the planted edge among them.
-    assert links[0][wanted] > 0
-    assert links[0][[1 not in pair and 5 not in pair for pair in pairs]].max() == 0
-    assert nodes[2].max() == 0
-    assert _code_trials.auc(truth, nodes[2]) == 0.5
-    assert _code_trials.auc(truth, nodes[3]) == 1.0
+    assert links["trained SAE"][wanted] > 0
+    assert links["trained SAE"][[1 not in pair and 5 not in pair for pair in pairs]].max() == 0
+    assert links["attribution"].tolist() == [one * two for one, two in pairs]
+    assert nodes["shuffled labels"].max() == 0
+    assert _code_trials.auc(truth, nodes["shuffled labels"]) == 0.5
 
 
 def test_the_untrained_baseline_starts_where_training_starts():
@@ -159,3 +165,46 @@ def test_without_a_circuit_there_is_no_auc(circuit):
     assert np.isnan(result["node_auc"].values).all()
     assert "there is no AUC" in result.attrs["note"]
     assert result.attrs["circuit"] == []
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Measure the codes on a constructed model whose heads and edges are known."""
+    circuit = known_circuit.load("headscope/constructed-ioi", n=100)
+    cap = capture(circuit.model, circuit.task, stats=(), keep=("z",))
+    return circuit, sae_circuits.run(cap, circuit.model, circuit.task, edges=999)
+
+
+@pytest.mark.requirement("E1")
+def test_trained_codes_find_the_known_heads_and_shuffled_labels_do_not(known):
+    circuit, result = known
+    assert result.attrs["circuit"] == [f"L{layer}H{head}" for layer, head in circuit.heads]
+    auc, lower, upper = (result[f"node_auc{end}"].to_series() for end in ("", "_lower", "_upper"))
+    # With labels mixed the trained codes would be those of "shuffled labels".
+    assert lower["trained SAE"] > upper["shuffled labels"]
+    assert auc["trained SAE"] > 0.95
+    for simple in ("no SAE", "mean difference"):
+        assert lower["trained SAE"] > upper[simple]
+    # Gradients of the metric say more than codes, which do not know it.
+    assert auc["attribution"] == 1
+    assert result.attrs["verdict"] == "supported"
+    assert "No better than the simpler" in result.attrs["note"]
+    assert "attribution" in result.attrs["note"]
+
+
+@pytest.mark.requirement("E1")
+def test_edges_are_held_against_the_known_ones_and_not_against_products(known):
+    circuit, result = known
+    linked = {edge[:2] for edge in circuit.edges if "H" in edge.source and "H" in edge.target}
+    columns = ("source_layer", "source_head", "target_layer", "target_head")
+    ends = np.stack([result[name].values for name in columns], 1)
+    names = [(f"L{a}H{b}", f"L{c}H{d}") for a, b, c, d in ends]
+    assert set(names) > linked
+    # Both heads of these are true, and the second does not read the first.
+    heads = {f"L{layer}H{head}" for layer, head in circuit.heads}
+    assert {pair for pair in names if {*pair} <= heads} > linked
+    trained = result["edge_auc"].to_series()["trained SAE"]
+    true = np.array([pair in linked for pair in names])
+    assert trained == pytest.approx(roc_auc_score(true, result["edge_score"]), abs=0.1)
+    lower, upper = (result[f"edge_auc_{end}"].to_series() for end in ("lower", "upper"))
+    assert lower["trained SAE"] > upper["shuffled labels"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headscope.analyses import sinks
+from headscope.analyses import sae_circuits, sinks
 from headscope.analyses._interventions import causal_check
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._runtime import runner
@@ -109,10 +109,10 @@ def test_the_discrete_codes_stand_beside_their_baselines(bundled):
     options = {"trials": 3, "truth_prompts": 16}
     result = runner.execute("sae_circuits", bundled, n=64, options=options)
     assert 3 <= len(result.attrs["circuit"]) <= 16
-    methods = ["trained SAE", "untrained SAE", "shuffled labels", "mean difference"]
-    assert result["condition"].values.tolist() == methods
+    assert result["condition"].values.tolist() == list(sae_circuits.METHODS)
     assert float(result["node_auc_sae_lower"]) > 0.5
-    assert result["edge_auc"].notnull().all()
+    # No circuit of this model is known, so its edges have no truth.
+    assert result["edge_auc"].isnull().all()
 
 
 @pytest.mark.long

@@ -304,3 +304,30 @@ def test_listing_names_imports_no_task():
     known = {"induction", "recall", "needle", "ioi", "greater_than", "brackets"}
     assert known <= set(out[0].split())
     assert out[1] == "[]"
+
+
+@pytest.mark.parametrize("corruption", ["random", "documented"])
+def test_docstring_asks_for_the_argument_behind_the_last_described(corruption):
+    for prompt in drawn("docstring", n=N, corruption=corruption):
+        (question,) = prompt.questions
+        defined = [prompt.words[place] for place in prompt.roles["defined"]]
+        described = [prompt.words[place] for place in prompt.roles["described"]]
+        assert described == defined[2:4]
+        assert question.answers == (defined[4],)
+        assert sorted((*question.answers, *question.wrong)) == sorted(defined)
+        others = [prompt.corrupted[place] for place in prompt.roles["described"]]
+        known = [prompt.corrupted[place] for place in prompt.roles["defined"]]
+        assert not {*others} & {*known}
+        assert (known == defined) == (corruption == "documented")
+        assert prompt.words[question.at] == "note"
+
+
+def test_ioi_can_change_all_names_as_in_the_paper():
+    for prompt in drawn("ioi", n=N, corruption="names"):
+        changed = [
+            place
+            for place, (word, other) in enumerate(zip(prompt.words, prompt.corrupted, strict=True))
+            if word != other
+        ]
+        assert changed == sorted(prompt.roles["IO"] + prompt.roles["S1"] + prompt.roles["S2"])
+        assert len({prompt.corrupted[place] for place in changed}) == 3
