@@ -114,6 +114,19 @@ class EdgeGraph:
             for name in self.targets
         )
 
+    def place(self, node: str) -> tuple[int, int]:
+        """Return layer and head of a node; -1 where it has none.
+
+        The embedding stands before the first layer, the logits behind the last.
+
+        >>> EdgeGraph(2, 4, False).place("L1H3"), EdgeGraph(2, 4, False).place("L1.mlp")
+        ((1, 3), (1, -1))
+        """
+        if node in (EMBEDDING, LOGITS):
+            return (-1 if node == EMBEDDING else self.layers), -1
+        layer, place = divmod(self.sources.index(node) - 1, self.heads + 1)
+        return layer, place if place < self.heads else -1
+
     def name(self, target: int, source: int) -> str:
         """Name an edge."""
         return f"{self.sources[source]}->{self.targets[target]}"
@@ -126,7 +139,7 @@ class EdgeGraph:
         """
         chosen = np.zeros_like(self.edges)
         sources, targets = (
-            {name: at for at, name in enumerate(names_)} for names_ in (self.sources, self.targets)
+            {name: at for at, name in enumerate(each)} for each in (self.sources, self.targets)
         )
         for name in names:
             source, _, target = name.partition("->")

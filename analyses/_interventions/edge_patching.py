@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Removed = Bool[Tensor, "variant target source"]
 # Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
-WRITES, INPUTS = 2**26, 2**25
+WRITES, INPUTS = 2**25, 2**24
 
 
 class EdgeRun:

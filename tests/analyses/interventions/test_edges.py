@@ -26,14 +26,13 @@ def pairs(vocabulary: int, count: int = 3, length: int = 7, seed: int = 0) -> En
     generator = np.random.default_rng(seed)
     ids = generator.integers(2, vocabulary, (count, length))
     other = np.where(generator.random(ids.shape) < 0.5, ids, (ids + 3) % vocabulary)
-    questions = [
-        tuple(
-            EncodedQuestion(at, *(tuple(generator.integers(2, vocabulary, 1).tolist()) * 1,) * 1,
-                            tuple(generator.integers(2, vocabulary, 1).tolist()), ())
-            for at in (length - 3, length - 1)
+    questions = []
+    for _ in range(count):
+        answers = generator.integers(2, vocabulary, (2, 2, 1))
+        places = zip((length - 3, length - 1), answers.tolist(), strict=True)
+        questions.append(
+            tuple(EncodedQuestion(at, tuple(one), tuple(wrong), ()) for at, (one, wrong) in places)
         )
-        for _ in range(count)
-    ]  # fmt: skip
     return EncodedTask(
         "pairs", "logit_difference", tuple(map(tuple, ids.tolist())),
         tuple(map(tuple, other.tolist())), tuple(questions), tuple({} for _ in range(count)),
@@ -116,6 +115,17 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
         np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
 
 
+class Same(nn.Module):
+    """In place of a norm: it changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, stream):
+        return stream * self.weight
+
+
 def linear_llama(seed: int = 0):
     """A Llama with grouped queries that is linear in its embedding.
 
@@ -126,12 +136,12 @@ def linear_llama(seed: int = 0):
     with torch.no_grad():
         for block in module.model.layers:
             block.self_attn.q_proj.weight.zero_()
-            block.input_layernorm = block.post_attention_layernorm = nn.Identity()
+            block.input_layernorm, block.post_attention_layernorm = Same(), Same()
             block.mlp = nn.Linear(32, 32, bias=False)
             block.mlp.weight.mul_(0.5)
             for part in ("v_proj", "o_proj"):
                 getattr(block.self_attn, part).weight.mul_(8)
-        module.model.norm = nn.Identity()
+        module.model.norm = Same()
     return load_model(module)
 
 
