@@ -10,6 +10,7 @@ out of its parts is refused.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -61,6 +62,18 @@ class Arguments:
         return module(stream, *self.args[1:], **self.kwargs)
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What does not change while weights do: how heads reach the stream, where projections are."""
+
+    factors: dict[int, float]
+    parallel: bool
+    projections: dict[tuple[int, str], projections.Projection]
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
+
+
 class BlockParts:
     """The parts of a model's blocks; to be used inside `running`.
 
@@ -71,9 +84,15 @@ class BlockParts:
         _refuse(model)
         self.model = model
         self.group = model.heads // model.kv_heads
-        self.factors = residual_writes.straight(model)
-        self.parallel = residual_writes.parallel(model)
-        self._projections = projections.read(model).projections
+        if model.module not in _known:
+            _known[model.module] = Structure(
+                residual_writes.straight(model),
+                residual_writes.parallel(model),
+                projections.read(model).projections,
+            )
+        structure = _known[model.module]
+        self.factors, self.parallel = structure.factors, structure.parallel
+        self._projections = structure.projections
         self._blocks = blocks(model)
         self._calls: dict[tuple[int, nn.Module], Arguments] = {}
         self._attention: dict[int, nn.Module] = {}

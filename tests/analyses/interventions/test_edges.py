@@ -169,9 +169,6 @@ def test_attribution_is_the_first_order_of_patching(name):
     torch.manual_seed(5)
     table = module.get_input_embeddings().weight
     with torch.no_grad():
-        for weight in module.parameters():
-            if weight.ndim > 1:
-                weight.mul_(3.0)  # so that attention is not uniform
         table[32:] = table[:32] + 1e-3 * table.std() * torch.randn_like(table[:32])
     model = load_model(module)
     task = pairs(32)
@@ -184,7 +181,7 @@ def test_attribution_is_the_first_order_of_patching(name):
     exact = edge_effects(model, task, "logit_difference", chosen)
     estimates = np.stack([scores[:, target, source] for target, source in chosen], 1)
     assert {graph.targets[target][-1] for target, _ in chosen} >= {"v", "q", "k"}
-    np.testing.assert_allclose(estimates, exact, atol=1e-2 * np.abs(exact).max())
+    np.testing.assert_allclose(estimates, exact, atol=2e-3 * np.abs(exact).max())
 
 
 @pytest.mark.requirement("E3")
