@@ -38,7 +38,7 @@ def load_model(
     ----------
     source
         ``"headscope/bundled"``, ``"headscope/bundled-python"`` or ``"headscope/induction"``, a
-        folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
+        constructed model such as ``"headscope/constructed-ioi"``, a folder saved with ``save_pretrained``, a name on the Hugging Face hub (each of them with
         ``@`` and a checkpoint or revision), ``"headscope/smollm2"`` once ``headscope models get``
         has fetched it, a ``.gguf`` file (converted to float32 once), a Hugging Face model, also
         inside a pipeline, ``torch.compile``, ``DataParallel`` or PEFT's LoRA, a TransformerBridge,

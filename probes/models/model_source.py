@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes import constructed
 from headscope.probes.bundled import BUNDLED
 from headscope.probes.bundled import folder as bundled_folder
 from headscope.probes.models import packaged
@@ -30,7 +31,7 @@ class ModelSource(NamedTuple):
     Attributes
     ----------
     path
-        A folder, or a name on the hub.
+        A folder, a name on the hub, or the name of a constructed model.
     name
         What to call the model; with its checkpoint, where it is one of several.
     variant
@@ -57,6 +58,8 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
     'step1000'
     """
     name = os.fspath(source)
+    if name in constructed.names():
+        return ModelSource(name, name)
     if name.lower().endswith(".gguf"):
         file = Path(name).expanduser()
         if not file.is_file():

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes import constructed
 from headscope.probes.models.checkpoints import commit
 from headscope.probes.models.devices import input_device, weights
 from headscope.probes.models.gguf_file import convert
@@ -36,7 +37,10 @@ def fetch(
     dtype: str | torch.dtype | None,
     tokenizer: Any,
 ) -> tuple[Any, Any, str, str]:
-    """Load a model from a folder, a GGUF file or the hub: module, tokenizer, name and revision."""
+    """Load a model from a folder, a GGUF file or the hub: module, tokenizer, name and revision.
+
+    A constructed model is built.
+    """
     place, name, variant, revision, gguf = locate(source)
     if gguf is not None:
         convert(gguf, Path(place))
@@ -45,6 +49,10 @@ def fetch(
     target = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     default = torch.float32 if target.type == "cpu" else "auto"
     kind = default if dtype is None else _dtype(dtype)
+    if place in constructed.names():
+        module, words = constructed.module(place).build()
+        module = module.to(target) if kind == "auto" else module.to(target, kind)
+        return module, words if tokenizer is None else tokenizer, name, fingerprint(module)
     local = Path(place).is_dir() or bool(commit(place, revision))
     if not local:
         _reach(place, revision=revision)

@@ -17,6 +17,12 @@ NATURAL: dict[str, tuple[str, ...]] = {
             pencil notebook blanket pillow carpet ladder rope bell whistle coin ring crown mask
             helmet glove scarf button bucket broom shovel saw axe wheel engine clock globe vase
             statue painting puzzle kite balloon guitar harp ball hat wallet""",
+        "arguments": """data name file value test line user default request path output node item
+            model text version string field start number index error context image message size
+            event state parser end form query label run action target array code table source
+            config first options module status group content client last read command base format
+            color order match tag title parent session server host date mode project page header
+            task shape load port resource root""",
     }.items()
 }
 # The capital's country, for questions that do not name the city.

@@ -28,7 +28,7 @@ While {A} and {B} worked at the {PLACE}, {S} passed a {THING} {END}
 When {A} and {B} walked to the {PLACE}, {S} offered a {THING} {END}
 Then {A} and {B} had a day at the {PLACE}. {S} sold the {THING} {END}""".splitlines()
 )
-CORRUPTIONS = ("third", "swap")
+CORRUPTIONS = ("third", "swap", "names")
 
 
 def generate(
@@ -51,7 +51,8 @@ def generate(
         ``ABBA`` (IO named first), ``BABA`` (S named first), or ``both`` at random.
     corruption
         ``third``: the second mention of S becomes a third person, so nothing tells IO from S;
-        ``swap``: it becomes IO, so the answer turns round.
+        ``swap``: it becomes IO, so the answer turns round; ``names``: all three mentions become
+        three others, as in the paper, so that no head has anything to tell.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def generate(
         question, roles = write(writer, rng, words, order, corruption)
         return writer.prompt([question], roles)
 
-    words.take("names", least=3)
+    words.take("names", least=_people(corruption))
     return words.accept(n, draw)
 
 
@@ -85,17 +86,19 @@ def write(
     corruption: str = "third",
 ) -> tuple[Question, dict[str, list[Span]]]:
     """Append an indirect-object sentence; return its question and roles."""
+    least = _people(corruption)
     names, places, things = (
-        words.take("names", least=3), words.take("places"), words.take("things")
+        words.take("names", least=least), words.take("places"), words.take("things")
     )  # fmt: skip
-    receiver, subject, third = rng.sample(names, 3)
+    receiver, subject, third, *others = rng.sample(names, least)
     # Drawn, not in turn: a model trained on such prompts one after another would count.
     first = rng.random() < 0.5 if order == "both" else order == "ABBA"
+    named = (receiver, subject) if first else (subject, receiver)
     spans = writer.write(
         TEMPLATES[rng.randrange(len(TEMPLATES))],
-        A=receiver if first else subject,
-        B=subject if first else receiver,
-        S=(subject, third if corruption == "third" else receiver),
+        A=(named[0], others[0]) if others else named[0],
+        B=(named[1], others[1]) if others else named[1],
+        S=(subject, receiver if corruption == "swap" else third),
         PLACE=places[rng.randrange(len(places))],
         THING=things[rng.randrange(len(things))],
         END="to",
@@ -106,3 +109,8 @@ def write(
         "END": [spans["END"]],
     }  # fmt: skip
     return Question(writer.end, (f" {receiver}",), (f" {subject}",), (given,)), roles
+
+
+def _people(corruption: str) -> int:
+    """Return how many people a sentence and its corrupted form name."""
+    return 5 if corruption == "names" else 3

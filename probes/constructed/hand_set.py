@@ -1,0 +1,176 @@
+"""A GPT-2 of zeros whose heads and MLPs are set one by one, by what they read and write.
+
+The residual stream is divided into spaces with a coordinate for each label: the token, the place
+in the text, and what heads write. The norms divide by a constant (their epsilon is large against
+every variance, and their weight takes it back), and a coordinate that nothing reads keeps the
+mean at 0: each layer reads the sum of what was written, so that effects of nodes are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+BOS, UNKNOWN = "<bos>", "<unk>"
+TOKEN, PLACE, OUT, BALANCE = "token", "place", "out", "balance"
+EPSILON = 1e8
+# A score of so much more holds all of the attention in float32.
+SHARP = 40.0
+
+
+class Score(NamedTuple):
+    """A term of the attention logit: strength × sum read by the query × sum read by the key.
+
+    A query that reads no coordinate counts as 1.
+    """
+
+    query: Sequence[int]
+    key: Sequence[int]
+    strength: float = SHARP
+
+
+class HandSet:
+    """A GPT-2 in the making.
+
+    Parameters
+    ----------
+    words
+        Words of the vocabulary, behind the special tokens.
+    spaces
+        Labels of every space that heads write; those of tokens, places and the output are added.
+    layers, heads
+        Shape of the model.
+    places
+        Positions that the model can tell apart; behind them it knows none.
+    neurons
+        Hidden size of the MLPs.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[str],
+        spaces: Mapping[str, Sequence[str]],
+        *,
+        layers: int,
+        heads: int,
+        places: int,
+        neurons: int = 1,
+    ) -> None:
+        self.words = [BOS, UNKNOWN, *dict.fromkeys(words)]
+        self.places = places
+        labels: dict[str, Sequence[str]] = {
+            TOKEN: self.words, PLACE: [str(place) for place in range(places)], OUT: self.words,
+            **spaces, BALANCE: [""],
+        }  # fmt: skip
+        self._at: dict[str, dict[str, int]] = {}
+        width = 0
+        for space, known in labels.items():
+            self._at[space] = {label: width + at for at, label in enumerate(known)}
+            width += len(known)
+        self.size = math.ceil(width / heads)
+        config = GPT2Config(
+            vocab_size=len(self.words), n_positions=max(128, places), n_embd=heads * self.size,
+            n_layer=layers, n_head=heads, n_inner=neurons, layer_norm_epsilon=EPSILON,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        self.module = GPT2LMHeadModel(config).eval().requires_grad_(False)
+        for name, weight in self.module.named_parameters():
+            weight.fill_(math.sqrt(EPSILON) if "ln_" in name and "weight" in name else 0.0)
+        self._embed(self.module.transformer.wte.weight, self.at(TOKEN))
+        self._embed(self.module.transformer.wpe.weight, self.at(PLACE))
+
+    def at(self, space: str, labels: Iterable[str | int] | None = None) -> list[int]:
+        """Return the coordinates of some labels of a space, of all without them."""
+        known = self._at[space]
+        return [known[str(label)] for label in (known if labels is None else labels)]
+
+    def pairs(
+        self, query: str, key: str, labels: Iterable[str], strength: float = SHARP
+    ) -> list[Score]:
+        """Return the terms that compare what a query and a key hold, label by label."""
+        some = list(labels)
+        both = zip(self.at(query, some), self.at(key, some), strict=True)
+        return [Score([one], [other], strength) for one, other in both]
+
+    def shift(self, steps: int, queries: Iterable[int], strength: float = SHARP) -> list[Score]:
+        """Return the terms by which queries at some places look so many places back."""
+        return [
+            Score(self.at(PLACE, [place]), self.at(PLACE, [place - steps]), strength)
+            for place in queries
+        ]
+
+    def rest(self, level: float = SHARP / 2) -> Score:
+        """Return the term by which a head rests on the first token, where nothing scores more."""
+        return Score([], self.at(PLACE, [0]), level)
+
+    def not_itself(self) -> list[Score]:
+        """Return the terms by which no query looks at its own place."""
+        return [Score([place], [place], -SHARP) for place in self.at(PLACE)]
+
+    def head(
+        self,
+        name: tuple[int, int],
+        scores: Sequence[Score],
+        reads: Sequence[int] = (),
+        writes: Sequence[int] = (),
+        scale: float = 1.0,
+    ) -> None:
+        """Set a head: the terms of its logits, and what it copies from where to where."""
+        layer, head = name
+        attention = self.module.transformer.h[layer].attn
+        width, start = self.module.config.n_embd, head * self.size
+        if max(len(scores), len(reads)) > self.size:
+            raise ValueError(f"{name}: {len(scores)} terms do not fit in {self.size} dimensions")
+        into, bias = attention.c_attn.weight, attention.c_attn.bias
+        for at, (query, key, strength) in enumerate(scores, start):
+            weight = strength * math.sqrt(self.size)
+            if query:
+                into[list(query), at] = weight
+            else:
+                bias[at] = weight
+            into[list(key), width + at] = 1.0
+        inner = range(start, start + len(reads))
+        for at, source, target in zip(inner, reads, writes, strict=True):
+            into[source, 2 * width + at] = 1.0
+            attention.c_proj.weight[at, target] = scale
+            attention.c_proj.weight[at, self.at(BALANCE)] = -scale
+
+    def mlp(
+        self, layer: int, reads: Sequence[int], writes: Sequence[Sequence[int]], scale: float
+    ) -> None:
+        """Set an MLP: each neuron reads one coordinate, 0 or more, and writes to some others."""
+        mlp = self.module.transformer.h[layer].mlp
+        # Far from 0 the GELU is the identity; at 0 it is 0.
+        gain = SHARP
+        for neuron, (source, targets) in enumerate(zip(reads, writes, strict=True)):
+            mlp.c_fc.weight[source, neuron] = gain
+            mlp.c_proj.weight[neuron, list(targets)] = scale / gain
+            mlp.c_proj.weight[neuron, self.at(BALANCE)] = -scale * len(targets) / gain
+
+    def finish(self, scale: float) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+        """Return the model, whose logits are ``scale`` times what stands in the output space."""
+        self.module.lm_head.weight[range(len(self.words)), self.at(OUT)] = scale
+        return self.module, tokenizer(self.words)
+
+    def _embed(self, table: torch.Tensor, coordinates: Sequence[int]) -> None:
+        table[range(len(coordinates)), coordinates] = 1.0
+        table[: len(coordinates), self.at(BALANCE)] = -1.0
+
+
+def tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of one token a word, digits in pairs, ``<bos>`` first."""
+    numbers = {word: number for number, word in enumerate(words)}
+    made = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\d{2}|[A-Za-z]+|[^\sA-Za-z]"), "removed", invert=True
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, numbers[BOS])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=BOS, unk_token=UNKNOWN)

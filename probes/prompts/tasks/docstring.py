@@ -1,0 +1,79 @@
+"""Docstring: the arguments of a function are described in their order; which one comes next?"""
+
+import random
+from collections.abc import Iterator
+
+from headscope.kernels.errors import InvalidInput
+from headscope.probes.prompts.task import Prompt, Question
+from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+from headscope.probes.prompts.writing import Writer
+
+METRIC = "logit_difference"
+ARGUMENTS = 6
+# Of the arguments, those that are described, and the one that is asked for.
+DESCRIBED, ASKED = (2, 3), 4
+DEFINITION = {
+    "plain": "open {0}, {1}, {2}, {3}, {4}, {5}.",
+    "natural": 'def {name}(self, {0}, {1}, {2}, {3}, {4}, {5}):\n    """{a} {b} {c}\n',
+}
+DESCRIPTION = {"plain": "note {argument} {a} {b}.", "natural": "\n    :param {argument}: {a} {b}"}
+QUESTION = {"plain": "{END}", "natural": "\n    {END}"}
+END = {"plain": "note", "natural": ":param"}
+CORRUPTIONS = ("random", "documented")
+
+
+def generate(
+    n: int, seed: int, words: Vocabulary, *, corruption: str = "random"
+) -> Iterator[Prompt]:
+    """Draw function definitions with the beginning of a docstring (Heimersheim & Janiak 2023).
+
+    Two of six arguments are described; the answer is the one behind them, wrong answers are the
+    other five.
+
+    Parameters
+    ----------
+    n, seed, words
+        Number of prompts, seed of the draw, words to use.
+    corruption
+        ``random``: defined and described arguments become others, which do not agree;
+        ``documented``: only the described ones do.
+
+    Examples
+    --------
+    >>> from headscope.probes.prompts.tasks._vocabulary import Vocabulary
+    >>> next(generate(1, 0, Vocabulary())).clean.count("note")
+    3
+    """
+    if corruption not in CORRUPTIONS:
+        raise InvalidInput(
+            f"corruption: {corruption!r} is unknown; choose {' or '.join(CORRUPTIONS)}"
+        )
+    rng = random.Random(f"docstring {seed}")
+    least = 2 * ARGUMENTS + len(DESCRIBED) + 1
+    named = words.take("keys" if words.plain else "arguments", least=least)
+    said = words.take("adjectives" if words.plain else "values", least=3)
+    register = words.register
+
+    def draw(_: int) -> Prompt:
+        name, *both = rng.sample(named, least)
+        known, others, wrong = both[:ARGUMENTS], both[ARGUMENTS:-2], both[-2:]
+        kept = others if corruption == "random" else known
+        writer = Writer()
+        fills = {str(at): pair for at, pair in enumerate(zip(known, kept, strict=True))}
+        about = dict(zip("abc", rng.sample(said, 3), strict=True))
+        # A template takes no more than it has fields for.
+        spans = writer.write(DEFINITION[register], name=name, **fills, **about)
+        roles = {"defined": [spans[str(at)] for at in range(ARGUMENTS)], "described": []}
+        for at, other in zip(DESCRIBED, wrong, strict=True):
+            about = dict(zip("ab", rng.sample(said, 2), strict=True))
+            written = writer.write(DESCRIPTION[register], argument=(known[at], other), **about)
+            roles["described"].append(written["argument"])
+        roles["END"] = [writer.write(QUESTION[register], END=END[register])["END"]]
+        answer, false = known[ASKED], [each for each in known if each != known[ASKED]]
+        evidence = spans[str(ASKED)]
+        question = Question(
+            writer.end, (f" {answer}",), tuple(f" {each}" for each in false), (evidence,)
+        )
+        return writer.prompt([question], roles)
+
+    return words.accept(n, draw)
