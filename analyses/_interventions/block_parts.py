@@ -27,8 +27,12 @@ from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention import projections
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
-from headscope.probes.attention.interface import AttentionCall, follows, intercept_attention
-from headscope.probes.attention.interface import own_implementation
+from headscope.probes.attention.interface import (
+    AttentionCall,
+    follows,
+    intercept_attention,
+    own_implementation,
+)
 from headscope.probes.attention.residual_stream import blocks
 
 if TYPE_CHECKING:
@@ -378,4 +382,3 @@ def _refuse(model: Model) -> None:
             f"model: {model.architecture} does not look its attention up in transformers' "
             "interface, so its heads cannot be given streams of their own; use patching"
         )
-

@@ -33,16 +33,14 @@ METHODS = ("eap", "eap_ig", "clean_corrupted")
 Scores = Float[Tensor, "row target source"]
 
 
-def attribute(
-    run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps: int
-) -> Scores:
+def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps: int) -> Scores:
     """Score all edges by the gradient of ``loss``, one number a row of the logits.
 
     The gradient is, by ``method``: that on the clean prompts (``eap``); the mean over embeddings
     ``e' + k/m (e − e')``, k = 1 to m = ``steps``, from the corrupted to the clean ones
     (``eap_ig``); or the mean of clean and corrupted (``clean_corrupted``).
     """
-    differences = run.difference.transpose(0, 1).flatten(2)
+    differences = run.difference.flatten(2).permute(1, 2, 0)
     total = differences.new_zeros(len(differences), *run.graph.edges.shape)
     shares = {
         "eap": [1.0],
@@ -61,7 +59,7 @@ def _accumulate(
     run: EdgeRun,
     streams: Sequence[Stream],
     loss: Callable[[Tensor], Tensor],
-    differences: Float[Tensor, "row source numbers"],
+    differences: Float[Tensor, "row numbers source"],
     total: Scores,
 ) -> None:
     """Add the scores by the gradient on a pass, given its residual stream before every block."""
@@ -69,7 +67,7 @@ def _accumulate(
 
     def contract(targets: slice, visible: int, slopes: Float[Tensor, "target row ..."]) -> None:
         flat = slopes.transpose(0, 1).flatten(2)
-        total[:, targets, :visible] += flat @ differences[:, :visible].transpose(1, 2)
+        total[:, targets, :visible] += torch.bmm(flat, differences[:, :, :visible])
 
     with torch.enable_grad():
         last = streams[-1].detach().requires_grad_()
@@ -106,7 +104,9 @@ class HeadGradients:
                 own = parts.member(call, member)
                 leaf = [each.detach().requires_grad_() for each in (own.query, own.key, own.value)]
                 self.leaves.append(leaf)
-                outputs.append(replace(own, query=leaf[0], key=leaf[1], value=leaf[2]).attend(PLAIN)["z"])
+                outputs.append(
+                    replace(own, query=leaf[0], key=leaf[1], value=leaf[2]).attend(PLAIN)["z"]
+                )
             self.outputs = outputs
         self.z = torch.stack([each.detach() for each in outputs], dim=2).flatten(1, 2)
 

@@ -147,7 +147,9 @@ class EdgeGraph:
                 raise InvalidInput(f"edges: no {name!r} in this model; write 'L0H1->L2H0.q'")
             at = targets[target], sources[source]
             if not self.edges[at]:
-                raise InvalidInput(f"edges: {name} runs backwards; a source stands before its target")
+                raise InvalidInput(
+                    f"edges: {name} runs backwards; a source stands before its target"
+                )
             chosen[at] = True
         return chosen
 

@@ -25,6 +25,7 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Array
 from headscope.analyses._interventions.block_parts import BlockParts, Stream
 from headscope.analyses._interventions.edge_graph import EdgeGraph
+from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
     from headscope.analyses._interventions.ablation import Measure
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Removed = Bool[Tensor, "variant target source"]
 # Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
 WRITES, INPUTS = 2**25, 2**24
+# Arrays of the size of these inputs at once: sum, what enters and leaves the norm, and its steps.
+NORMED = 4
 
 
 class EdgeRun:
@@ -73,7 +76,10 @@ class EdgeRun:
         parts.check(self.clean_logits, ids[0], positions)
 
     def _walk(
-        self, stream: Stream, writes: Float[Tensor, "source ..."], streams: list[Stream] | None = None
+        self,
+        stream: Stream,
+        writes: Float[Tensor, "source ..."],
+        streams: list[Stream] | None = None,
     ) -> Stream:
         """Run all blocks, keeping what each source writes."""
         parts, graph = self.parts, self.graph
@@ -99,9 +105,7 @@ class EdgeRun:
             streams.append(self.parts.block(layer, streams[-1]))
         return streams
 
-    def logits(
-        self, removed: Removed, start: int = 0
-    ) -> Float[Tensor, "batch asked vocab"]:
+    def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch asked vocab"]:
         """Run the batch under every set of removed edges; rows are the prompts, set by set.
 
         No target before layer ``start`` may have an edge removed.
@@ -179,7 +183,9 @@ class EdgeRun:
         """Return how many sets of edges fit in one pass from a layer on."""
         numbers = self.streams[0].numel()
         own = len(self.graph.sources) - self.graph.first(start) if deep else 0
-        return max(1, min(INPUTS // (3 * self.graph.heads * numbers), WRITES // ((own or 1) * numbers)))
+        return max(
+            1, min(INPUTS // (3 * self.graph.heads * numbers), WRITES // ((own or 1) * numbers))
+        )
 
 
 class EdgePatching:
@@ -193,12 +199,35 @@ class EdgePatching:
     def batches(self) -> Iterator[tuple[list[int], EdgeRun]]:
         """Yield prompts and their run, as many at a time as fit."""
         model, task = self.model, self.task
-        width = int(model.module.config.get_text_config().hidden_size)
-        tokens = max(1, WRITES // (len(self.graph.sources) * width))
+        tokens = batch_tokens(model)
         for prompts, ids, positions in ablation.asked_batches(model, task.ids, task.asked, tokens):
             other = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
             pair = (ids.to(model.device), other.to(model.device))
             yield prompts, EdgeRun(self.parts, self.graph, pair, positions)
+
+
+def batch_tokens(model: Model) -> int:
+    """Return how many tokens the writes of all sources are held of."""
+    width = int(model.module.config.get_text_config().hidden_size)
+    sources = 1 + model.layers * (model.heads + 1)
+    return max(1, WRITES // (sources * width))
+
+
+def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int:
+    """Return the bytes that are held at the peak, beside the model, for prompts of these tokens.
+
+    Writes and their differences on the corrupted prompts, the streams, the inputs of one layer's
+    heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges,
+    and else the scores of every prompt.
+    """
+    width = int(model.module.config.get_text_config().hidden_size)
+    sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
+    tokens = max(len(some) * len(ids[some[0]]) for some in batches(ids, batch_tokens(model)))
+    sets = max(1, INPUTS // (inputs * tokens * width))
+    arrays = 3 if circuits else 2
+    held = arrays * sources + model.layers + 1 + NORMED * inputs * sets
+    scores = 0 if circuits else len(ids) * (model.layers * (inputs + 1) + 1) * sources
+    return 4 * (tokens * width * held + scores)
 
 
 @contextmanager
@@ -229,4 +258,3 @@ def score(
             scores = measure(logits, list(prompts) * len(some), asked)
             result[:, some] = scores.double().cpu().numpy().reshape(len(some), -1).T
     return result
-

@@ -7,9 +7,7 @@ from headscope.analyses._interventions.edge_graph import EdgeGraph
 Column = tuple[str, list[str] | list[int]]
 
 
-def coordinates(
-    graph: EdgeGraph, edges: list[tuple[int, int]]
-) -> dict[str, Column]:
+def coordinates(graph: EdgeGraph, edges: list[tuple[int, int]]) -> dict[str, Column]:
     """Return the coordinates of edges: layer, head and name of both ends, and the input."""
     columns: dict[str, list[str] | list[int]] = {}
     nodes = {

@@ -13,12 +13,13 @@ Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discove
 Hanna et al., Have Faith in Faithfulness (2403.17806).
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, edge_patching
 from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
 from headscope.analyses._interventions.edge_gradients import METHODS
 from headscope.analyses._interventions.edge_graph import EdgeGraph
@@ -46,6 +47,11 @@ TAKEN = {
     "eap_ig": "mean gradient over {steps} embeddings e' + k/{steps} (e − e') (EAP-IG, inputs)",
     "clean_corrupted": "mean gradient of the clean and the corrupted prompt",
 }
+
+
+def memory(model: Model, ids: Sequence[Sequence[int]]) -> int:
+    """Return the bytes at the peak, beside the model, for prompts of these tokens."""
+    return edge_patching.memory(model, ids, circuits=False)
 
 
 def run(

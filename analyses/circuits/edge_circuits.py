@@ -13,12 +13,13 @@ Sources: Wang et al., Interpretability in the Wild (2211.00593); Conmy et al., A
 Hanna et al., Have Faith in Faithfulness (2403.17806); Mueller et al., MIB (2504.13151).
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, edge_patching
 from headscope.analyses._interventions.edge_effects import edge_scores
 from headscope.analyses._interventions.edge_gradients import METHODS
 from headscope.analyses._interventions.edge_graph import EdgeGraph
@@ -52,6 +53,11 @@ QUICK = {"steps": 2, "draws": 2, "minimal": 4}
 
 SOURCE = "Conmy et al. 2304.14997; Hanna et al. 2403.17806; Mueller et al. 2504.13151"
 RANDOM = "random"
+
+
+def memory(model: Model, ids: Sequence[Sequence[int]]) -> int:
+    """Return the bytes at the peak, beside the model, for prompts of these tokens."""
+    return edge_patching.memory(model, ids, circuits=True)
 
 
 def run(
@@ -212,9 +218,7 @@ def _of_size(graph: EdgeGraph, order: np.ndarray, size: int) -> Mask:
     return circuit(graph, order, low)
 
 
-def _drawn(
-    chosen: Mask, count: int, generator: np.random.Generator
-) -> list[tuple[int, int]]:
+def _drawn(chosen: Mask, count: int, generator: np.random.Generator) -> list[tuple[int, int]]:
     edges = np.argwhere(chosen)
     some = generator.choice(len(edges), min(count, len(edges)), replace=False)
     return [(int(target), int(source)) for target, source in edges[np.sort(some)]]

@@ -62,7 +62,5 @@ def _pass(
             output = attention.o_proj.weight[:, head * size : (head + 1) * size]
             made[f"L{layer}H{head}"] = weights @ v @ output.T
         written |= made
-        written[f"L{layer}.mlp"] = block.mlp(
-            block.post_attention_layernorm(read(f"L{layer}.mlp"))
-        )
+        written[f"L{layer}.mlp"] = block.mlp(block.post_attention_layernorm(read(f"L{layer}.mlp")))
     return module.lm_head(module.model.norm(read("logits")))

@@ -86,7 +86,9 @@ def test_any_set_of_edges_agrees_with_a_dense_oracle(random_llama):
     task = pairs(len(constructed.WORDS))
     graph = EdgeGraph(2, 4, parallel=False)
     generator = np.random.default_rng(1)
-    removed = np.stack([graph.edges & (generator.random(graph.edges.shape) < p) for p in (0.1, 0.5, 0.9)])
+    removed = np.stack(
+        [graph.edges & (generator.random(graph.edges.shape) < p) for p in (0.1, 0.5, 0.9)]
+    )
     out = all_logits(random_llama, task, removed)
     for prompt, (ids, other) in enumerate(zip(task.ids, task.corrupted_ids, strict=True)):
         for variant, mask in enumerate(removed):
@@ -209,7 +211,10 @@ def test_edges_on_no_way_to_the_logits_change_nothing(random_llama):
 def test_models_that_cannot_be_taken_apart_are_refused_by_name():
     for name in ("gemma2", "deepseek_v3", "gptj"):
         model = load_model(architectures.build(name))
-        with pytest.raises((NotApplicable, ValueError), match="model:"), patching(model, pairs(64)) as split:
+        with (
+            pytest.raises((NotApplicable, ValueError), match="model:"),
+            patching(model, pairs(64)) as split,
+        ):
             list(split.batches())
 
 
@@ -225,7 +230,9 @@ def test_scores_of_a_batch_do_not_hang_on_how_sets_are_grouped(random_llama, mon
     task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
     answers = AnswerMetric("logit_difference", task.questions)
     generator = np.random.default_rng(2)
-    removed = np.stack([graph.edges & (generator.random(graph.edges.shape) < 0.3) for _ in range(5)])
+    removed = np.stack(
+        [graph.edges & (generator.random(graph.edges.shape) < 0.3) for _ in range(5)]
+    )
     removed[2:, : graph.inputs(1).start] = False
     removed[4] = False
 
