@@ -59,7 +59,7 @@ def figure(
         yaxis={
             "title": {"text": "layer"},
             "tickvals": layers,
-            "ticktext": [f"L{layer}" for layer in layers],
+            "ticktext": [_layer_name(layer, nodes) for layer in layers],
             "autorange": "reversed",
             "zeroline": False,
         },
@@ -148,12 +148,19 @@ def node_name(node: Node) -> str:
     return f"{name}·{feature}" if feature >= 0 else name
 
 
+def _layer_name(layer: int, nodes: list[Node]) -> str:
+    """Name a layer; what stands before the first or behind the last has its own name alone."""
+    ends = {word for at, head, _, word in nodes if at == layer and head < 0}
+    return "" if ends and ends <= {"embedding", "logits"} else f"L{layer}"
+
+
 def _places(nodes: list[Node]) -> dict[Node, tuple[float, float]]:
     """Put heads of one number below each other; nodes that are no heads are spread evenly."""
     heads = sorted({head for _, head, feature, _ in nodes if head >= 0 and feature < 0})
     found: dict[Node, tuple[float, float]] = {}
     for layer in sorted({layer for layer, *_ in nodes}):
-        row = [node for node in nodes if node[0] == layer]
+        # What is no head, such as an MLP, stands behind the heads of its layer.
+        row = sorted((node for node in nodes if node[0] == layer), key=lambda node: node[1] < 0)
         aligned = all(node[1] >= 0 and node[2] < 0 for node in row)
         slots = [heads.index(node[1]) for node in row] if aligned else list(range(len(row)))
         count = len(heads) if aligned else len(row)
