@@ -46,8 +46,8 @@ def figure(
     if len(order) > EDGES:
         notes.append(f"strongest {EDGES} of {len(order)} edges")
     order = order[:EDGES]
-    ends = {side: _ends(array, side) for side in ("source", "target")}
-    used = {ends[side][index] for side in ends for index in order}
+    sides = {side: ends(array, side) for side in ("source", "target")}
+    used = {nodes[index] for nodes in sides.values() for index in order}
     nodes = sorted(used)
     place = _places(nodes)
     layers = sorted({layer for layer, *_ in used})
@@ -59,7 +59,7 @@ def figure(
         yaxis={
             "title": {"text": "layer"},
             "tickvals": layers,
-            "ticktext": [f"L{layer}" for layer in layers],
+            "ticktext": [_layer_name(layer, nodes) for layer in layers],
             "autorange": "reversed",
             "zeroline": False,
         },
@@ -70,7 +70,7 @@ def figure(
     bounds = [] if lower is None or upper is None else [finite(lower), finite(upper)]
     middles: list[tuple[float, float, float, str]] = []
     for index in order:
-        start, end = ends["source"][index], ends["target"][index]
+        start, end = sides["source"][index], sides["target"][index]
         (x0, y0), (x1, y1), weight = place[start], place[end], float(weights[index])
         fig.add_trace(
             go.Scatter(
@@ -87,7 +87,7 @@ def figure(
             )
         )
         interval = [side[index] for side in bounds]
-        words = described(array, f"{_name(start)} → {_name(end)}", weight, interval)
+        words = described(array, f"{node_name(start)} → {node_name(end)}", weight, interval)
         # Off the middle, where edges of heads below each other would share one spot.
         middles.append((x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0), weight, words))
     x, y, shown, hover = zip(*middles, strict=True) if middles else ((), (), (), ())
@@ -113,7 +113,7 @@ def figure(
             y=[place[node][1] for node in nodes],
             mode="markers+text",
             marker={"size": 16, "color": "#5b6470", "line": {"width": 1, "color": "#c9ced6"}},
-            text=[_name(node) for node in nodes],
+            text=[node_name(node) for node in nodes],
             textposition="top center",
             hovertemplate="%{text}<extra></extra>",
             name="nodes",
@@ -125,7 +125,8 @@ def figure(
 Node = tuple[int, int, int, str]
 
 
-def _ends(array: xr.DataArray, side: str) -> list[Node]:
+def ends(array: xr.DataArray, side: str) -> list[Node]:
+    """Return one end of every edge: layer, head, feature (-1 where it has none), and its name."""
     count = array.sizes["edge"]
 
     def column(name: str, absent: object) -> list[Any]:
@@ -138,7 +139,8 @@ def _ends(array: xr.DataArray, side: str) -> list[Node]:
     ]
 
 
-def _name(node: Node) -> str:
+def node_name(node: Node) -> str:
+    """Name a node as figures do."""
     layer, head, feature, word = node
     if word:
         return visible(word)
@@ -146,12 +148,19 @@ def _name(node: Node) -> str:
     return f"{name}·{feature}" if feature >= 0 else name
 
 
+def _layer_name(layer: int, nodes: list[Node]) -> str:
+    """Name a layer; what stands before the first or behind the last has its own name alone."""
+    ends = {word for at, head, _, word in nodes if at == layer and head < 0}
+    return "" if ends and ends <= {"embedding", "logits"} else f"L{layer}"
+
+
 def _places(nodes: list[Node]) -> dict[Node, tuple[float, float]]:
     """Put heads of one number below each other; nodes that are no heads are spread evenly."""
     heads = sorted({head for _, head, feature, _ in nodes if head >= 0 and feature < 0})
     found: dict[Node, tuple[float, float]] = {}
     for layer in sorted({layer for layer, *_ in nodes}):
-        row = [node for node in nodes if node[0] == layer]
+        # What is no head, such as an MLP, stands behind the heads of its layer.
+        row = sorted((node for node in nodes if node[0] == layer), key=lambda node: node[1] < 0)
         aligned = all(node[1] >= 0 and node[2] < 0 for node in row)
         slots = [heads.index(node[1]) for node in row] if aligned else list(range(len(row)))
         count = len(heads) if aligned else len(row)

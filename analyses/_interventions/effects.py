@@ -220,6 +220,33 @@ def shared(
     return np.where(exact, low[..., :-1], shifted)
 
 
+def shared_edges(
+    model: Model,
+    task: EncodedTask,
+    metric: str,
+    edges: Sequence[str],
+    sweep: Callable[[list[int], list[int]], Array],
+) -> Array:
+    """Return the metric with one edge patched at a time (prompt, edge), as far as known.
+
+    ``sweep`` measures some prompts and some edges, given by their numbers.
+    """
+    table, rows = _TABLE.get(), list(range(len(task)))
+    if table is None:
+        return sweep(rows, list(range(len(edges))))
+    kind = {
+        "model": model.name, "revision": model.revision, "dtype": str(model.dtype),
+        "metric": metric, "ablation": "edge patched from the corrupted prompt",
+    }  # fmt: skip
+    prompts = [
+        _digest([list(task.ids[row]), list(task.corrupted_ids[row]), repr(task.questions[row])])
+        for row in rows
+    ]
+    return table.complete(
+        [kind], [prompts], edges, lambda some, part: sweep(some, part)[None], TOGETHER
+    )[0]
+
+
 def _digest(value: Any) -> str:
     """Return a short digest of numbers, or of what JSON can hold."""
     with suppress(AttributeError):

@@ -8,7 +8,7 @@ given the asked positions alone. The numbers are those of whole passes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class PrefixReuse:
         begin: AbstractContextManager[None] = nullcontext()
         if layer:
             stream = self._streams[layer][:rows].repeat(times, 1, 1)
-            begin = _beginning(self._parts[:layer], stream)
+            begin = answering(self._parts[:layer], lambda *args, **kwargs: stream)
         with (
             torch.no_grad(),
             intercept_attention(model, reader),
@@ -137,12 +137,8 @@ class PrefixReuse:
 
 
 @contextmanager
-def _beginning(parts: Sequence[nn.Module], stream: Tensor) -> Iterator[None]:
-    """Let blocks hand a known residual stream on, without computing anything."""
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return stream
-
+def answering(parts: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Let modules give what ``forward`` makes of their arguments, without computing anything."""
     before = [part.__dict__.get("forward") for part in parts]
     for part in parts:
         part.__dict__["forward"] = forward

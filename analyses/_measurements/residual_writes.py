@@ -179,7 +179,7 @@ def straight(model: Model) -> dict[int, float]:
 def parallel(model: Model) -> bool:
     """Tell whether the MLP of a block reads the same stream as the attention, not what it wrote.
 
-    A vector added to what the heads of a layer write then changes the stream by that vector alone.
+    A vector added to what the heads of a layer write then reaches no other weights of the block.
     """
     found = weights.read(model, ("o",))
     layer = min(model.geometry.attending)
@@ -187,11 +187,25 @@ def parallel(model: Model) -> bool:
     width = found.of(layer, "o").shape[-1]
     push = torch.randn(width, generator=torch.Generator().manual_seed(0))
     module: Any = found.projections[layer, "o"].module
-    before = streams(model, ids)
-    after = streams(model, ids, [module.register_forward_hook(_pushing(push))])
-    moved = (after[layer + 1] - before[layer + 1])[0]
-    along = (moved @ push.double() / push.double().square().sum())[:, None] * push.double()
-    return bool((moved - along).abs().max() <= 1e-4 * along.abs().max())
+    weighted = [
+        part for part in blocks(model)[layer].modules() if next(part.parameters(), None) is not None
+    ]
+
+    def entering() -> tuple[dict[nn.Module, Tensor], list[Any]]:
+        entered: dict[nn.Module, Tensor] = {}
+
+        def keep(part: nn.Module, args: Any, kwargs: Any) -> None:
+            given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+            entered[part] = given[0]
+
+        handles = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in weighted]
+        return entered, handles
+
+    plain, hooks = entering()
+    streams(model, ids, hooks)
+    pushed, hooks = entering()
+    streams(model, ids, [module.register_forward_hook(_pushing(push)), *hooks])
+    return all(torch.equal(plain[part], pushed[part]) for part in plain)
 
 
 def streams(

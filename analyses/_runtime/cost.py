@@ -125,6 +125,9 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     from headscope.probes.prompts.prompt_batch import batches
 
     model, ids, row = sets.model, sets.ids(name), rows()[name]
+    own = getattr(analyses.load(name), "memory", None)
+    if own is not None:
+        return int(own(model, ids))
     config: Any = model.module.config.get_text_config()
     whole = max(len(some) * len(ids[some[0]]) for some in batches(ids, BATCH_TOKENS))
     captures = sets.to_capture(name) is not None

@@ -1,7 +1,8 @@
-"""Circuits: sets of heads as values, with their scores and where they came from."""
+"""Circuits: sets of heads and edges as values, with their scores and where they came from."""
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,17 +23,25 @@ from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
 from headscope.probes.storage.dataset_file import write_text
 
-FORMAT = "headscope-circuit-1"
+FORMAT = "headscope-circuit-2"
+# Before circuits had edges.
+WITHOUT_EDGES = "headscope-circuit-1"
 # What of a result says where its scores come from.
 KEPT = (
     "model", "revision", "dtype", "task", "prompts_sha256", "n_prompts", "seed", "headscope",
-    "analysis", "options",
+    "analysis", "options", "edges",
 )  # fmt: skip
+
+HEAD = re.compile(r"L\d+H\d+")
+EDGE = re.compile(
+    r"(?P<source>embedding|L\d+H\d+|L\d+\.mlp)->"
+    r"((?P<head>L\d+H\d+)\.(?P<input>[qkv])|(?P<other>L\d+\.mlp|logits))"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of heads of one model, with the scores that chose them and their provenance.
+    """A set of heads of one model, or of edges, with the scores that chose them.
 
     Attributes
     ----------
@@ -45,22 +54,27 @@ class Circuit:
     samples
         The scores prompt by prompt (prompt, layer, head), or None; with them overlaps of circuits
         have intervals over prompts.
+    edges
+        Signed score of every edge, by its name, such as ``L0H1->L2H0.q`` or ``embedding->L0.mlp``;
+        none where the circuit was found head by head. The heads are then those that edges connect.
 
     Examples
     --------
     >>> import numpy as np
-    >>> Circuit(((0, 1),), np.array([[0.1, 0.9]])).labels
-    ['L0H1']
+    >>> circuit = Circuit(((0, 1),), np.array([[0.1, 0.9]]), edges={"L0H1->logits": -0.9})
+    >>> circuit.labels, circuit.nodes
+    (['L0H1'], ['L0H1', 'logits'])
     """
 
     heads: tuple[Head, ...]
     scores: Array
     provenance: Mapping[str, Any] = field(default_factory=dict)
     samples: Array | None = None
+    edges: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.heads:
-            raise InvalidInput("heads: a circuit has one or more")
+        if not self.heads and not self.edges:
+            raise InvalidInput("heads: a circuit has one or more, or edges")
         if len(set(self.heads)) < len(self.heads):
             raise InvalidInput("heads: one is named twice")
         if self.scores.ndim != 2:
@@ -74,24 +88,47 @@ class Circuit:
                 f"samples: shape {self.samples.shape}; give (prompt, layer, head) of the scores' "
                 f"{self.scores.shape}"
             )
+        ends = {node for source, target, _ in self.ends for node in (source, target)}
+        connected = {node for node in ends if HEAD.fullmatch(node)}
+        if self.edges and connected != set(self.labels):
+            raise InvalidInput("heads: give those that the edges connect, and no other")
 
     @property
     def labels(self) -> list[str]:
         """Names of the heads."""
         return [label(head) for head in self.heads]
 
+    @property
+    def ends(self) -> list[tuple[str, str, str]]:
+        """Source, target and input (q, k, v or empty) of every edge."""
+        found = []
+        for name in self.edges:
+            parts = EDGE.fullmatch(name)
+            if parts is None:
+                raise InvalidInput(f"edges: {name!r} is no edge; write 'L0H1->L2H0.q'")
+            target = parts["head"] or parts["other"]
+            found.append((parts["source"], target, parts["input"] or ""))
+        return found
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of all nodes: the heads, and what else edges connect."""
+        others = (node for source, target, _ in self.ends for node in (source, target))
+        return list(dict.fromkeys([*self.labels, *others]))
+
 
 def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
-    """Make a circuit of the heads with the highest scores of a result.
+    """Make a circuit of the heads, or of the edges, with the highest scores of a result.
 
     Parameters
     ----------
     result
         Result of an analysis, or `removed`.
     variable
-        Name of a score with the dims layer, head, or prompt, layer, head.
+        Name of a score with the dims layer, head, or prompt, layer, head; or with the dim edge, as
+        in ``circuit_score`` of `edge_circuits`, whose absolute values count.
     count
-        Number of heads.
+        Number of heads, or of edges.
 
     Examples
     --------
@@ -103,6 +140,8 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     if variable not in result.data_vars:
         raise InvalidInput(f"variable: no {variable!r}; there are {', '.join(map(str, result))}")
     array = result[variable]
+    if array.dims == ("edge",):
+        return _from_edges(result, array, count)
     if set(array.dims) - {"prompt"} != {"layer", "head"}:
         raise InvalidInput(f"variable: {variable} has the dims {array.dims}; give a score of heads")
     samples = None
@@ -113,14 +152,42 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
     known = int((~np.isnan(scores)).sum())
     if not 1 <= count <= known:
         raise InvalidInput(f"count: {count}; {known} heads have a score")
-    provenance = {name: result.attrs[name] for name in KEPT if name in result.attrs}
+    rule = f"the {count} highest scores"
+    return Circuit(tuple(top(scores, count)), scores, _provenance(result, variable, rule), samples)
+
+
+def _from_edges(result: xr.Dataset, array: xr.DataArray, count: int) -> Circuit:
+    known = np.flatnonzero(np.isfinite(array.values))
+    if not 1 <= count <= len(known):
+        raise InvalidInput(f"count: {count}; {len(known)} edges have a score")
+    order = known[np.argsort(-np.abs(array.values[known]), kind="stable")][:count]
+    columns = [array[name].values[order] for name in ("source", "target", "input")]
+    edges: dict[str, float] = {}
+    scores = np.zeros((result.sizes["layer"], result.sizes["head"]))
+    for source, target, into, score in zip(*columns, array.values[order], strict=True):
+        edges[f"{source}->{target}{'.' if into else ''}{into}"] = float(score)
+        for node in {str(source), str(target)}:
+            if HEAD.fullmatch(node):
+                scores[_head(node)] += abs(float(score))
+    heads = tuple(top(scores, int((scores > 0).sum())))
+    rule = f"the {count} edges of the highest absolute scores; of a head, the sum of its edges"
+    provenance = _provenance(result, str(array.name), rule)
+    return Circuit(heads, scores, provenance, edges=edges)
+
+
+def _head(name: str) -> Head:
+    layer, head = map(int, re.findall(r"\d+", name))
+    return layer, head
+
+
+def _provenance(result: xr.Dataset, variable: str, rule: str) -> dict[str, Any]:
     meaning = result[variable].attrs
-    provenance |= {
+    return {
+        **{name: result.attrs[name] for name in KEPT if name in result.attrs},
         "variable": variable,
-        "rule": f"the {count} highest scores",
+        "rule": rule,
         **{name: meaning[name] for name in ("long_name", "units", "convention") if name in meaning},
     }
-    return Circuit(tuple(top(scores, count)), scores, provenance, samples)
 
 
 def find(model: Model, task: Task, count: int, *, metric: str = "task", seed: int = 0) -> Circuit:
@@ -189,6 +256,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "heads": [list(head) for head in circuit.heads],
         "labels": circuit.labels,
+        "edges": dict(circuit.edges),
         "provenance": dict(circuit.provenance),
         "scores": _plain(circuit.scores),
         "samples": None if circuit.samples is None else _plain(circuit.samples),
@@ -200,12 +268,13 @@ def load(path: str | os.PathLike[str]) -> Circuit:
     """Read a circuit that `save` has written."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
+        if record["format"] not in (FORMAT, WITHOUT_EDGES):
             raise InvalidInput(f"path: {path} holds no circuit of this version of headscope")
         heads = tuple((int(layer), int(head)) for layer, head in record["heads"])
         scores, samples = np.asarray(record["scores"], np.float64), record["samples"]
         samples = None if samples is None else np.asarray(samples, np.float64)
-        return Circuit(heads, scores, record["provenance"], samples)
+        edges = {} if record["format"] == WITHOUT_EDGES else record["edges"]
+        return Circuit(heads, scores, record["provenance"], samples, edges)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, HeadscopeError):
             raise

@@ -36,7 +36,9 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     (Spearman's ρ of the scores over all heads) and ``member`` (layer, head; 0 in neither, 1 in the
     first, 2 in the second, 3 in both). Where both circuits have samples, the first two and the
     correlation have 95 % intervals: prompts are resampled (together where they are the same), and
-    each circuit is chosen anew as its highest scores.
+    each circuit is chosen anew as its highest scores. Circuits of edges also have ``edge_jaccard``,
+    ``shared_edges``, ``expected_edges`` (of two random sets of edges of these sizes),
+    ``edge_p_value`` and ``same_sign`` (share of the shared edges whose scores have one sign).
 
     Examples
     --------
@@ -83,6 +85,7 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
         ("member", ("layer", "head"), member, "Circuit that holds the head",
          ("1 first, 2 second, 3 both", "sequential", 0, 3)),
     )  # fmt: skip
+    note = _compare_edges(results, first, second)
     return xr.Dataset(
         results.variables,
         coords={"layer": np.arange(member.shape[0]), "head": np.arange(member.shape[1])},
@@ -90,9 +93,44 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
             "first": dict(first.provenance), "second": dict(second.provenance), "seed": seed,
             "shared_heads": [label(head) for head in shared],
             "note": f"{len(shared)} shared heads, {amount(expected)} expected of random sets "
-            f"(p = {amount(p_value)}); ranks of all heads agree with ρ {amount(rho)}.",
+            f"(p = {amount(p_value)}); ranks of all heads agree with ρ {amount(rho)}.{note}",
         },
     )  # fmt: skip
+
+
+def _compare_edges(results: Results, first: Circuit, second: Circuit) -> str:
+    """Add what two circuits of edges share, and say it."""
+    from scipy.stats import hypergeom
+
+    if not (first.edges and second.edges):
+        return ""
+    totals = {int(each.provenance.get("edges", 0)) for each in (first, second)}
+    if len(totals) > 1 or not totals - {0}:
+        raise InvalidInput(
+            "edges: the provenance of both circuits has to say how many edges the model has, the "
+            "same number; make them with from_result"
+        )
+    shared = [name for name in first.edges if name in second.edges]
+    sizes, whole = (len(first.edges), len(second.edges)), totals.pop()
+    expected = sizes[0] * sizes[1] / whole
+    p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
+    alike = [first.edges[name] * second.edges[name] > 0 for name in shared]
+    what = f"{sizes[0]} and {sizes[1]} of {whole} edges"
+    counted = ("edges", "sequential", 0)
+    results.add_all(
+        ("edge_jaccard", (), len(shared) / (sum(sizes) - len(shared)),
+         "Shared edges of the edges of either", SHARE, what),
+        ("shared_edges", (), float(len(shared)), "Shared edges", counted, what),
+        ("expected_edges", (), expected, "Edges that random sets share", counted, what),
+        ("edge_p_value", (), p_value, "Chance of sharing as many edges at random",
+         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {what}"),
+        ("same_sign", (), float(np.mean(alike)) if alike else np.nan,
+         "Shared edges of one sign", SHARE, what),
+    )  # fmt: skip
+    return (
+        f" {len(shared)} shared edges, {amount(expected)} expected of random sets "
+        f"(p = {amount(p_value)})."
+    )
 
 
 def _intervals(

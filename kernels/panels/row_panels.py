@@ -50,7 +50,7 @@ class Panels(PanelPlan):
         targets = self._of_part(self.request.targets, part)
         spans = self._of_part(self.request.spans, part)
         scores = Scores(self.spec, visibility, part.batch, part.heads)
-        sinks = None if scores.sinks is None else scores.sinks.to(self.precision)
+        sinks = None if scores.sinks is None else scores.sinks.to(self.precision).contiguous()
         logits = self._logits(part, scores)
         v = self.v[part.batch, part.kv].to(self.precision)
         if visibility.key_mask is not None:

@@ -20,7 +20,7 @@ def names() -> list[str]:
     """List the screens, without importing any.
 
     >>> names()
-    ['analyses', 'attribution', 'compare', 'heads', 'importance', 'runs', 'timelines']
+    ['analyses', 'attribution', 'circuit', 'compare', 'heads', 'importance', 'runs', 'timelines']
     """
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 

@@ -1,7 +1,9 @@
 import itertools
+import json
 from dataclasses import replace
 
 import architectures
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses.comparison import (
     Circuit,
     compare,
+    export,
     find,
     from_result,
     load,
@@ -21,6 +24,7 @@ from headscope.analyses.comparison import (
     removed,
     restore,
     save,
+    to_graph,
     what_if,
 )
 from headscope.probes import capture
@@ -88,6 +92,64 @@ def test_one_circuit_serves_two_tasks_and_the_interval_says_how_surely(circuit, 
     ]
     vague = overlap(*noise)
     assert float(vague["correlation_upper"] - vague["correlation_lower"]) > 0.3
+
+
+def of_edges(edges, total=40):
+    """A circuit of edges in a model of 2 layers with 4 heads."""
+    ends = {part for name in edges for part in name.removesuffix(".q").split("->")}
+    heads = tuple((int(end[1]), int(end[3])) for end in sorted(ends) if "H" in end)
+    return Circuit(heads, np.ones((2, 4)), {"edges": total, "task": "ioi"}, edges=edges)
+
+
+@pytest.mark.requirement("E3")
+def test_a_circuit_of_edges_is_kept_in_a_file_and_read_as_a_graph(tmp_path):
+    found = of_edges({"L0H1->L1H0.q": 0.5, "embedding->L0.mlp": -0.25, "L1H0->logits": 2.0})
+    assert found.nodes == ["L0H1", "L1H0", "embedding", "L0.mlp", "logits"]
+    save(found, tmp_path / "circuit.json")
+    again = load(tmp_path / "circuit.json")
+    assert (again.edges, again.heads, again.provenance) == (
+        found.edges, found.heads, found.provenance,
+    )  # fmt: skip
+    graph = to_graph(found)
+    export(found, tmp_path / "graph.json")
+    export(found, tmp_path / "graph.graphml")
+    linked = nx.node_link_graph(json.loads((tmp_path / "graph.json").read_text()), edges="edges")
+    marked = nx.read_graphml(tmp_path / "graph.graphml", force_multigraph=True)
+    for read in (linked, marked):
+        edges = [(*each[:2], data["input"], data["weight"], data["sign"])
+                 for *each, data in read.edges(data=True)]  # fmt: skip
+        assert sorted(edges) == [
+            ("L0H1", "L1H0", "q", 0.5, 1), ("L1H0", "logits", "", 2.0, 1),
+            ("embedding", "L0.mlp", "", -0.25, -1),
+        ]  # fmt: skip
+        assert set(read) == set(graph)
+        assert json.loads(read.graph["provenance"]) == found.provenance
+    check_refusal("path", export, found, tmp_path / "graph.dot")
+    check_refusal("edges", of_edges, {"L1H0->L0H1": 1.0})
+    check_refusal("heads", Circuit, ((0, 0),), np.ones((2, 4)), edges={"L0H1->logits": 1.0})
+
+
+def test_a_circuit_of_the_format_before_edges_is_read(tmp_path):
+    record = {"format": "headscope-circuit-1", "heads": [[0, 1]], "labels": ["L0H1"],
+              "provenance": {}, "scores": [[0.0, 1.0]], "samples": None}  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    assert load(tmp_path / "old.json").heads == ((0, 1),)
+    (tmp_path / "new.json").write_text(json.dumps({**record, "format": "headscope-circuit-9"}))
+    check_refusal("path", load, tmp_path / "new.json")
+
+
+@pytest.mark.requirement("E3")
+def test_shared_edges_are_held_against_chance():
+    one = of_edges({"L0H1->L1H0.q": 0.5, "L1H0->logits": 2.0, "embedding->L0H1.q": 1.0})
+    other = of_edges({"L0H1->L1H0.q": -0.5, "L1H0->logits": 1.0})
+    result = overlap(one, other)
+    assert float(result["edge_jaccard"]) == pytest.approx(2 / 3)
+    assert float(result["shared_edges"]) == 2
+    assert float(result["expected_edges"]) == pytest.approx(3 * 2 / 40)
+    # 3 of the 780 pairs of 40 edges lie within the three.
+    assert float(result["edge_p_value"]) == pytest.approx(3 / 780)
+    assert float(result["same_sign"]) == 0.5
+    check_refusal("edges", overlap, one, of_edges({"L1H0->logits": 1.0}, total=41))
 
 
 @pytest.mark.requirement("D2")

@@ -29,7 +29,7 @@ def test_a_file_in_the_folder_is_a_screen(tmp_path, dashboard, monkeypatch):
     importlib.invalidate_caches()
     try:
         assert screens.names() == [
-            "analyses", "attribution", "compare", "heads", "importance", "mine", "runs",
+            "analyses", "attribution", "circuit", "compare", "heads", "importance", "mine", "runs",
             "timelines",
         ]  # fmt: skip
         (tmp_path / "mine.txt").touch()

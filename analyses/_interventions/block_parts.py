@@ -1,0 +1,384 @@
+"""The blocks of a model taken apart: what heads, MLP and logits make of a given residual stream.
+
+Each part is the model's own code. The block is called with its attention stopped, which gives what
+enters the projections; the attention module with its projections answered, which turns, normalises
+and masks as the model does; the block with an attention that writes nothing, which gives the MLP;
+and the model with blocks that hand on a stream, which gives the logits. So streams can differ from
+head to head, and between the queries, keys and values of one head. A model whose logits do not come
+out of its parts is refused.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headscope.analyses._interventions.prefix_reuse import UNITS, answering
+from headscope.analyses._measurements import residual_writes
+from headscope.kernels.api import Request
+from headscope.kernels.errors import NotApplicable
+from headscope.probes.attention import projections
+from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
+from headscope.probes.attention.interface import (
+    AttentionCall,
+    follows,
+    intercept_attention,
+    own_implementation,
+)
+from headscope.probes.attention.residual_stream import blocks
+
+if TYPE_CHECKING:
+    from headscope.probes.models.model import Model
+
+Stream = Float[Tensor, "row position residual"]
+Projected = Float[Tensor, "row position head size"]
+# Logits out of the parts must agree with the model's to this share of the largest.
+TOLERANCE = 1e-3
+PLAIN = Request(stats=())
+
+
+class _Reached(Exception):  # noqa: N818 - no error: it ends a pass that has done its work
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a module was called with beside the stream, and what it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+    def again(self, module: nn.Module, stream: Tensor) -> Any:
+        """Call the module on another stream."""
+        if "hidden_states" in self.kwargs:
+            return module(*self.args, **{**self.kwargs, "hidden_states": stream})
+        return module(stream, *self.args[1:], **self.kwargs)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What does not change while weights do: how heads reach the stream, where projections are."""
+
+    factors: dict[int, float]
+    parallel: bool
+    projections: dict[tuple[int, str], projections.Projection]
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
+
+
+class BlockParts:
+    """The parts of a model's blocks; to be used inside `running`.
+
+    How the model calls its blocks is learned from a pass for every length of prompts (`record`).
+    """
+
+    def __init__(self, model: Model) -> None:
+        _refuse(model)
+        self.model = model
+        self.group = model.heads // model.kv_heads
+        if model.module not in _known:
+            _known[model.module] = Structure(
+                residual_writes.straight(model),
+                residual_writes.parallel(model),
+                projections.read(model).projections,
+            )
+        structure = _known[model.module]
+        self.factors, self.parallel = structure.factors, structure.parallel
+        self._projections = structure.projections
+        self._blocks = blocks(model)
+        self._calls: dict[tuple[int, nn.Module], Arguments] = {}
+        self._attention: dict[int, nn.Module] = {}
+        self._receive: Callable[[AttentionCall], Tensor] = Reader(PLAIN)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take the model's attention over."""
+        with torch.no_grad(), intercept_attention(self.model, lambda call: self._receive(call)):
+            try:
+                yield
+            finally:
+                self._calls.clear()
+
+    def embed(self, ids: Int[Tensor, "row position"]) -> Stream:
+        """Return the residual stream before the first block."""
+        try:
+            with answering(self._blocks[:1], _stopping):
+                call(self.model, ids, head=False)
+        except _Reached as reached:
+            stream: Tensor = reached.value
+            return stream
+        raise NotApplicable(f"model: {self.model.name} does not call its first block")
+
+    def entered(self, layer: int, stream: Stream) -> Stream:
+        """Return what the projections of a layer are given: the stream, after a norm if any."""
+        block = self._blocks[layer]
+        try:
+            with answering([self._attention[layer]], _stopping):
+                self._again(block, stream)
+        except _Reached as reached:
+            hidden: Tensor = reached.value
+            return hidden
+        raise NotApplicable(
+            f"model: block {layer} of {self.model.name} does not call its attention; use patching"
+        )
+
+    def mlp(self, layer: int, stream: Stream) -> Stream:
+        """Return what the MLP of a layer writes, given the stream that it reads."""
+        attention, block = self._attention[layer], self._blocks[layer]
+        held = self._calls[stream.shape[1], attention].result
+        nothing = torch.zeros_like(stream)
+        silent = nothing if isinstance(held, Tensor) else (nothing, *held[1:])
+        with answering([attention], lambda *args, **kwargs: silent):
+            result = self._again(block, stream)
+        return (result if isinstance(result, Tensor) else result[0]) - stream
+
+    def attention_call(self, layer: int, q: Projected, k: Projected, v: Projected) -> AttentionCall:
+        """Return what arrives at the attention where its projections give these numbers."""
+        made: dict[nn.Module, Tensor] = {}
+        for part, values in (("q", q), ("k", k), ("v", v)):
+            found = self._projections[layer, part]
+            width = _width(found.module)
+            rows = found.rows.flatten().to(values.device)
+            whole = made.get(found.module)
+            if whole is None:
+                whole = values.new_zeros(*values.shape[:2], width)
+            made[found.module] = whole.index_copy(-1, rows, values.flatten(2))
+        attention = self._attention[layer]
+        hidden = q.new_zeros(*q.shape[:2], self._residual)
+
+        def stop(call: AttentionCall) -> Tensor:
+            raise _Reached(call)
+
+        self._receive = stop
+        try:
+            with ExitStack() as stack:
+                for module, values in made.items():
+                    stack.enter_context(answering([module], partial(_given, values)))
+                self._again(attention, hidden)
+        except _Reached as reached:
+            arrived: AttentionCall = reached.value
+            return arrived
+        finally:
+            self._receive = Reader(PLAIN)
+        raise NotApplicable(
+            f"model: layer {layer} of {self.model.name} asked for no attention, so its heads "
+            "cannot be taken apart; use patching"
+        )
+
+    def shared(self, layer: int, entered: Stream) -> tuple[Projected, Projected, Projected]:
+        """Project to queries of all heads, and keys and values of all KV heads."""
+        q, k, v = (
+            torch.einsum("bpr,hrs->bphs", entered, weight) + bias
+            for weight, bias in (self._matrix(layer, part) for part in "qkv")
+        )
+        return q, k, v
+
+    def separate(
+        self, layer: int, entered: Float[Tensor, "input row position residual"]
+    ) -> tuple[Projected, Projected, Projected]:
+        """Project inputs of their own for the queries, keys and values of every query head.
+
+        The first dim holds the queries of all heads, their keys, and their values. Keys and values
+        come out by query head.
+        """
+        made = []
+        for part, inputs in zip("qkv", entered.unflatten(0, (3, -1)), strict=True):
+            weight, bias = self._matrix(layer, part)
+            if part != "q":
+                inputs = inputs.unflatten(0, (-1, self.group))
+                values = torch.einsum("hgbpr,hrs->bphgs", inputs, weight) + bias[:, None]
+                made.append(values.flatten(2, 3))
+            else:
+                made.append(torch.einsum("hbpr,hrs->bphs", inputs, weight) + bias)
+        return made[0], made[1], made[2]
+
+    def heads(self, layer: int, q: Projected, k: Projected, v: Projected) -> Tensor:
+        """Return z (row, head, position, size) of heads whose queries, keys and values these are.
+
+        Keys and values are those of the KV heads, or by query head; then the rows are run over
+        once for every query head of a group, so that a KV head serves one of them at a time.
+        """
+        if k.shape[2] != q.shape[2] or self.group == 1:
+            z: Tensor = self.attention_call(layer, q, k, v).attend(PLAIN)["z"]
+            return z
+        rows, group = len(q), self.group
+        lanes = [
+            each.unflatten(2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1) for each in (k, v)
+        ]
+        arrived = self.attention_call(layer, q.repeat(group, 1, 1, 1), *lanes)
+        z = torch.stack([
+            self.member(arrived, member, slice(member * rows, (member + 1) * rows)).attend(PLAIN)[
+                "z"
+            ]
+            for member in range(group)
+        ], dim=2)  # fmt: skip
+        return z.flatten(1, 2)
+
+    def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
+        """Return the attention of one query head of every group; no key or value is copied."""
+        each = slice(member, None, self.group)
+        return replace(
+            call,
+            query=call.query[rows, each],
+            key=call.key[rows],
+            value=call.value[rows],
+            sinks=None if call.sinks is None else call.sinks[each],
+            slopes=None if call.slopes is None else call.slopes[each],
+            bias=None if call.bias is None else call.bias[:, each],
+        )
+
+    def writes(self, layer: int, z: Tensor) -> Float[Tensor, "row head position residual"]:
+        """Return what every head writes into the stream, given its z."""
+        return torch.einsum("bhps,hsr->bhpr", z, self._output(layer)) * self.factors[layer]
+
+    def pull_writes(self, layer: int, slope: Stream) -> Tensor:
+        """Return the gradient in z (row, head, position, size), given that in the stream."""
+        return torch.einsum("bpr,hsr->bhps", slope, self._output(layer)) * self.factors[layer]
+
+    def pull_projection(
+        self, layer: int, part: str, slope: Projected
+    ) -> Float[Tensor, "head row position residual"]:
+        """Return the gradient in what enters a projection, of every query head by itself."""
+        weight, _ = self._matrix(layer, part)
+        if slope.shape[2] != len(weight):
+            grouped = slope.unflatten(2, (-1, self.group))
+            return torch.einsum("bphgs,hrs->hgbpr", grouped, weight).flatten(0, 1)
+        return torch.einsum("bphs,hrs->hbpr", slope, weight)
+
+    def constant(self, layer: int) -> Tensor | float:
+        """Return what the attention of a layer writes beside its heads: the projection's bias."""
+        bias = getattr(self._projections[layer, "o"].module, "bias", None)
+        return 0.0 if bias is None else bias * self.factors[layer]
+
+    def block(self, layer: int, stream: Stream) -> Stream:
+        """Run a whole block."""
+        block = self._blocks[layer]
+        result = self._again(block, stream)
+        following: Tensor = result if isinstance(result, Tensor) else result[0]
+        return following
+
+    def logits(
+        self,
+        stream: Stream,
+        ids: Int[Tensor, "row position"],
+        positions: Int[Tensor, "row asked"],
+    ) -> Float[Tensor, "row asked vocab"]:
+        """Return the logits at some positions, given the stream after the last block."""
+        bare = isinstance(self._calls[ids.shape[1], self._blocks[-1]].result, Tensor)
+        given = stream if bare else (stream,)
+        with (
+            answering(self._blocks, lambda *args, **kwargs: given),
+            unembedding_at(self.model, positions) as finish,
+        ):
+            return finish(call(self.model, ids, head=True))
+
+    def check(self, made: Tensor, ids: Tensor, positions: Tensor) -> None:
+        """Refuse a model whose own logits are others than those that came out of its parts."""
+        with unembedding_at(self.model, positions) as finish:
+            own = finish(call(self.model, ids, head=True))
+        check_finite(self.model, own)
+        held = next(self.model.module.parameters())
+        bar = max(TOLERANCE, UNITS * torch.finfo(held.dtype).eps) * float(own.abs().max())
+        off = float((made - own).abs().max())
+        if not off <= bar:
+            raise NotApplicable(
+                f"model: the logits of {self.model.name} ({self.model.architecture}) do not come "
+                f"out of its embedding, heads and MLPs (off by {off:.2g}), so it has no edges "
+                "between them; use patching"
+            )
+
+    @property
+    def _residual(self) -> int:
+        return self._output(0).shape[-1]
+
+    def _matrix(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
+        """Return weight (head, residual, size) and bias (head, size) as the module has them."""
+        found: Any = self._projections[layer, part]
+        weight, bias = found.module.weight, found.module.bias
+        rows = found.rows.to(weight.device)
+        conv = type(found.module).__name__ == "Conv1D"
+        cut = weight[:, rows].permute(1, 0, 2) if conv else weight[rows].transpose(1, 2)
+        return cut, (torch.zeros_like(cut[:, 0]) if bias is None else bias[rows])
+
+    def _output(self, layer: int) -> Float[Tensor, "head size residual"]:
+        found: Any = self._projections[layer, "o"]
+        weight, rows = found.module.weight, found.rows.to(found.module.weight.device)
+        conv = type(found.module).__name__ == "Conv1D"
+        cut: Tensor = weight[rows] if conv else weight.T[rows]
+        return cut
+
+    def record(self, ids: Int[Tensor, "row position"]) -> None:
+        """Keep what blocks and attention modules are called with on prompts of this length."""
+        if (ids.shape[1], self._blocks[0]) in self._calls:
+            return
+        calls: dict[nn.Module, Arguments] = {}
+
+        def keep(part: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            calls[part] = Arguments(args, dict(kwargs), result)
+
+        def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
+            self._attention[call.layer] = call.module
+
+        parts = [part for block in self._blocks for part in block.modules()]
+        handles = [part.register_forward_hook(keep, with_kwargs=True) for part in parts]
+        self._receive = Reader(PLAIN, take=take)
+        try:
+            call(self.model, ids[:1], head=False)
+        finally:
+            self._receive = Reader(PLAIN)
+            for handle in handles:
+                handle.remove()
+        used = [*self._blocks, *self._attention.values()]
+        self._calls |= {(ids.shape[1], part): calls[part] for part in used}
+
+    def _again(self, module: nn.Module, stream: Stream) -> Any:
+        """Call a module as the model does, on another stream."""
+        return self._calls[stream.shape[1], module].again(module, stream)
+
+
+def _given(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return values
+
+
+def _stopping(*args: Any, **kwargs: Any) -> Any:
+    raise _Reached(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+
+def _width(module: Any) -> int:
+    weight: Tensor = module.weight
+    return int(weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0])
+
+
+def _refuse(model: Model) -> None:
+    model.check_predicts()
+    if model.bridge is not None:
+        raise NotApplicable(
+            "model: the blocks of a TransformerBridge cannot be taken apart; load the Hugging Face "
+            "model itself"
+        )
+    if model.attention != "self":
+        raise NotApplicable(
+            f"model: edges are those of a decoder alone, and {model.name} has an encoder"
+        )
+    if model.geometry.without:
+        raise NotApplicable(
+            f"model: layers {', '.join(map(str, model.geometry.without))} of {model.name} have no "
+            "heads, so the edges through them are not known; use patching"
+        )
+    if not follows(model.module) or own_implementation(model.module) is not None:
+        raise NotApplicable(
+            f"model: {model.architecture} does not look its attention up in transformers' "
+            "interface, so its heads cannot be given streams of their own; use patching"
+        )

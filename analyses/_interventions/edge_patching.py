@@ -1,0 +1,260 @@
+"""Edges patched: every input of a node takes chosen sources from the corrupted prompt.
+
+What a target reads is the sum of what the sources before it wrote. Where an edge is removed, the
+target reads what its source wrote on the corrupted prompt, while all others still read what it
+writes now. One product with the mask (target, source) a layer does that for all targets at once, so
+that a circuit of any number of edges costs about one forward pass. With no edge removed the logits
+are those of the clean prompt, with all removed those of the corrupted one.
+
+Source: Goldowsky-Dill et al., Localizing Model Behavior with Path Patching (2304.05969); Conmy et
+al., Towards Automated Circuit Discovery (2304.14997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions.ablation import Array
+from headscope.analyses._interventions.block_parts import BlockParts, Stream
+from headscope.analyses._interventions.edge_graph import EdgeGraph
+from headscope.probes.prompts.prompt_batch import batches
+
+if TYPE_CHECKING:
+    from headscope.analyses._interventions.ablation import Measure
+    from headscope.probes.models.model import Model
+    from headscope.probes.prompts.tokens import EncodedTask
+
+Removed = Bool[Tensor, "variant target source"]
+# Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
+WRITES, INPUTS = 2**25, 2**24
+# Arrays of the size of these inputs at once: sum, what enters and leaves the norm, and its steps.
+NORMED = 4
+
+
+class EdgeRun:
+    """One batch of prompts of one length, clean and corrupted, ready to be run with edges removed.
+
+    Attributes
+    ----------
+    streams
+        Clean residual stream before every block and after the last.
+    corrupted
+        What every source writes on the corrupted prompts (source, row, position, residual).
+    difference
+        The same, less what it writes on the clean ones.
+    """
+
+    def __init__(
+        self,
+        parts: BlockParts,
+        graph: EdgeGraph,
+        ids: tuple[Tensor, Tensor],
+        positions: Int[Tensor, "row asked"],
+    ) -> None:
+        self.parts, self.graph, self.positions = parts, graph, positions
+        self.ids = ids[0]
+        parts.record(self.ids)
+        clean, corrupted = (parts.embed(each) for each in ids)
+        shape = (len(graph.sources), *clean.shape)
+        self.corrupted = clean.new_empty(shape)
+        self.streams: list[Stream] = []
+        last = self._walk(corrupted, self.corrupted)
+        self.corrupted_logits = parts.logits(last, ids[1], positions)
+        parts.check(self.corrupted_logits, ids[1], positions)
+        self.difference = clean.new_empty(shape)
+        last = self._walk(clean, self.difference, self.streams)
+        self.difference.neg_().add_(self.corrupted)
+        self.clean_logits = parts.logits(last, ids[0], positions)
+        parts.check(self.clean_logits, ids[0], positions)
+
+    def _walk(
+        self,
+        stream: Stream,
+        writes: Float[Tensor, "source ..."],
+        streams: list[Stream] | None = None,
+    ) -> Stream:
+        """Run all blocks, keeping what each source writes."""
+        parts, graph = self.parts, self.graph
+        writes[0] = stream
+        for layer in range(graph.layers):
+            if streams is not None:
+                streams.append(stream)
+            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
+            first = graph.first(layer)
+            writes[first : first + graph.heads] = parts.writes(layer, z).transpose(0, 1)
+            written = writes[first : first + graph.heads].sum(0) + parts.constant(layer)
+            read = stream if graph.parallel else stream + written
+            writes[first + graph.heads] = parts.mlp(layer, read)
+            stream = stream + written + writes[first + graph.heads]
+        if streams is not None:
+            streams.append(stream)
+        return stream
+
+    def forward(self, stream: Stream) -> list[Stream]:
+        """Run all blocks on another embedding: the stream before every block and after the last."""
+        streams = [stream]
+        for layer in range(self.graph.layers):
+            streams.append(self.parts.block(layer, streams[-1]))
+        return streams
+
+    def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch asked vocab"]:
+        """Run the batch under every set of removed edges; rows are the prompts, set by set.
+
+        No target before layer ``start`` may have an edge removed.
+        """
+        graph, times = self.graph, len(removed)
+        known = graph.first(start)
+        fixed = self.difference[:known].flatten(1)
+        stream = self.streams[start].repeat(times, 1, 1)
+        size = (len(graph.sources) - known, *stream.shape)
+        # What the sources behind the start write on the corrupted prompt, less what they write now.
+        moved = stream.new_empty(size) if self._reads(removed, known) else None
+        lacking = removed.to(stream.dtype)
+
+        def shift(targets: slice, visible: int) -> Tensor:
+            """Sum what the removed edges of some targets change (target, batch, position, ...)."""
+            chosen = lacking[:, targets]
+            early = chosen[:, :, :known] @ fixed  # (variant, target, row · position · residual)
+            early = early.unflatten(-1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
+            if visible <= known or moved is None:
+                return early
+            late = moved[: visible - known].unflatten(1, (times, -1)).flatten(2)
+            late = torch.bmm(chosen[:, :, known:visible], late.transpose(0, 1))
+            late = late.unflatten(-1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
+            return early.add_(late)
+
+        for layer in range(start, graph.layers):
+            rest = removed[:, graph.inputs(layer).start :]
+            if not bool(rest.any()):
+                stream = self.parts.block(layer, stream)
+                continue
+            stream = self._block(layer, stream, removed, shift, moved, known)
+        last = len(graph.targets) - 1
+        if bool(removed[:, last].any()):
+            stream = stream + shift(slice(last, None), len(graph.sources))[0]
+        ids, positions = (part.repeat(times, 1) for part in (self.ids, self.positions))
+        return self.parts.logits(stream, ids, positions)
+
+    def _block(
+        self,
+        layer: int,
+        stream: Stream,
+        removed: Removed,
+        shift: Callable[[slice, int], Tensor],
+        moved: Tensor | None,
+        known: int,
+    ) -> Stream:
+        """Run one block whose inputs, or later ones, have edges removed; fill in ``moved``."""
+        parts, graph = self.parts, self.graph
+        inputs, mlp, first = graph.inputs(layer), graph.mlp(layer), graph.first(layer)
+        if bool(removed[:, inputs].any()):
+            streams = shift(inputs, first).add_(stream)
+            entered = parts.entered(layer, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+            z = parts.heads(layer, *parts.separate(layer, entered))
+        else:
+            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
+        writes = parts.writes(layer, z).transpose(0, 1)
+        written = writes.sum(0) + parts.constant(layer)
+        rows = slice(first, first + graph.heads)
+        if moved is not None:
+            wanted = self.corrupted[rows].repeat(1, len(removed), 1, 1)
+            moved[rows.start - known : rows.stop - known] = wanted - writes
+        read = stream if graph.parallel else stream + written
+        if bool(removed[:, mlp].any()):
+            read = read + shift(slice(mlp, mlp + 1), graph.before_mlp(layer))[0]
+        out = parts.mlp(layer, read)
+        if moved is not None:
+            wanted = self.corrupted[rows.stop].repeat(len(removed), 1, 1)
+            moved[rows.stop - known] = wanted - out
+        return stream + written + out
+
+    def _reads(self, removed: Removed, known: int) -> bool:
+        return bool(removed[:, :, known:].any())
+
+    def together(self, start: int, *, deep: bool) -> int:
+        """Return how many sets of edges fit in one pass from a layer on."""
+        numbers = self.streams[0].numel()
+        own = len(self.graph.sources) - self.graph.first(start) if deep else 0
+        return max(
+            1, min(INPUTS // (3 * self.graph.heads * numbers), WRITES // ((own or 1) * numbers))
+        )
+
+
+class EdgePatching:
+    """A task's prompts with edges of a model removed; made by `patching`."""
+
+    def __init__(self, model: Model, task: EncodedTask) -> None:
+        self.model, self.task = model, task
+        self.parts = BlockParts(model)
+        self.graph = EdgeGraph(model.layers, model.heads, self.parts.parallel)
+
+    def batches(self) -> Iterator[tuple[list[int], EdgeRun]]:
+        """Yield prompts and their run, as many at a time as fit."""
+        model, task = self.model, self.task
+        tokens = batch_tokens(model)
+        for prompts, ids, positions in ablation.asked_batches(model, task.ids, task.asked, tokens):
+            other = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
+            pair = (ids.to(model.device), other.to(model.device))
+            yield prompts, EdgeRun(self.parts, self.graph, pair, positions)
+
+
+def batch_tokens(model: Model) -> int:
+    """Return how many tokens the writes of all sources are held of."""
+    width = int(model.module.config.get_text_config().hidden_size)
+    sources = 1 + model.layers * (model.heads + 1)
+    return max(1, WRITES // (sources * width))
+
+
+def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int:
+    """Return the bytes that are held at the peak, beside the model, for prompts of these tokens.
+
+    Writes and their differences on the corrupted prompts, the streams, the inputs of one layer's
+    heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges,
+    and else the scores of every prompt.
+    """
+    width = int(model.module.config.get_text_config().hidden_size)
+    sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
+    tokens = max(len(some) * len(ids[some[0]]) for some in batches(ids, batch_tokens(model)))
+    sets = max(1, INPUTS // (inputs * tokens * width))
+    arrays = 3 if circuits else 2
+    held = arrays * sources + model.layers + 1 + NORMED * inputs * sets
+    scores = 0 if circuits else len(ids) * (model.layers * (inputs + 1) + 1) * sources
+    return 4 * (tokens * width * held + scores)
+
+
+@contextmanager
+def patching(model: Model, task: EncodedTask) -> Iterator[EdgePatching]:
+    """Take a model apart, to run a task's prompts with edges removed."""
+    made = EdgePatching(model, task)
+    with made.parts.running():
+        yield made
+
+
+def score(
+    run: EdgeRun, measure: Measure, prompts: Sequence[int], removed: Bool[np.ndarray, "_ _ _"]
+) -> Array:
+    """Return a measure of one batch with each set of edges removed (prompt, variant)."""
+    graph, count = run.graph, len(removed)
+    result = np.full((len(prompts), count), np.nan)
+    # The first layer that a set changes: what comes before is as on the clean prompts.
+    changed = removed.any(-1)
+    starts = np.where(changed.any(-1), graph.layer(changed.argmax(-1)), graph.layers)
+    for start in sorted({*starts.tolist()}):
+        at = np.flatnonzero(starts == start)
+        deep = bool(removed[at][:, :, graph.first(start) :].any())
+        step = run.together(min(start, graph.layers - 1), deep=deep)
+        for some in np.split(at, range(step, len(at), step)):
+            sets = torch.from_numpy(removed[some]).to(run.streams[0].device)
+            logits = run.logits(sets, start)
+            asked = run.positions.tolist() * len(some)
+            scores = measure(logits, list(prompts) * len(some), asked)
+            result[:, some] = scores.double().cpu().numpy().reshape(len(some), -1).T
+    return result

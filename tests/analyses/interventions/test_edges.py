@@ -1,0 +1,246 @@
+"""Edges: patched by themselves, by sets, and estimated by gradients."""
+
+from dataclasses import replace
+
+import architectures
+import constructed
+import edge_oracle
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from headscope.analyses._interventions import ablation, edge_gradients
+from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
+from headscope.analyses._interventions.edge_graph import EdgeGraph
+from headscope.analyses._interventions.edge_patching import patching, score
+from headscope.analyses._interventions.metrics import AnswerMetric
+from headscope.kernels.errors import NotApplicable
+from headscope.probes import load_model
+from headscope.probes.attention.forward import logits
+from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
+
+
+def pairs(vocabulary: int, count: int = 3, length: int = 7, seed: int = 0) -> EncodedTask:
+    """Random tokens, some of them others when corrupted; the next one is asked for at two places."""
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(2, vocabulary, (count, length))
+    other = np.where(generator.random(ids.shape) < 0.5, ids, (ids + 3) % vocabulary)
+    questions = []
+    for _ in range(count):
+        answers = generator.integers(2, vocabulary, (2, 2, 1))
+        places = zip((length - 3, length - 1), answers.tolist(), strict=True)
+        questions.append(
+            tuple(EncodedQuestion(at, tuple(one), tuple(wrong), ()) for at, (one, wrong) in places)
+        )
+    return EncodedTask(
+        "pairs", "logit_difference", tuple(map(tuple, ids.tolist())),
+        tuple(map(tuple, other.tolist())), tuple(questions), tuple({} for _ in range(count)),
+    )  # fmt: skip
+
+
+def all_logits(model, task, removed):
+    """Logits at the asked positions (prompt, variant, asked, vocab)."""
+    found = [None] * len(task)
+    with patching(model, task) as split:
+        for prompts, run in split.batches():
+            out = run.logits(torch.from_numpy(removed), 0)
+            for row, prompt in enumerate(prompts):
+                found[prompt] = out.unflatten(0, (len(removed), -1))[:, row]
+    return torch.stack(found)
+
+
+WHOLE = [
+    name
+    for name in ("llama", "gpt2", "gpt_neox", "phi", "phi3", "qwen2", "qwen3", "mistral", "gemma",
+                 "opt", "gpt_oss", "mixtral", "qwen3_moe", "codegen")
+    if name in architectures.CONFIGS
+]  # fmt: skip
+
+
+@pytest.mark.requirement("E3")
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_edge_removed_is_clean_and_all_removed_is_corrupted(name):
+    model = load_model(architectures.build(name))
+    task = pairs(64)
+    try:
+        with patching(model, task) as split:
+            edges = split.graph.edges
+    except NotApplicable as refusal:
+        assert name in ("codegen",), refusal
+        return
+    some = np.random.default_rng(0).random(edges.shape) < 0.5
+    out = all_logits(model, task, np.stack([edges & False, edges, edges & some]))
+    asked = torch.tensor(task.asked)
+    clean = logits(model, torch.tensor(task.ids), (), asked).detach()
+    corrupted = logits(model, torch.tensor(task.corrupted_ids), (), asked).detach()
+    scale = float((clean - corrupted).abs().max())
+    torch.testing.assert_close(out[:, 0], clean, atol=1e-4 * scale, rtol=1e-4)
+    torch.testing.assert_close(out[:, 1], corrupted, atol=1e-4 * scale, rtol=1e-4)
+    assert float((out[:, 2] - clean).abs().max()) > 1e-3 * scale
+
+
+@pytest.mark.requirement("E3")
+def test_any_set_of_edges_agrees_with_a_dense_oracle(random_llama):
+    """Grouped-query attention: 4 query heads on 2 KV heads, every input of its own."""
+    task = pairs(len(constructed.WORDS))
+    graph = EdgeGraph(2, 4, parallel=False)
+    generator = np.random.default_rng(1)
+    removed = np.stack(
+        [graph.edges & (generator.random(graph.edges.shape) < p) for p in (0.1, 0.5, 0.9)]
+    )
+    out = all_logits(random_llama, task, removed)
+    for prompt, (ids, other) in enumerate(zip(task.ids, task.corrupted_ids, strict=True)):
+        for variant, mask in enumerate(removed):
+            dense = edge_oracle.logits(random_llama.module, list(ids), list(other), mask)
+            dense = dense[list(task.asked[prompt])].float()
+            torch.testing.assert_close(out[prompt, variant], dense, atol=1e-5, rtol=1e-4)
+
+
+def every_edge(graph):
+    return list(zip(*map(np.ndarray.tolist, graph.edges.nonzero()), strict=True))
+
+
+@pytest.mark.requirement("E3")
+def test_single_edges_agree_with_the_sets_of_one(random_llama):
+    task = pairs(len(constructed.WORDS))
+    graph = EdgeGraph(2, 4, parallel=False)
+    edges = every_edge(graph)
+    found = edge_effects(random_llama, task, "logit_difference", edges)
+    answers = AnswerMetric("logit_difference", task.questions)
+    clean = ablation.evaluate(random_llama, task)
+    for at in range(0, len(edges), 7):
+        removed = np.zeros((1, *graph.edges.shape), dtype=bool)
+        removed[0][edges[at]] = True
+        out = all_logits(random_llama, task, removed)[:, 0]
+        lost = clean - answers(out, [0, 1, 2], task.asked).numpy()
+        np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
+
+
+class Same(nn.Module):
+    """In place of a norm: it changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, stream):
+        return stream * self.weight
+
+
+def linear_llama(seed: int = 0):
+    """A Llama with grouped queries that is linear in its embedding.
+
+    Attention is uniform, norms do nothing, MLPs are a product with one matrix.
+    """
+    model = constructed.random_llama(seed)
+    module = model.module
+    with torch.no_grad():
+        for block in module.model.layers:
+            block.self_attn.q_proj.weight.zero_()
+            block.input_layernorm, block.post_attention_layernorm = Same(), Same()
+            block.mlp = nn.Linear(32, 32, bias=False)
+            block.mlp.weight.mul_(0.5)
+            for part in ("v_proj", "o_proj"):
+                getattr(block.self_attn, part).weight.mul_(8)
+        module.model.norm = Same()
+    return load_model(module)
+
+
+@pytest.mark.requirement("E3")
+def test_on_a_linear_model_with_grouped_queries_attribution_is_exact_patching():
+    model, task = linear_llama(), pairs(len(constructed.WORDS))
+    graph = EdgeGraph(2, 4, parallel=False)
+    edges = every_edge(graph)
+    exact = edge_effects(model, task, "logit_difference", edges)
+    for method in edge_gradients.METHODS:
+        _, scores = edge_scores(model, task, "logit_difference", method, 2)
+        estimates = np.stack([scores[:, target, source] for target, source in edges], 1)
+        np.testing.assert_allclose(estimates, exact, atol=2e-5 * np.abs(exact).max())
+    # Heads that share keys and values have paths of their own.
+    values = {name: exact[:, edges.index((graph.targets.index(name), 0))] for name in
+              ("L0H0.v", "L0H1.v")}  # fmt: skip
+    assert np.abs(values["L0H0.v"] - values["L0H1.v"]).max() > 1e-2 * np.abs(exact).max()
+
+
+@pytest.mark.requirement("E3")
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "qwen3"])
+def test_attribution_is_the_first_order_of_patching(name):
+    """Corrupted tokens whose embeddings lie close: the error of the estimate is of second order."""
+    module = architectures.build(name)
+    torch.manual_seed(5)
+    table = module.get_input_embeddings().weight
+    with torch.no_grad():
+        table[32:] = table[:32] + 1e-3 * table.std() * torch.randn_like(table[:32])
+    model = load_model(module)
+    task = pairs(32)
+    task = replace(task, twins=tuple(tuple(token + 32 for token in row) for row in task.ids))
+    with patching(model, task) as split:
+        graph = split.graph
+    _, scores = edge_scores(model, task, "logit_difference", "eap")
+    order = np.argsort(-np.nan_to_num(np.abs(scores.mean(0))).ravel())
+    chosen = [divmod(int(at), scores.shape[2]) for at in (*order[:12], *order[20:80:6])]
+    exact = edge_effects(model, task, "logit_difference", chosen)
+    estimates = np.stack([scores[:, target, source] for target, source in chosen], 1)
+    assert {graph.targets[target][-1] for target, _ in chosen} >= {"v", "q", "k"}
+    np.testing.assert_allclose(estimates, exact, atol=2e-3 * np.abs(exact).max())
+
+
+@pytest.mark.requirement("E3")
+def test_integrated_scores_of_the_embedding_sum_to_the_change_of_the_metric(random_llama):
+    model, task = random_llama, pairs(len(constructed.WORDS))
+    change = ablation.evaluate(model, task) - ablation.evaluate(model, task.corrupted())
+    misses = []
+    for steps in (4, 16, 64):
+        _, scores = edge_scores(model, task, "logit_difference", "eap_ig", steps)
+        misses.append(np.abs(scores[:, :, 0].sum(1) - change).max() / np.abs(change).max())
+    # One-sided sums: the error falls like 1 / steps.
+    assert misses[2] < 0.02
+    assert misses[0] > 2 * misses[1] > 4 * misses[2]
+
+
+def test_edges_on_no_way_to_the_logits_change_nothing(random_llama):
+    task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
+    kept = graph.edges & (np.random.default_rng(3).random(graph.edges.shape) < 0.15)
+    reduced = graph.reduced(kept)
+    assert reduced.sum() < kept.sum()
+    out = all_logits(random_llama, task, np.stack([graph.edges & ~kept, graph.edges & ~reduced]))
+    torch.testing.assert_close(out[:, 0], out[:, 1], atol=1e-6, rtol=1e-5)
+
+
+def test_models_that_cannot_be_taken_apart_are_refused_by_name():
+    for name in ("gemma2", "deepseek_v3", "gptj"):
+        model = load_model(architectures.build(name))
+        with (
+            pytest.raises((NotApplicable, ValueError), match="model:"),
+            patching(model, pairs(64)) as split,
+        ):
+            list(split.batches())
+
+
+def test_batches_of_one_prompt_say_the_same(random_llama, monkeypatch):
+    task = pairs(len(constructed.WORDS))
+    _, whole = edge_scores(random_llama, task, "logit_difference", "eap_ig", 2)
+    monkeypatch.setattr("headscope.analyses._interventions.edge_patching.WRITES", 1)
+    _, single = edge_scores(random_llama, task, "logit_difference", "eap_ig", 2)
+    np.testing.assert_allclose(single, whole, atol=1e-6)
+
+
+def test_scores_of_a_batch_do_not_hang_on_how_sets_are_grouped(random_llama, monkeypatch):
+    task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
+    answers = AnswerMetric("logit_difference", task.questions)
+    generator = np.random.default_rng(2)
+    removed = np.stack(
+        [graph.edges & (generator.random(graph.edges.shape) < 0.3) for _ in range(5)]
+    )
+    removed[2:, : graph.inputs(1).start] = False
+    removed[4] = False
+
+    def scored():
+        with patching(random_llama, task) as split:
+            return [score(run, answers, prompts, removed) for prompts, run in split.batches()][0]
+
+    whole = scored()
+    monkeypatch.setattr("headscope.analyses._interventions.edge_patching.INPUTS", 1)
+    np.testing.assert_allclose(scored(), whole, atol=1e-6)
+    np.testing.assert_allclose(whole[:, 4], ablation.evaluate(random_llama, task), atol=1e-6)
