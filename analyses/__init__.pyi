@@ -10,6 +10,8 @@ from headscope.analyses.attribution import logit_attribution as logit_attributio
 from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.attribution import routes as routes
+from headscope.analyses.circuits import edge_attribution as edge_attribution
+from headscope.analyses.circuits import edge_circuits as edge_circuits
 from headscope.analyses.circuits import sae_circuits as sae_circuits
 from headscope.analyses.conditions import context_reliance as context_reliance
 from headscope.analyses.conditions import contrast as contrast

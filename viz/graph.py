@@ -59,7 +59,7 @@ def figure(
         yaxis={
             "title": {"text": "layer"},
             "tickvals": layers,
-            "ticktext": [f"L{layer}" for layer in layers],
+            "ticktext": [f"L{layer}" if layer >= 0 else "" for layer in layers],
             "autorange": "reversed",
             "zeroline": False,
         },
