@@ -12,6 +12,8 @@ from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.attribution import routes as routes
 from headscope.analyses.circuits import communication as communication
 from headscope.analyses.circuits import qk_attribution as qk_attribution
+from headscope.analyses.circuits import edge_attribution as edge_attribution
+from headscope.analyses.circuits import edge_circuits as edge_circuits
 from headscope.analyses.circuits import sae_circuits as sae_circuits
 from headscope.analyses.conditions import context_reliance as context_reliance
 from headscope.analyses.conditions import contrast as contrast

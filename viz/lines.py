@@ -18,13 +18,15 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 # Dims that lines run along, with the titles of their axes.
 ALONG = {
     "checkpoint": "checkpoint", "removed": "heads removed",
-    "groups_removed": "KV groups removed",
+    "groups_removed": "KV groups removed", "circuit_edges": "edges in the circuit",
 }  # fmt: skip
+# Dims whose numbers lie as far apart as powers do.
+LOGARITHMIC = {"circuit_edges"}
 FADED = 0.25
 
 
 def accepts(array: xr.DataArray) -> bool:
-    """Accept values over checkpoints or numbers of removed heads; no positions, edges, points."""
+    """Accept values over checkpoints or numbers of heads or edges; no positions, edges, points."""
     dims = set(array.dims)
     return (
         array.dtype.kind in "fiub"
@@ -47,7 +49,8 @@ def figure(
     without a value leaves a gap. Lines of ``picked``, a head such as L1H3, stand out.
 
     The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
-    it, checkpoints stand at equal distances. Or it has a dim of numbers of removed heads.
+    it, checkpoints stand at equal distances. Or it has a dim of numbers of removed heads, or of
+    the edges of a circuit, which stand on a logarithmic axis.
     """
     along = next(dim for dim in ALONG if dim in array.dims)
     rest = tuple(str(dim) for dim in array.dims if dim != along)
@@ -126,7 +129,11 @@ def _steps(array: xr.DataArray, along: str) -> tuple[list[float], list[str], dic
     names = entries(array, along)
     if along != "checkpoint":
         at = [float(name) for name in names]
-        return at, [f"{name} removed" for name in names], {"title": {"text": ALONG[along]}}
+        axis: dict[str, Any] = {"title": {"text": ALONG[along]}}
+        if along in LOGARITHMIC:
+            axis["type"] = "log"
+        unit = "edges" if along == "circuit_edges" else "removed"
+        return at, [f"{name} {unit}" for name in names], axis
     if "step" in array.coords and array["step"].dims == ("checkpoint",):
         at = [float(one) for one in array["step"].values.tolist()]
         said = [

@@ -107,9 +107,9 @@ def run(
     Returns
     -------
     Dataset with ``curve`` (order, circuit_edges; faithfulness), ``cpr`` and ``cmd`` (condition),
-    ``faithfulness`` and ``completeness`` (condition; of the circuit, of random ones of its size, and
-    of their complements), ``circuit_score`` (edge; scores of the circuit's edges), ``needed`` (edge;
-    share of the metric that the circuit loses without it; NaN where it was not drawn),
+    ``faithfulness`` and ``completeness`` (condition; of the circuit and of random ones of its size,
+    and of their complements), ``circuit_score`` (edge; scores of the circuit's edges), ``needed``
+    (edge; share of the metric that the circuit loses without it; NaN where it was not drawn),
     ``needed_share`` (share of these that are told from 0), ``head_edges`` (layer, head; the
     circuit's edges from and to a head), ``size`` (edges). With 95 % intervals over prompts.
     """
@@ -142,8 +142,8 @@ def run(
     complements = [graph.edges & ~each for each in (chosen, *alike)]
     parts = [nested, rivals, [chosen], alike, complements, without]
     found = measure(model, measuring, name, [each for part in parts for each in part])
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    above = np.split(found.above, ends, axis=1)
+    places = np.cumsum([len(part) for part in parts])[:-1]
+    above = np.split(found.above, places, axis=1)
     curves = np.stack([above[0], above[1].reshape(len(found.gap), draws, -1).mean(1)], 1)
     alone = np.stack([above[2][:, 0], above[3].mean(1)], 1)
     left = np.stack([above[4][:, 0], above[4][:, 1:].mean(1)], 1)
@@ -188,14 +188,14 @@ def run(
          ("edges", "sequential", 0)),
         ("size", (), float(chosen.sum()), "Edges of the circuit", ("edges", "sequential", 0)),
     )  # fmt: skip
-    names = [graph.name(*edge) for edge in at]
+    ends = {end for target, source in at for end in (graph.sources[source], graph.owners[target])}
     return results.dataset(
         {"order": [method if method != "acdc" else "eap_ig", RANDOM], "circuit_edges": sizes,
          "condition": [method, RANDOM], **coordinates(graph, at)},
         _verdict(results, found, alone, left, int(chosen.sum()), graph.count),
         edges=graph.count,
-        circuit=names,
-        nodes=sorted({end for edge in at for end in (graph.sources[edge[1]], graph.owners[edge[0]])}),
+        circuit=[graph.name(*edge) for edge in at],
+        nodes=sorted(ends),
     )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 These functions look at two things at once, so they are no analyses of a run: `compare` holds two
 results or captures against each other head by head, `Circuit` is a set of heads or edges with its
-scores and where it came from, `overlap` says how much two of them share, `restore` edits the attention of
-chosen heads back, `what_if` answers what a task or a text is like under edits. On the command line:
-``headscope compare RUN_A RUN_B``.
+scores and where it came from, `overlap` says how much two of them share, `export` writes one for
+graph programs, `restore` edits the attention of chosen heads back, `what_if` answers what a task or
+a text is like under edits. On the command line: ``headscope compare RUN_A RUN_B``.
 """
 
 from headscope.analyses.comparison.circuit import Circuit, find, from_result, load, removed, save

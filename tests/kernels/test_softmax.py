@@ -54,6 +54,24 @@ def test_how_many_rows_are_taken_at_once_does_not_matter(name, sigma, draw, monk
         assert all(torch.equal(values, cut[name]) for name, values in whole.items())
 
 
+def test_sinks_may_be_every_second_number_of_others(draw):
+    inputs = draw(LENGTH)
+    sinks = torch.tensor([-2.0, 9.0, 0.0, 9.0, 3.0, 9.0, 4.0, 9.0])[::2]
+    for engine in ("panels", "compiled"):
+        apart, beside = (
+            attend(
+                inputs.q,
+                inputs.k,
+                inputs.v,
+                Request(stats=("lse",)),
+                AttentionSpec(sinks=each),
+                engine=engine,
+            )
+            for each in (sinks, sinks.contiguous())
+        )
+        assert all(torch.equal(values, beside[name]) for name, values in apart.items())
+
+
 def test_float64_is_for_the_rows_that_need_it(draw, monkeypatch):
     made: list[slice] = []
     exact = Logits.exact

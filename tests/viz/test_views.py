@@ -288,6 +288,16 @@ def test_the_picked_line_is_drawn_and_stands_out_of_many():
     assert [name for name, line in lines.items() if line.line.width == 4] == ["L5H0"]
 
 
+def test_circuits_of_few_and_of_many_edges_lie_apart():
+    each = array(("order", 2), ("circuit_edges", 3)).assign_coords(
+        order=["eap_ig", "random"], circuit_edges=[10, 1000, 100000]
+    )
+    figure = viz.choose(each).figure(each)
+    assert figure.layout.xaxis.type == "log"
+    assert list(figure.data[0].x) == [10, 1000, 100000]
+    assert "1000 edges" in figure.data[1].hovertext[1]
+
+
 def test_lines_run_along_removed_heads():
     each = array(("order", 2), ("removed", 3)).assign_coords(
         order=["greedy", "random"], removed=[0, 8, 20]
