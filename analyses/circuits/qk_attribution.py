@@ -143,18 +143,7 @@ def run(
         "predicted", ("condition",), np.concatenate((predicted, missing), axis=1),
         "Margin from this write", *LOGITS,
     )  # fmt: skip
-    units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
-    for name, values in lost.items():
-        own, drawn = values[..., 0], values[..., 1:].mean(2)
-        held = (drawn * signs).mean(1, keepdims=True)
-        results.add_mean(
-            f"{name}_lost", ("condition",), np.concatenate((own, held), axis=1),
-            f"{name.capitalize()} lost without this write", units[name], "diverging",
-            evidence="causal",
-            convention=f"{over}; taken out of what the head reads for its query, or for its keys "
-            f"everywhere, norms following; {DRAWN}: {draws} other sources in its place, scaled "
-            "to its length, mean over the edges, signed as their margins",
-        )  # fmt: skip
+    _add_lost(results, lost, signs, UNITS[_pairs.metric(task)], f"{over}; {draws} draws")
     conditions = [*(f"{names[at]} at the {side}" for side, at in edges_shown), DRAWN]
     return results.dataset(
         {**_named(orders, sources, names), "condition": conditions},
@@ -162,6 +151,24 @@ def run(
         _note(results, margins, names, label(target), pattern_substitution.reason(capture)),
         chosen_head=label(target), pairs=[[pair.query, pair.key, pair.rival] for pair in pairs],
     )  # fmt: skip
+
+
+def _add_lost(
+    results: Results, lost: dict[str, Array], signs: Array, metric: str, over: str
+) -> None:
+    """Add what is lost without each write, and with others in its place (prompt, edge, draw)."""
+    for name, units in (("margin", "logits"), ("attention", "share"), ("metric", metric)):
+        if name not in lost:
+            continue
+        own, drawn = lost[name][..., 0], lost[name][..., 1:].mean(2)
+        held = (drawn * signs).mean(1, keepdims=True)
+        results.add_mean(
+            f"{name}_lost", ("condition",), np.concatenate((own, held), axis=1),
+            f"{name.capitalize()} lost without this write", units, "diverging", evidence="causal",
+            convention=f"{over}; taken out of what the head reads for its query, or for its keys "
+            f"everywhere, norms following; {DRAWN}: other sources in its place, scaled to its "
+            "length, mean over the edges, signed as their margins",
+        )  # fmt: skip
 
 
 def _note(
