@@ -29,7 +29,7 @@ from headscope_benchmarks.circuit_methods import (
 
 FILE = Path(__file__).parent / "results" / "circuits.json"
 PROMPTS, TRIALS, FEW = 100, 5, 3
-BUNDLED = ("ioi", "greater_than", "recall")
+BUNDLED = ("ioi", "recall")
 SMOLLM2 = ("ioi", "docstring")
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("nothing", {}),

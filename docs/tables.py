@@ -30,6 +30,15 @@ WAYS = {
     "topk": "search for the largest, given lse",
     "panels": "torch panels",
 }
+CIRCUITS = """`python3 -P benchmarks/circuits.py`: ROC AUC of every method, mean over {trials} draws
+of {prompts} prompts and as many corrupted ones, with a 95 % t interval. The discrete SAE is trained
+on 10 prompts (O'Neill & Bui 2405.12522), on outputs as they are or scaled to a mean square of 1;
+its information is what the codes say of clean and corrupted, above chance. Constructed models have
+a circuit that is known; elsewhere a head is true when resampling it loses more than 5 % of the
+metric, and edges have no truth. Every method but attribution reads what heads write and not what
+the task loses without it: a head that writes otherwise on the corrupted prompt and is not read
+counts like one that is, and a head whose outputs are distributed alike on both sides (previous-
+token heads of random names) cannot be told, which is what the linear probe shows."""
 
 
 def statistics_page() -> str:
@@ -150,12 +159,10 @@ def benchmarks_page() -> str:
     for result in results("circuits.json"):
         parts += [
             "## Methods that find circuits",
-            "`python3 -P benchmarks/circuits.py`: ROC AUC of every method, mean over "
-            f"{min(case['trials'] for case in result.values())} draws of "
-            f"{min(case['prompts'] for case in result.values())} prompts and as many corrupted "
-            "ones, with a 95 % t interval. The discrete SAE is trained on 10 prompts (O'Neill & Bui "
-            "2405.12522). Constructed models have a circuit that is known; elsewhere a head is true "
-            "when resampling it loses more than 5 % of the metric, and edges have no truth.",
+            CIRCUITS.replace("\n", " ").format(
+                trials=min(case["trials"] for case in result.values()),
+                prompts=min(case["prompts"] for case in result.values()),
+            ),
             *sections(circuit_tables(result)),
         ]
     for result in results("real-model-*.json"):

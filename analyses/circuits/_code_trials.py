@@ -8,11 +8,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses.circuits._codes import unique_codes, unique_pairs
+from headscope.analyses.circuits._codes import information, unique_codes, unique_pairs
 from headscope.analyses.circuits._sae import discretize, fit
 
 METHODS = (
-    "trained SAE", "untrained SAE", "no SAE", "shuffled labels", "trained less shuffled",
+    "trained SAE", "untrained SAE", "no SAE", "shuffled labels", "information of codes",
     "mean difference", "attribution",
 )  # fmt: skip
 TRAINED, SHUFFLED = 0, METHODS.index("shuffled labels")
@@ -25,8 +25,9 @@ class Trials:
     """One trial after another on the same head outputs.
 
     Without an SAE the code of an output is its largest coordinate, by size. ``attribution`` is a
-    score of every head by gradients. Methods that score heads alone score an edge by the product.
-    ``scaled`` outputs have a mean square of 1.
+    score of every head by gradients. The information of trained codes is what they say of the
+    label, above its mean over shuffled labels. Methods that score heads alone score an edge by the
+    product. ``scaled`` outputs have a mean square of 1.
     """
 
     def __init__(
@@ -62,20 +63,24 @@ class Trials:
             scores.append(self._unique(codes))
             if epochs:
                 # With the labels mixed, averaged: what a head gains by showing many codes.
-                mixed = [
-                    self._unique(codes[torch.randperm(len(codes), generator=generator).numpy()])
-                    for _ in range(SHUFFLES)
+                orders = [
+                    torch.randperm(len(codes), generator=generator).numpy() for _ in range(SHUFFLES)
                 ]
+                mixed = [self._unique(codes[order]) for order in orders]
+                chance = [self._bits(codes[order]) for order in orders]
+                told = self._bits(codes) - np.mean(chance, axis=0)
         scores.append(self._unique(both.abs().argmax(-1).numpy()))
         scores.append(tuple(np.mean(part, axis=0) for part in zip(*mixed, strict=True)))
-        # What is left of the codes when what a head shows by chance is taken away.
-        scores.append(tuple(a - b for a, b in zip(scores[0], scores[-1], strict=True)))
         apart = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
-        for heads in (apart, self.attribution):
-            ends = np.array([(heads[source], heads[target]) for source, target in self.pairs])
+        for heads in (told, apart, self.attribution):
+            ends = heads.clip(0)[np.array(self.pairs)]
             scores.append((heads, ends.prod(1)))
         nodes, links = zip(*scores, strict=True)
         return np.stack(nodes), np.stack(links)
+
+    def _bits(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what codes say of the side, those of the clean prompts first."""
+        return information(codes[: len(self.clean)], codes[len(self.clean) :])
 
     def _unique(self, codes: NDArray[np.int64]) -> tuple[Any, ...]:
         """Return node and edge scores of codes, those of the clean prompts first."""

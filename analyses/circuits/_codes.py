@@ -20,6 +20,24 @@ def unique_codes(positive: Codes, negative: Codes, *, per_union: bool = False) -
     return counts
 
 
+def information(positive: Codes, negative: Codes) -> Array:
+    """Return, for each head, what its code says of the side that a prompt is of, in bits (head,).
+
+    The mutual information of the observed counts; codes are (prompt, head). It grows by chance with
+    the number of codes, so that it is read against that of shuffled sides.
+    """
+    sides = np.repeat([0, 1], [len(positive), len(negative)])
+    bits = np.zeros(positive.shape[1])
+    for head, codes in enumerate(np.concatenate((positive, negative)).T):
+        _, numbers = np.unique(codes, return_inverse=True)
+        counts = np.bincount(2 * numbers + sides, minlength=2 * (numbers.max() + 1)).reshape(-1, 2)
+        share = counts / counts.sum()
+        apart = share.sum(1, keepdims=True) * share.sum(0)
+        seen = share > 0
+        bits[head] = (share[seen] * np.log2(share[seen] / apart[seen])).sum()
+    return bits
+
+
 def unique_pairs(
     positive: Codes, negative: Codes, edges: list[tuple[int, int]], keep: int
 ) -> Array:

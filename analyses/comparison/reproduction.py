@@ -88,20 +88,26 @@ def of_retrieval(model: Model, n: int = 16, seed: int = 0) -> list[Row]:
     record = published.scores("retrieval")
     task = tasks.make("needle", model.tokenizer, n, seed)
     result = retrieval.run(capture(model, task, stats=()), model, task)
-    share = float(result["retrieval_share"])
-    rows = [
-        Row(f"{name}: heads above 0.1, %", value, *(share if name == model.name else np.nan,),
-            np.nan, np.nan, record["sources"][0])
-        for name, value in record["shares"].items()
-    ]  # fmt: skip
-    if model.name not in record["shares"]:
-        rows.append(Row(f"{model.name}: heads above 0.1, %", np.nan, share, np.nan, np.nan))
+    share, missing = float(result["retrieval_share"]), float("nan")
+    rows = []
+    for name in dict.fromkeys((*record["shares"], model.name)):
+        known = name in record["shares"]
+        rows.append(
+            Row(
+                f"{name}: heads above 0.1, %",
+                record["shares"][name] if known else missing,
+                share if name == model.name else missing,
+                missing,
+                missing,
+                record["sources"][0] if known else "",
+            )
+        )
     best = record["heads"].get(model.name, ())
     if best:
         score = result["retrieval_set"].values.ravel()
         ours = {label(divmod(int(at), model.heads)) for at in np.argsort(-score)[: len(best)]}
         found = len(ours & set(best))
-        rows.append(Row(f"of the {len(best)} strongest", len(best), found, np.nan, np.nan))
+        rows.append(Row(f"of the {len(best)} strongest", len(best), found, missing, missing))
     return rows
 
 
@@ -114,17 +120,15 @@ def of_sinks(model: Model, texts: Sequence[str], seed: int = 0) -> list[Row]:
     result = sink_controls.run(taken, model, seed=seed)
     ends = [result[f"rate{end}"].values for end in ("", "_lower", "_upper")]
     kinds = ("natural", "random", "repeated")
-    rates = {name: tuple(values) for name, values in record["rates"].items()}
-    rates.setdefault(model.name, (float("nan"),) * 3)
-    return [
-        Row(
-            f"{name}: {kind} tokens, %", values[number],
-            *((end[number] if name == model.name else np.nan) for end in ends),
-            record["sources"][0] if name in record["rates"] else "",
-        )
-        for name, values in rates.items()
-        for number, kind in enumerate(kinds)
-    ]  # fmt: skip
+    missing = float("nan")
+    rows = []
+    for name in dict.fromkeys((*record["rates"], model.name)):
+        values = record["rates"].get(name, [missing] * len(kinds))
+        source = record["sources"][0] if name in record["rates"] else ""
+        for number, kind in enumerate(kinds):
+            ours = [float(end[number]) if name == model.name else missing for end in ends]
+            rows.append(Row(f"{name}: {kind} tokens, %", values[number], *ours, source))
+    return rows
 
 
 def _sae_auc(

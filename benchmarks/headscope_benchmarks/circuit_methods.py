@@ -38,7 +38,7 @@ Scores = tuple["NDArray[np.float64]", "NDArray[np.float64] | None"]
 # The discrete SAE as its authors set it; a head is true that loses this share of the metric.
 SAE = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity": 0.02}
 EXAMPLES, THRESHOLD, GRADED = 10, 0.05, 16
-BY_TRAINING = ("trained SAE", "shuffled labels", "trained less shuffled")
+BY_TRAINING = ("trained SAE", "shuffled labels", "information of codes")
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def circuit_tables(result: Result) -> Iterator[Table]:
                 (
                     change,
                     *(
-                        f"{_interval(row['trained SAE'])} ({row['trained less shuffled'][0]:.2f})"
+                        f"{_interval(row['trained SAE'])} ({row['information of codes'][0]:.2f})"
                         for rows in varied.values()
                         for row in rows
                         if row["changed"] == change

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -79,7 +79,8 @@ class HandSet:
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        self.module = GPT2LMHeadModel(config).eval().requires_grad_(False)
+        self.module = GPT2LMHeadModel(config).requires_grad_(False)
+        self.module.train(False)
         for name, weight in self.module.named_parameters():
             weight.fill_(math.sqrt(EPSILON) if "ln_" in name and "weight" in name else 0.0)
         self._embed(self.module.transformer.wte.weight, self.at(TOKEN))
@@ -173,4 +174,6 @@ def tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     made.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, numbers[BOS])]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=BOS, unk_token=UNKNOWN)
+    kind: Any = PreTrainedTokenizerFast
+    found: PreTrainedTokenizerFast = kind(tokenizer_object=made, bos_token=BOS, unk_token=UNKNOWN)
+    return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from constructed import INDUCTION, PREVIOUS, repeated
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from headscope.analyses import sae_circuits
 from headscope.analyses._measurements import head_outputs
@@ -36,7 +36,7 @@ def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
     nodes, links = ({name: each[at] for name, each in found.items()} for at in (0, 1))
     truth = np.isin(np.arange(8), (1, 5))
     wanted = np.array([pair == (1, 5) for pair in pairs])
-    for name in ("trained SAE", "trained less shuffled", "mean difference"):
+    for name in ("trained SAE", "information of codes", "mean difference"):
         assert _code_trials.auc(truth, nodes[name]) == 1.0
     assert (nodes["attribution"] == known).all()
     # Every pair with a planted head is unique to the task, the planted edge among them.
@@ -208,3 +208,14 @@ def test_edges_are_held_against_the_known_ones_and_not_against_products(known):
     assert trained == pytest.approx(roc_auc_score(true, result["edge_score"]), abs=0.1)
     lower, upper = (result[f"edge_auc_{end}"].to_series() for end in ("lower", "upper"))
     assert lower["trained SAE"] > upper["shuffled labels"]
+
+
+def test_information_is_that_of_the_table_of_codes_and_sides():
+    positive, negative = np.random.default_rng(0).integers(0, 5, (2, 40, 3))
+    sides = np.repeat([1, 0], 40)
+    both = np.concatenate((positive, negative))
+    wanted = [mutual_info_score(both[:, head], sides) / np.log(2) for head in range(3)]
+    np.testing.assert_allclose(_codes.information(positive, negative), wanted)
+    # A code of one side alone says which it is; codes that are all different say so by chance.
+    own = np.repeat([[7], [8]], 40, axis=0)
+    assert _codes.information(own[:40], own[40:]).tolist() == [1.0]

@@ -43,5 +43,5 @@ assert "Raw attention" in trusted.attrs["note"].partition("Not told from an orde
 # %% attribution-sae-baselines
 auc = coded["node_auc"].to_series()
 assert auc["trained SAE"] > 0.5
-assert auc["mean difference"] > auc["trained SAE"]
+assert auc["attribution"] > auc["mean difference"] > auc["trained SAE"]
 assert coded.attrs["verdict"] == "disagreement"
