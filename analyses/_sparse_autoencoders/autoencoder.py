@@ -124,7 +124,7 @@ class _Jump(torch.autograd.Function):
         return above.to(scores) if step else scores * above
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         scores, threshold = context.saved_tensors
         kernel = ((scores - threshold).abs() < context.width / 2).to(scores) / context.width
         height = 1.0 if context.step else threshold

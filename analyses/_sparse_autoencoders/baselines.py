@@ -43,14 +43,15 @@ class RandomDirections:
         """Return the reconstruction."""
         off = (vectors - self.mean).flatten(0, -2)
         rows = max(1, CELLS // (self.k * off.shape[1] + len(self.directions)))
-        made = torch.cat([self._fitted(part) for part in off.split(rows)])
+        made = torch.cat([self._fitted(part) for part in torch.split(off, rows)])
         return self.mean + made.view_as(vectors)
 
     def _fitted(self, off: Float[Tensor, "example size"]) -> Float[Tensor, "example size"]:
         chosen = self.directions[(off @ self.directions.T).abs().topk(self.k, dim=1).indices]
         gram = chosen @ chosen.transpose(1, 2) + 1e-6 * torch.eye(self.k)
         weights = torch.linalg.solve(gram, (chosen @ off[:, :, None]))
-        return (weights * chosen).sum(1)
+        fitted: Tensor = (weights * chosen).sum(1)
+        return fitted
 
 
 @dataclass(frozen=True)

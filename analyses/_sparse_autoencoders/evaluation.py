@@ -133,9 +133,7 @@ def share_kept(
     return (np.asarray(mean), *percentiles(resampled, TAIL))
 
 
-def windows(
-    prompts: Sequence[Sequence[int]], example: Example, reach: int
-) -> list[int | None]:
+def windows(prompts: Sequence[Sequence[int]], example: Example, reach: int) -> list[int | None]:
     """Return the positions from ``reach`` before an example to ``reach`` behind; None past an end.
 
     >>> windows([[5, 6, 7]], Example(1.0, 0, 1), 2)

@@ -42,8 +42,8 @@ class Cost:
         """Say it in one line."""
         return (
             f"sae train: {self.tokens} tokens through layers 0 to {self.site.layer}, of "
-            f"{self.texts} in the texts; {self.steps} steps; about {duration(self.seconds)}, memory "
-            f"{format_bytes(self.memory)} beside the model"
+            f"{self.texts} in the texts; {self.steps} steps; about {duration(self.seconds)}, "
+            f"memory {format_bytes(self.memory)} beside the model"
         )
 
 

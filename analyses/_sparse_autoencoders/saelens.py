@@ -101,7 +101,7 @@ def save(
         },
         "architecture": architecture,
     }  # fmt: skip
-    tensors = {
+    tensors: dict[str, Tensor] = {
         "W_enc": sae.encoder, "b_enc": sae.encoder_bias, "W_dec": sae.decoder,
         "b_dec": sae.decoder_bias,
     }  # fmt: skip
@@ -131,7 +131,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise InvalidInput(f"out: {path} holds no sparse autoencoder; give a new folder")
     if not overwrite:
-        raise InvalidInput(f"out: {path} holds a sparse autoencoder; give --overwrite, or a new one")
+        raise InvalidInput(f"out: {path} holds a sparse autoencoder; give --overwrite or a new one")
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"sae: {file} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise InvalidInput(f"sae: {file} holds no settings")
-    config = {RENAMED.get(name, name): value for name, value in given.items()}
+    config: dict[str, Any] = {RENAMED.get(name, name): value for name, value in given.items()}
     metadata = config.get("metadata") or {}
     for name in ("hook_name_out", "hook_head_index_out"):
         if metadata.get(name, config.pop(name, None)) is not None:
@@ -153,8 +153,8 @@ def _config(path: Path) -> dict[str, Any]:
     unknown = sorted(set(config) - READ - ORIGIN)
     if unknown:
         raise InvalidInput(
-            f"sae: {', '.join(unknown)} of {file} may change the numbers and is not known; save the "
-            "autoencoder without it"
+            f"sae: {', '.join(unknown)} of {file} may change the numbers and is not known; "
+            "save the autoencoder without it"
         )
     normalized = config.get("normalize_activations")
     if normalized not in (None, False, "none"):

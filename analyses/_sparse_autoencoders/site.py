@@ -65,7 +65,8 @@ class Site:
         self, z: Float[Tensor, "batch head query size"], vectors: Float[Tensor, "batch query _"]
     ) -> Float[Tensor, "batch head query size"]:
         """Return the outputs of all heads with the vectors in their place."""
-        split = vectors.unflatten(2, (-1, z.shape[-1])).transpose(1, 2).to(z)
+        batch, queries, _ = vectors.shape
+        split = vectors.view(batch, queries, -1, z.shape[-1]).transpose(1, 2).to(z)
         if self.head is None:
             return split
         return torch.cat([z[:, : self.head], split, z[:, self.head + 1 :]], 1)
@@ -110,7 +111,7 @@ def stream(
 def cut(model: Model, prompts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
     """Cut prompts into pieces of ``length`` tokens, each opened as the tokenizer opens a text.
 
-    A prompt that is shorter is one piece; what is left behind the pieces of a longer one is dropped.
+    A prompt that is shorter is one piece; what is left behind those of a longer one is dropped.
     """
     opening = model.encode("") if model.tokenizer is not None else []
     pieces = []

@@ -9,6 +9,7 @@ thresholds of JumpReLU are trained as they are, not as logarithms, which Adam wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
@@ -32,7 +33,8 @@ from headscope.kernels.errors import InvalidInput, NotApplicable
 Batch = Float[Tensor, "example size"]
 Report = Callable[[float, float], None]
 
-# Steps without a firing after which a feature counts as dead in training, and its share in the loss.
+# Steps without a firing after which a feature counts as dead in training, and the weight of the
+# auxiliary loss.
 SILENT, AUXILIARY = 100, 1 / 32
 # Share of the steps in which the rate rises, and in which it falls again.
 RISE, FALL = 0.05, 0.2
@@ -131,7 +133,7 @@ def spread(vectors: Batch) -> float:
     variance = float((vectors - vectors.mean(0)).square().sum(1).mean())
     if not variance > 0:
         raise NotApplicable("vectors: all are the same, so there is nothing to explain")
-    return variance**0.5
+    return math.sqrt(variance)
 
 
 def geometric_median(vectors: Batch, rounds: int = 50) -> Float[Tensor, " size"]:
@@ -166,7 +168,7 @@ def shuffled(
     and the stream begins again at its end.
     """
     source = stream()
-    held = _take(source, room)
+    held = _take(source, room, 0)
     if len(held) < 2:
         raise NotApplicable("prompts: they have fewer than 2 tokens; give more text")
     whole = len(held) < room
@@ -176,25 +178,25 @@ def shuffled(
         while True:
             for _ in range(uses if whole else max(uses // 2, 1)):
                 order = torch.randperm(len(held), generator=generator)
-                parts = order.split(batch)
+                parts = torch.split(order, batch)
                 yield from (held[part] for part in parts if len(part) == batch or len(parts) == 1)
             if not whole:
                 kept = held[torch.randperm(len(held), generator=generator)[room // 2 :]]
-                fresh = _take(source, room - len(kept))
-                if len(kept) + len(fresh) < room:
-                    source = stream()
-                    fresh = torch.cat([fresh, _take(source, room - len(kept) - len(fresh))])
-                held = torch.cat([kept, fresh])
+                while len(kept) < room:
+                    kept = torch.cat([kept, _take(source, room - len(kept), kept.shape[1])])
+                    if len(kept) < room:
+                        source = stream()
+                held = kept
 
     return held, draw()
 
 
-def _take(source: Iterator[Batch], count: int) -> Batch:
+def _take(source: Iterator[Batch], count: int, size: int) -> Batch:
     """Take vectors until there are ``count``, or none are left; what is too many is dropped."""
     parts: list[Batch] = []
     while sum(map(len, parts)) < count and (part := next(source, None)) is not None:
         parts.append(part)
-    return torch.cat(parts)[:count] if parts else torch.empty(0, 0)
+    return torch.cat(parts)[:count] if parts else torch.empty(0, size)
 
 
 def _start(

@@ -32,8 +32,8 @@ DIMS = ("described",)
 class Pages:
     """What is said of each described feature.
 
-    ``by_head`` (described, head) has shares of the decoder's squared norm, NaN of heads that it does
-    not write; ``lanes`` (described, example, query) activations, ``texts`` the tokens beside them;
+    ``by_head`` (described, head) has shares of the decoder's squared norm, NaN of heads that are no
+    part of it; ``lanes`` (described, example, query) activations, ``texts`` the tokens beside them;
     ``words`` the token ids that it promotes.
     """
 
@@ -99,7 +99,7 @@ def describe(
     """Describe features by their examples, their heads and their words."""
     rows = sae.decoder[list(features)]
     heads = sae.site.heads(model.heads)
-    split = rows.unflatten(1, (len(heads), -1))
+    split = rows.view(len(rows), len(heads), -1)
     by_head = np.full((len(features), model.heads), np.nan)
     norms = split.double().square().sum(2)
     by_head[:, heads] = (norms / norms.sum(1, keepdim=True)).numpy()
@@ -108,9 +108,11 @@ def describe(
     most, least = (side.topk(words, dim=1).indices for side in (logits, -logits))
     lanes, texts = _lanes(model, sae, features, prompts, fires, reach, examples)
     writers = [label((sae.site.layer, int(np.nanargmax(row)))) for row in by_head]
-    named = ([" ·".join(map(str.strip, model.words(row.tolist()))) for row in ids]
-             for ids in (most, least))  # fmt: skip
-    return Pages(list(features), by_head, lanes, texts, most, *named, writers)
+    promotes, suppresses = (
+        [" · ".join(map(str.strip, model.words(row.tolist()))) for row in ids]
+        for ids in (most, least)
+    )
+    return Pages(list(features), by_head, lanes, texts, most, promotes, suppresses, writers)
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def run(
     require(capture, NEEDS, "sae_features")
     one_text(capture.attrs.get("attention", "self"), "sae_features")
     if not predicts(capture):
-        raise NotApplicable("model: sae_features needs causal order, to measure the loss; see sinks")
+        raise NotApplicable("model: sae_features needs causal order, for the loss; see sinks")
     model.check_predicts()
     prompts = [ids for ids in tokens(capture) if len(ids) > 1]
     if len(prompts) < 2:
@@ -138,7 +138,7 @@ def run(
     rank = max(1, min(round(float(fires.fired.sum() / fires.tokens.sum())), sae.size))
     reference = moments(batch for _, batch in stream(model, fitted, site))
     mean = reference.mean.float()
-    codes = {
+    codes: dict[str, splicing.Rewrite] = {
         CODES[0]: sae,
         CODES[1]: reference.components(rank),
         CODES[2]: random_directions(mean, sae.features, rank, seed),
@@ -185,9 +185,10 @@ def run(
         )  # fmt: skip
     results.add_mean("l0", (), fires.l0, "Features that fire on a token", "features",
                      "sequential", 0)  # fmt: skip
+    count = int(fires.tokens.sum())
     silent = (fires.fired.sum(0) == 0).mean()
     results.add("dead", (), silent, "Features that never fire", *SHARE,
-                convention=f"on {int(fires.tokens.sum())} tokens, no interval; {about}")  # fmt: skip
+                convention=f"on {count} tokens, no interval; {about}")  # fmt: skip
     results.add_mean("density", ("feature",), fires.density, "Share of tokens it fires on", *SHARE)
     pages.add(results, effect)
     return results.dataset(

@@ -49,7 +49,7 @@ def analyze(
     ] = "float32",
     sae: Annotated[
         Path | None,
-        typer.Option(help="folder of a sparse autoencoder in the format of SAELens, for sae_features"),
+        typer.Option(help="folder of a sparse autoencoder by SAELens, or sae train"),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="where the model is now, if it was moved")

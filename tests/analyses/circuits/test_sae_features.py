@@ -63,7 +63,7 @@ def test_features_of_a_known_head_have_its_words_and_are_what_it_does():
 
 
 def test_numbers_of_the_bundled_model_beat_components_and_random_directions(result):
-    explained, recovered = (result[each].values for each in ("explained_variance", "loss_recovered"))
+    explained, recovered = result["explained_variance"].values, result["loss_recovered"].values
     assert explained[0] > explained[1:].max() + 0.05
     assert recovered[0] > 0.5
     loss = dict(zip(result["condition"].values, result["loss"].values, strict=True))

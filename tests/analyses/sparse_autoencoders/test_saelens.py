@@ -169,7 +169,9 @@ def test_what_is_written_is_read_again_and_has_the_layout_of_version_6(kind, hea
 def test_a_folder_that_is_taken_stays(tmp_path):
     sae = random_autoencoder("relu")
     saelens.save(sae, tmp_path / "sae")
-    check_message("holds a sparse autoencoder; give --overwrite", saelens.save, sae, tmp_path / "sae")
+    check_message(
+        "holds a sparse autoencoder; give --overwrite", saelens.save, sae, tmp_path / "sae"
+    )
     saelens.save(random_autoencoder("topk"), tmp_path / "sae", overwrite=True)
     assert saelens.load(tmp_path / "sae").kind == "topk"
     (tmp_path / "other").mkdir()
@@ -192,7 +194,7 @@ def test_a_folder_that_is_taken_stays(tmp_path):
         ({"hook_name": "blocks.5.hook_resid_pre"}, "hook_name 'blocks.5.hook_resid_pre'"),
         ({"reshape_activations": "none"}, "reshape_activations 'none'"),
         ({"hook_name_out": "blocks.5.hook_mlp_out"}, "that of a transcoder"),
-        ({"d_sae": 21}, "W_enc of"),
+        ({"d_sae": 21}, "W_dec of"),
         ({"d_in": "12"}, "d_in is '12'"),
         ({"architecture": "topk"}, "k is None"),
         ({"architecture": "jumprelu"}, "has no threshold"),

@@ -24,7 +24,7 @@ from headscope.analyses._sparse_autoencoders.training import (
 )
 
 SIZE, DIRECTIONS, ACTIVE = 32, 48, 3
-SPARSITY = {"relu": 0.12, "topk": 0.0, "batchtopk": 0.0, "jumprelu": 0.1}
+SPARSITY = {"relu": 0.3, "topk": 0.0, "batchtopk": 0.0, "jumprelu": 0.1}
 
 
 def planted(count=8192, seed=0, scale=3.0):
@@ -60,19 +60,19 @@ def best_cosines(sae, directions):
 def test_planted_directions_are_found_and_are_not_in_vectors_without_them(kind):
     directions, vectors = planted()
     sae = train(vectors, kind)
-    assert best_cosines(sae, directions).mean() > 0.9
+    assert best_cosines(sae, directions).mean() > 0.95
     # Gaussian vectors of the same mean and covariance hold no directions.
     mean, covariance = vectors.mean(0), torch.cov(vectors.T)
     normal = torch.randn(len(vectors), SIZE, generator=torch.Generator().manual_seed(1))
     null = train(mean + normal @ torch.linalg.cholesky(covariance).T, kind)
-    assert best_cosines(null, directions).mean() < 0.75
+    assert best_cosines(null, directions).mean() < 0.65
     _, other = planted(2048, seed=5)
     left = (other - sae(other)).square().sum() / (other - other.mean(0)).square().sum()
-    assert left < 0.15
+    assert left < 0.2
     active = sae.encode(other)
     assert (active >= 0).all()
     l0 = (active > 0).sum(1).float().mean()
-    assert ACTIVE * 0.6 < l0 < ACTIVE * 1.6
+    assert ACTIVE * 0.8 < l0 < ACTIVE * 1.7
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(64))
 
 
