@@ -11,6 +11,7 @@ from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.attribution import routes as routes
 from headscope.analyses.circuits import sae_circuits as sae_circuits
+from headscope.analyses.circuits import sae_features as sae_features
 from headscope.analyses.conditions import context_reliance as context_reliance
 from headscope.analyses.conditions import contrast as contrast
 from headscope.analyses.conditions import probing as probing

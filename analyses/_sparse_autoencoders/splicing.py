@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.next_token_loss import sweep_losses
+from headscope.analyses._interventions.next_token_loss import mean_of, sweep_measures
 from headscope.analyses._sparse_autoencoders.site import Site
 from headscope.probes.interventions.base import Edit
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Int
 
+    from headscope.analyses._interventions.ablation import Measure
     from headscope.probes.models.model import Geometry, Model
 
 # Turns the vectors of a site into those that take their place.
@@ -51,18 +52,23 @@ class Splice(Edit):
 
 
 def losses(
-    model: Model, prompts: Sequence[Sequence[int]], site: Site, rewrites: Sequence[Rewrite]
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    site: Site,
+    rewrites: Sequence[Rewrite],
+    also: Sequence[Measure] = (),
 ) -> NDArray[np.float64]:
-    """Return the mean loss of prompts under every rewrite (prompt, rewrite), in nats a token."""
+    """Return the mean loss of prompts under every rewrite, in nats a token, and other measures.
+
+    The dims are measure, prompt, rewrite, with the loss first; ``also`` as in `ablation.sweep`, at
+    all positions.
+    """
+
+    def edit(some: Int[Tensor, " variant"], prompts: list[int]) -> Splice:
+        return Splice(site, [rewrites[at] for at in some.tolist()])
+
     starts = torch.full((len(rewrites),), site.layer)
-    return sweep_losses(model, prompts, starts, spliced(site, rewrites))
-
-
-def spliced(
-    site: Site, rewrites: Sequence[Rewrite]
-) -> Callable[[Int[Tensor, " variant"], list[int]], Edit]:
-    """Return what makes the edit of some rewrites, as `ablation.sweep` asks for it."""
-    return lambda some, prompts: Splice(site, [rewrites[at] for at in some.tolist()])
+    return sweep_measures(model, prompts, [mean_of(prompts), *also], starts, edit)
 
 
 def without(feature: int, sae: Callable[..., Tensor], direction: Tensor) -> Rewrite:

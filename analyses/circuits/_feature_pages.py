@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.next_token_loss import check_memory
 from headscope.analyses._measurements.unembedding import read_out
 from headscope.analyses._runtime.results import SHARE, Results, label
 from headscope.analyses._sparse_autoencoders import splicing
@@ -46,9 +45,8 @@ class Pages:
     suppresses: list[str]
     writers: list[str]
 
-    def add(self, results: Results, effect: tuple[Array, Array]) -> None:
-        """Add the variables; ``effect`` is what `ablate` returns."""
-        lost, words_lost = effect
+    def add(self, results: Results, lost: Array, words_lost: Array) -> None:
+        """Add the variables, among them what `splice` finds lost (prompt, described)."""
         about = results.about["convention"]
         results.add(
             "by_head", ("described", "head"), self.by_head, "Written by head", *SHARE,
@@ -146,53 +144,41 @@ def _lanes(
 
 
 @torch.no_grad()
-def ablate(
+def splice(
     model: Model,
     sae: SparseAutoencoder,
-    features: Sequence[int],
+    pages: Pages,
     prompts: Sequence[Sequence[int]],
-    words: Int[Tensor, "described word"],
-) -> tuple[Array, Array]:
-    """Take each feature out of z alone: loss added, and logits of its words lost.
+    rewrites: Sequence[splicing.Rewrite],
+) -> tuple[Array, Array, Array]:
+    """Return the loss under rewrites (prompt, rewrite), and what is lost without each feature.
 
-    Both are (prompt, described), NaN on prompts where the feature does not fire.
+    The first rewrite is the intact model. What is lost (prompt, described) is loss, and the logits
+    of the feature's words where it fires; NaN on prompts where it does not.
     """
-    for ids in prompts:
-        check_memory(model, len(ids))
+    count, first = len(pages.features), len(rewrites)
     fired = [
-        (sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])[:, list(features)] > 0)
+        sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])[:, pages.features] > 0
         for ids in prompts
     ]
-    rewrites = [
-        lambda z: z,
-        *(splicing.without(feature, sae.encode, sae.decoder[feature]) for feature in features),
-    ]
-
-    def loss(logits: Tensor, rows: Sequence[int], _: object) -> Float[Tensor, " row"]:
-        wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
-        inner = logits[:, :-1].float().transpose(1, 2)
-        return torch.nn.functional.cross_entropy(inner, wanted, reduction="none").double().mean(1)
+    ablated = [splicing.without(at, sae.encode, sae.decoder[at]) for at in pages.features]
 
     def of_words(number: int) -> ablation.Measure:
         def measure(logits: Tensor, rows: Sequence[int], _: object) -> Float[Tensor, " row"]:
             scores = []
             for row, given in zip(rows, logits, strict=True):
-                there = given[fired[row][:, number]].float()
-                scores.append((there[:, words[number]].mean(1) - there.mean(1)).double().mean())
+                there = given[fired[row][:, number].to(given.device)].float()
+                above = there[:, pages.words[number]].mean(1) - there.mean(1)
+                scores.append(above.double().mean())
             return torch.stack(scores)
 
         return measure
 
-    starts = torch.full((len(rewrites),), sae.site.layer)
-    found = np.asarray(
-        ablation.sweep(
-            model, prompts, [range(len(ids)) for ids in prompts],
-            [loss, *(of_words(number) for number in range(len(features)))], starts,
-            splicing.spliced(sae.site, rewrites),
-        )
-    )  # fmt: skip
-    lost = found[0, :, 1:] - found[0, :, :1]
-    own = np.stack([found[1 + at, :, 0] - found[1 + at, :, 1 + at] for at in range(len(features))])
-    silent = ~np.array([[bool(each) for each in rows.any(0)] for rows in fired])
+    found = splicing.losses(
+        model, prompts, sae.site, [*rewrites, *ablated], [of_words(at) for at in range(count)]
+    )
+    lost = found[0, :, first:] - found[0, :, :1]
+    of_own = [found[1 + at, :, 0] - found[1 + at, :, first + at] for at in range(count)]
+    silent = ~np.array([rows.any(0).tolist() for rows in fired])
     lost[silent] = np.nan
-    return lost, own.T
+    return found[0, :, :first], lost, np.stack(of_own, 1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions.next_token_loss import predicts, tokens
+from headscope.analyses._interventions.next_token_loss import tokens
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
@@ -53,6 +53,7 @@ def run(
     sparsity: Annotated[float, AtLeast(0)] = 0.1,
     steps: Annotated[int, AtLeast(1)] = 500,
     chosen: str = "",
+    most_density: Annotated[float, Between(0, 1)] = 0.1,
     shown: Annotated[int, Between(1, 64)] = 8,
     examples: Annotated[int, Between(1, 16)] = 4,
     reach: Annotated[int, Between(1, 64)] = 8,
@@ -84,6 +85,9 @@ def run(
         Steps of its training.
     chosen
         Features to describe, as 3,17; without any, those of most energy (summed squares).
+    most_density
+        Share of tokens beyond which a feature stands behind all others in that order: what fires
+        nearly everywhere has no examples to speak of.
     shown
         How many features are described.
     examples
@@ -112,8 +116,6 @@ def run(
     """
     require(capture, NEEDS, "sae_features")
     one_text(capture.attrs.get("attention", "self"), "sae_features")
-    if not predicts(capture):
-        raise NotApplicable("model: sae_features needs causal order, for the loss; see sinks")
     model.check_predicts()
     prompts = [ids for ids in tokens(capture) if len(ids) > 1]
     if len(prompts) < 2:
@@ -146,15 +148,12 @@ def run(
     squares = evaluation.squares(stream(model, held, site), mean, codes, len(held))
 
     short = [ids[:causal_tokens] for ids in held[:causal_prompts]]
-    losses = splicing.losses(
-        model, short, site,
-        [lambda z: z, *codes.values(), mean.expand_as, torch.zeros_like],
-    )  # fmt: skip
-    wanted = _wanted(chosen, fires, shown, sae.features)
+    wanted = _wanted(chosen, fires, shown, most_density)
     if not wanted:
         raise NotApplicable("sae: none of its features fires on the prompts; give another one")
     pages = _feature_pages.describe(model, sae, wanted, held, fires, reach, words, examples)
-    effect = _feature_pages.ablate(model, sae, wanted, short, pages.words)
+    rewrites = [lambda z: z, *codes.values(), mean.expand_as, torch.zeros_like]
+    losses, *lost = _feature_pages.splice(model, sae, pages, short, rewrites)
 
     source = "the first half of the prompts" if trained else "elsewhere"
     about = (
@@ -190,7 +189,7 @@ def run(
     results.add("dead", (), silent, "Features that never fire", *SHARE,
                 convention=f"on {count} tokens, no interval; {about}")  # fmt: skip
     results.add_mean("density", ("feature",), fires.density, "Share of tokens it fires on", *SHARE)
-    pages.add(results, effect)
+    pages.add(results, *lost)
     return results.dataset(
         {
             "code": list(CODES), "condition": list(CONDITIONS),
@@ -207,11 +206,13 @@ def _site(model: Model, layer: int) -> Site:
     return Site(attending[len(attending) // 2] if layer < 0 else layer)
 
 
-def _wanted(chosen: str, fires: evaluation.Firing, shown: int, features: int) -> list[int]:
+def _wanted(chosen: str, fires: evaluation.Firing, shown: int, most: float) -> list[int]:
     """List the features to describe: the named ones, or those of most energy that fire at all."""
     if not chosen:
-        order = np.argsort(-fires.energy, kind="stable")[:shown]
-        return [int(at) for at in order if fires.energy[at] > 0]
+        everywhere = fires.fired.sum(0) / fires.tokens.sum() > most
+        order = np.lexsort((-fires.energy, everywhere))
+        return [int(at) for at in order if fires.energy[at] > 0][:shown]
+    features = len(fires.energy)
     named = [at.strip() for at in chosen.split(",")]
     if not all(at.isdecimal() and int(at) < features for at in named):
         raise InvalidInput(f"chosen: {chosen!r}; give features from 0 to {features - 1}, as 3,17")
