@@ -84,7 +84,7 @@ def families() -> dict[str, list[str]]:
     Examples
     --------
     >>> families()["circuits"]
-    ['sae_circuits']
+    ['sae_circuits', 'sae_features']
     """
     ...
 

@@ -143,7 +143,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"sae: {file} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise InvalidInput(f"sae: {file} holds no settings")
-    config: dict[str, Any] = {RENAMED.get(name, name): value for name, value in given.items()}
+    named: dict[str, Any] = given
+    config = {RENAMED.get(name, name): value for name, value in named.items()}
     metadata = config.get("metadata") or {}
     for name in ("hook_name_out", "hook_head_index_out"):
         if metadata.get(name, config.pop(name, None)) is not None:

@@ -16,10 +16,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import tokens
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
-from headscope.analyses._runtime.results import SHARE, Results, require
+from headscope.analyses._runtime.results import GRID, SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._sparse_autoencoders import evaluation, splicing
 from headscope.analyses._sparse_autoencoders.autoencoder import KINDS, SparseAutoencoder
@@ -108,10 +109,10 @@ def run(
     Dataset with ``explained_variance`` (code; share), ``loss`` (condition; nats a token),
     ``loss_recovered`` and ``recovered_from_mean`` (code; share of what zero, or the mean, in place
     of z costs), ``l0`` and ``dead`` (features on a token; share of features that never fire),
-    ``density`` (feature; share of tokens), ``by_head`` (described, head; share of the squared norm
-    of the decoder), ``lost`` (described; nats a token without the feature), ``words_lost``
-    (described; logits) and ``examples`` (described, example, query; activation around the strongest
-    tokens). The coordinates ``promotes`` and ``suppresses`` name the words of every described
+    ``density`` (feature; share of tokens), ``written`` (layer, head; features), ``by_head``
+    (described, head; share of the squared norm of the decoder), ``lost`` (described; nats a token
+    without the feature), ``words_lost`` (described; logits) and ``examples`` (described, example,
+    query; activation around the strongest tokens). The coordinates ``promotes`` and ``suppresses`` name the words of every described
     feature, ``writer`` the head that writes most of it.
     """
     require(capture, NEEDS, "sae_features")
@@ -188,6 +189,13 @@ def run(
     silent = (fires.fired.sum(0) == 0).mean()
     results.add("dead", (), silent, "Features that never fire", *SHARE,
                 convention=f"on {count} tokens, no interval; {about}")  # fmt: skip
+    alive = fires.energy > 0
+    results.add(
+        "written", GRID, _written(model, sae, alive), "Features written by head", "features",
+        "sequential", 0,
+        convention="of those that fire, how many have the largest part of their decoder row in the "
+        f"head; other layers were not looked at; exact count, no interval; {about}",
+    )  # fmt: skip
     results.add_mean("density", ("feature",), fires.density, "Share of tokens it fires on", *SHARE)
     pages.add(results, *lost)
     return results.dataset(
@@ -217,6 +225,16 @@ def _wanted(chosen: str, fires: evaluation.Firing, shown: int, most: float) -> l
     if not all(at.isdecimal() and int(at) < features for at in named):
         raise InvalidInput(f"chosen: {chosen!r}; give features from 0 to {features - 1}, as 3,17")
     return list(dict.fromkeys(map(int, named)))
+
+
+def _written(model: Model, sae: SparseAutoencoder, alive: NDArray[np.bool_]) -> Array:
+    """Count the features that each head writes most of (layer, head); NaN in other layers."""
+    counts = np.full((model.layers, model.heads), np.nan)
+    heads = sae.site.heads(model.heads)
+    parts = sae.decoder[torch.from_numpy(alive)].view(int(alive.sum()), len(heads), -1)
+    largest = parts.square().sum(2).argmax(1).numpy()
+    counts[sae.site.layer, heads] = np.bincount(largest, minlength=len(heads))
+    return counts
 
 
 def _verdict(losses: Array, results: Results) -> Verdict:
