@@ -41,7 +41,7 @@ RISE, FALL = 0.05, 0.2
 # Width of the kernel and first threshold of JumpReLU, in vectors of variance 1.
 KERNEL, FIRST_THRESHOLD = 0.03, 0.03
 # Step towards the least score kept in a batch, whose running mean is the threshold of BatchTopK.
-FOLLOW = 0.02
+FOLLOW = 0.1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.next_token_loss import tokens
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, require
-from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._runtime.verdict import LEAST_NATS, Verdict, causal_verdict
 from headscope.analyses._sparse_autoencoders import evaluation, splicing
 from headscope.analyses._sparse_autoencoders.autoencoder import KINDS, SparseAutoencoder
 from headscope.analyses._sparse_autoencoders.baselines import moments, random_directions
@@ -29,9 +29,10 @@ from headscope.analyses._sparse_autoencoders.model_training import train
 from headscope.analyses._sparse_autoencoders.site import Site, stream
 from headscope.analyses._sparse_autoencoders.training import Settings
 from headscope.analyses._stats.bootstrap import Array
+from headscope.analyses._stats.effect_size import told_above_zero
 from headscope.analyses.circuits import _feature_pages
 from headscope.kernels.errors import InvalidInput, NotApplicable
-from headscope.kernels.formatting import amount, percent
+from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 
 NEEDS = ()
@@ -112,8 +113,8 @@ def run(
     ``density`` (feature; share of tokens), ``written`` (layer, head; features), ``by_head``
     (described, head; share of the squared norm of the decoder), ``lost`` (described; nats a token
     without the feature), ``words_lost`` (described; logits) and ``examples`` (described, example,
-    query; activation around the strongest tokens). The coordinates ``promotes`` and ``suppresses`` name the words of every described
-    feature, ``writer`` the head that writes most of it.
+    query; activation around the strongest tokens). The coordinates ``promotes`` and ``suppresses``
+    name the words of every described feature, ``writer`` the head that writes most of it.
     """
     require(capture, NEEDS, "sae_features")
     one_text(capture.attrs.get("attention", "self"), "sae_features")
@@ -178,10 +179,14 @@ def run(
     for name, against, what in (
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
+        ends = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
+        if not told_above_zero(over[:, against] - LEAST_NATS):
+            ends = tuple(np.full_like(end, np.nan) for end in ends)
         results.add_interval(
-            name, ("code",), evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed),
-            f"Loss recovered, of what {what} in place of z costs", "share", "diverging", None, 1,
-            convention=f"1 − loss added / loss added by {what}; {spliced}", evidence="causal",
+            name, ("code",), ends, f"Loss recovered, of what {what} in place of z costs", "share",
+            "diverging", None, 1, evidence="causal",
+            convention=f"1 − loss added / loss added by {what}, where that is told from "
+            f"{LEAST_NATS:g} nats; {spliced}",
         )  # fmt: skip
     results.add_mean("l0", (), fires.l0, "Features that fire on a token", "features",
                      "sequential", 0)  # fmt: skip
@@ -240,11 +245,10 @@ def _written(model: Model, sae: SparseAutoencoder, alive: NDArray[np.bool_]) -> 
 def _verdict(losses: Array, results: Results) -> Verdict:
     """Conclude whether the model predicts better with the autoencoder than with other codes."""
     above = losses[:, 2:4] - losses[:, 1:2]
-    recovered = results["loss_recovered"].values
+    added = (losses[:, 1:] - losses[:, :1]).mean(0)
     text = (
-        f"the autoencoder recovers {percent(recovered[0])} of the loss that zero in place of z "
-        f"costs, principal components {percent(recovered[1])} and random directions "
-        f"{percent(recovered[2])}, with as many numbers a token "
-        f"({amount(float(results['l0'].values))})"
+        f"in place of z the autoencoder adds {amount(added[0])} nats a token to the loss, principal "
+        f"components {amount(added[1])} and random directions {amount(added[2])}, with as many "
+        f"numbers a token ({amount(float(results['l0'].values))}); zero adds {amount(added[-1])}"
     )
     return causal_verdict(above, text)

@@ -21,7 +21,7 @@ def held(bundled):
 
 @pytest.fixture(scope="module")
 def result(held, bundled):
-    return sae_features.run(held, bundled, features=128, k=6, steps=400, shown=6)
+    return sae_features.run(held, bundled, layer=3, features=128, k=6, steps=400, shown=6)
 
 
 def word_autoencoder(model):
