@@ -247,8 +247,9 @@ def _verdict(losses: Array, results: Results) -> Verdict:
     above = losses[:, 2:4] - losses[:, 1:2]
     added = (losses[:, 1:] - losses[:, :1]).mean(0)
     text = (
-        f"in place of z the autoencoder adds {amount(added[0])} nats a token to the loss, principal "
-        f"components {amount(added[1])} and random directions {amount(added[2])}, with as many "
-        f"numbers a token ({amount(float(results['l0'].values))}); zero adds {amount(added[-1])}"
+        f"in place of z the autoencoder adds {amount(added[0])} nats a token to the loss, "
+        f"principal components {amount(added[1])} and random directions {amount(added[2])}, with "
+        f"as many numbers a token ({amount(float(results['l0'].values))}); zero adds "
+        f"{amount(added[-1])}"
     )
     return causal_verdict(above, text)
