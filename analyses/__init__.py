@@ -54,7 +54,7 @@ def families() -> dict[str, list[str]]:
     Examples
     --------
     >>> families()["circuits"]
-    ['sae_circuits']
+    ['sae_circuits', 'sae_features']
     """
     grouped: dict[str, list[str]] = {}
     for name, (module, _) in sorted(_modules().items()):

@@ -15,6 +15,7 @@ from headscope.analyses.circuits import qk_attribution as qk_attribution
 from headscope.analyses.circuits import edge_attribution as edge_attribution
 from headscope.analyses.circuits import edge_circuits as edge_circuits
 from headscope.analyses.circuits import sae_circuits as sae_circuits
+from headscope.analyses.circuits import sae_features as sae_features
 from headscope.analyses.conditions import context_reliance as context_reliance
 from headscope.analyses.conditions import contrast as contrast
 from headscope.analyses.conditions import probing as probing
@@ -89,7 +90,7 @@ def families() -> dict[str, list[str]]:
     Examples
     --------
     >>> families()["circuits"]
-    ['sae_circuits']
+    ['sae_circuits', 'sae_features']
     """
     ...
 

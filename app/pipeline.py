@@ -170,6 +170,7 @@ def analyze_run(
     source: str | None = None,
     register: str | None = None,
     dtype: str = "float32",
+    sae: Path | None = None,
     load: Load | None = None,
     announce: Callable[[Sequence[Cost]], None] | None = None,
     progress: Progress | None = None,
@@ -189,6 +190,8 @@ def analyze_run(
         Wording of built-in tasks, as `tasks.make` takes it; the default is that of the run.
     dtype
         Number format of the sweeps of ablations, ``float32`` or ``bfloat16``.
+    sae
+        Folder of a sparse autoencoder, as SAELens writes it, for the analyses that take one.
     load
         What loads the model, called as `load_model` is; the default is that.
     announce
@@ -211,6 +214,11 @@ def analyze_run(
             progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
 
     register = register or run.manifest["options"].get("register")
+    autoencoder = None
+    if sae is not None:
+        from headscope.analyses._sparse_autoencoders import saelens
+
+        autoencoder = saelens.load(sae)
     model, prompts = open_model(run, source, load), run.prompts()
     given: dict[str, Any] = {"task": task, "options": options, "n": number}
     given["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
@@ -223,6 +231,7 @@ def analyze_run(
             progress=numbered,
             effects=run.effects,
             dtype=dtype,
+            sae=autoencoder,
             **given,
         )
         if announce is not None:

@@ -24,6 +24,7 @@ from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
+from headscope.analyses._sparse_autoencoders import splicing
 from headscope.analyses.attribution import _relevance_heads, logit_attribution
 from headscope.analyses.head_importance import _method_scores
 from headscope.analyses.retrieval_heads import _head_masking
@@ -151,6 +152,7 @@ def count(name, model, prompts, number):
         module.register_forward_pre_hook(lambda *_: running.append(1)),
         module.register_forward_hook(lambda *_: running.clear(), always_call=True),
         patch.object(causal_check, "compare", marked(causal_check.compare, "causal check")),
+        patch.object(splicing, "losses", marked(splicing.losses, "causal check")),
         patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
         patch.object(read_removal, "metric_with", marked(read_removal.metric_with, "causal check")),
         patch.object(ablation, "sweep", marked(ablation.sweep, "sweep")),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
+    from headscope.analyses._interventions.ablation import Measure
     from headscope.probes.interventions.base import Edit
     from headscope.probes.models.model import Model
 
@@ -54,22 +55,42 @@ def sweep_losses(
 
     The parameters are those of `ablation.sweep`.
     """
-    import torch
+    return np.asarray(sweep_measures(model, prompts, [mean_of(prompts)], starts, edit)[0])
 
+
+def sweep_measures(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    measures: Sequence[Measure],
+    starts: Int[Tensor, " variant"],
+    edit: Callable[[Int[Tensor, " variant"], list[int]], Edit],
+) -> NDArray[np.float64]:
+    """Return measures at all positions of prompts under every variant (measure, prompt, variant).
+
+    The parameters are those of `ablation.sweep`.
+    """
     from headscope.analyses._interventions.ablation import sweep
 
     for ids in prompts:
         _check_next(ids)
         check_memory(model, len(ids))
 
-    def mean(logits: Tensor, rows: Sequence[int], positions: Sequence[Sequence[int]]) -> Tensor:
-        wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
-        inner = logits[:, :-1].float().transpose(1, 2)
-        loss = torch.nn.functional.cross_entropy(inner, wanted, reduction="none")
-        return loss.double().mean(1)
-
     asked = [range(len(ids)) for ids in prompts]
-    return np.asarray(sweep(model, prompts, asked, [mean], starts, edit)[0])
+    return np.asarray(sweep(model, prompts, asked, measures, starts, edit))
+
+
+def mean_of(prompts: Sequence[Sequence[int]]) -> Measure:
+    """Return what measures the mean loss of prompts from logits at all of their positions."""
+    import torch
+
+    def mean(logits: Tensor, rows: Sequence[int], _: Sequence[Sequence[int]]) -> Tensor:
+        wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
+        # A row a token: the words in the middle would take several times as long.
+        inner = logits[:, :-1].flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(inner, wanted.flatten(), reduction="none")
+        return loss.view(wanted.shape).double().mean(1)
+
+    return mean
 
 
 def asking_all(prompts: Sequence[Sequence[int]]) -> EncodedTask:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import xarray as xr
 
 from headscope import analyses
-from headscope.analyses._runtime.inputs import positionals
 from headscope.analyses._runtime.results import attending
 
 
@@ -32,8 +31,6 @@ def refusal(name: str, capture: xr.Dataset) -> str:
         return f"task: {name} asks for the next word of single texts; see sinks"
     if asks and "pixels" in capture.coords:
         return f"task: {name} asks in words, and this model reads images; see sinks"
-    if "sae" in positionals(name):
-        return f"sae: {name} asks for a trained dictionary; call it from Python with one"
     return ""
 
 

@@ -45,9 +45,10 @@ class PromptSets:
         task: Any,
         n: int | None,
         seed: int,
+        sae: Any = None,
     ) -> None:
         self.model, self.prompts, self.seed = model, prompts, seed
-        self.task, self.n = task, n
+        self.task, self.n, self.sae = task, n, sae
         self._needs: dict[Any, Needs] = {}
         self._prompts: dict[Any, Any] = {None: prompts}
         self._captures: dict[Any, xr.Dataset] = {}
@@ -96,7 +97,7 @@ class PromptSets:
         if what == "capture":
             return self._capture(key, name)
         if what == "sae":
-            raise NotApplicable(f"sae: {name} asks for a trained dictionary and none was given")
+            return self.sae
         made = self._made(key)
         if what == "task" and not hasattr(made, "metric"):
             raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")

@@ -37,6 +37,7 @@ def execute(
     n: int | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    sae: Any = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Run one analysis, supplying everything that its signature names.
@@ -63,6 +64,8 @@ def execute(
     dtype
         ``bfloat16`` measures sweeps of ablations with the model's products in that format; the note
         says how far a sample agrees with float32.
+    sae
+        Sparse autoencoder for the analyses that take one; without it they train one.
     progress
         Called with (name of the analysis, done, total), in tokens times layers; a total of 0 is
         not known.
@@ -90,6 +93,7 @@ def execute(
         n=n,
         seed=seed,
         dtype=dtype,
+        sae=sae,
         progress=progress,
     )
     result = next(results)[1]
@@ -109,6 +113,7 @@ def execute_many(
     n: int | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    sae: Any = None,
     progress: Progress | None = None,
     effects: Path | None = None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
@@ -135,7 +140,7 @@ def execute_many(
     if stray:
         raise InvalidInput(f"options: {stray[0]!r} is not among the analyses to run")
     settings = {each: _settings(each, given.get(each, {}), seed) for each in wanted}
-    sets = PromptSets(model, prompts, capture, task, n, seed)
+    sets = PromptSets(model, prompts, capture, task, n, seed, sae)
     for each in wanted:
         sets.expect(each)
     return _run(wanted, settings, sets, EffectsTable(effects, dtype), progress)

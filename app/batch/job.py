@@ -111,8 +111,6 @@ def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
     'importance needs answers, and mine holds plain prompts'
     """
     needed = inputs.positionals(analysis)
-    if "sae" in needed:
-        return f"{analysis} needs a trained dictionary, which a job file cannot give"
     if "task" in needed and not task.answered:
         return f"{analysis} needs answers, and {task.label} holds plain prompts"
     if hasattr(analyses.load(analysis), "TASK") and model.attention != "self":

@@ -47,6 +47,10 @@ def analyze(
             "have it, and a sample in float32 says how far it agrees"
         ),
     ] = "float32",
+    sae: Annotated[
+        Path | None,
+        typer.Option(help="folder of a sparse autoencoder by SAELens, or sae train"),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="where the model is now, if it was moved")
     ] = None,
@@ -79,6 +83,7 @@ def analyze(
             source=model,
             register=register,
             dtype=dtype,
+            sae=sae,
             announce=partial(say_costs, stated=stated),
             progress=progress,
         )

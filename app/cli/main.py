@@ -18,6 +18,7 @@ from headscope.app.cli.listing import list_analyses, list_statistics
 from headscope.app.cli.models import models
 from headscope.app.cli.report import report
 from headscope.app.cli.reproduce import reproduce
+from headscope.app.cli.sae import sae
 from headscope.app.cli.timeline import timeline
 from headscope.kernels.errors import HeadscopeError
 
@@ -51,6 +52,7 @@ def _root(
 
 app.command()(demo)
 app.add_typer(models, name="models")
+app.add_typer(sae, name="sae")
 app.command("analyses")(list_analyses)
 app.command("statistics")(list_statistics)
 app.command()(texts)

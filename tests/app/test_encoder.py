@@ -23,6 +23,7 @@ PREDICTING = {
     "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
     "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
     "weight_relations", "head_lens", "text_basis",
+    "weight_relations", "sae_features",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",

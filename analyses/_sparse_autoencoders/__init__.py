@@ -1,0 +1,1 @@
+"""Sparse autoencoders on head outputs: activations, training, evaluation, SAELens files."""
