@@ -11,9 +11,9 @@ from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.attribution import routes as routes
 from headscope.analyses.circuits import communication as communication
-from headscope.analyses.circuits import qk_attribution as qk_attribution
 from headscope.analyses.circuits import edge_attribution as edge_attribution
 from headscope.analyses.circuits import edge_circuits as edge_circuits
+from headscope.analyses.circuits import qk_attribution as qk_attribution
 from headscope.analyses.circuits import sae_circuits as sae_circuits
 from headscope.analyses.circuits import sae_features as sae_features
 from headscope.analyses.conditions import context_reliance as context_reliance
