@@ -130,7 +130,7 @@ class BlockParts:
                 whole = values.new_zeros(*values.shape[:2], width)
             made[found.module] = whole.index_copy(-1, rows, values.flatten(2))
         attention = self._attention[layer]
-        hidden = q.new_zeros(*q.shape[:2], self._residual)
+        hidden = q.new_zeros(*q.shape[:2], self._output(layer).shape[-1])
 
         def stop(call: AttentionCall) -> Tensor:
             raise _Reached(call)
@@ -268,10 +268,6 @@ class BlockParts:
                 f"out of its embedding, heads and MLPs (off by {off:.2g}), so it has no edges "
                 "between them; use patching"
             )
-
-    @property
-    def _residual(self) -> int:
-        return self._output(0).shape[-1]
 
     def _matrix(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
         """Return weight (head, residual, size) and bias (head, size) as the module has them."""
