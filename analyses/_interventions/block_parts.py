@@ -10,7 +10,6 @@ out of its parts is refused.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,18 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headscope.analyses._interventions import block_structure
 from headscope.analyses._interventions.prefix_reuse import UNITS, answering
-from headscope.analyses._measurements import residual_writes
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
-from headscope.probes.attention import projections
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
-from headscope.probes.attention.interface import (
-    AttentionCall,
-    follows,
-    intercept_attention,
-    own_implementation,
-)
+from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.attention.residual_stream import blocks
 
 if TYPE_CHECKING:
@@ -66,18 +59,6 @@ class Arguments:
         return module(stream, *self.args[1:], **self.kwargs)
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What does not change while weights do: how heads reach the stream, where projections are."""
-
-    factors: dict[int, float]
-    parallel: bool
-    projections: dict[tuple[int, str], projections.Projection]
-
-
-_known: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
-
-
 class BlockParts:
     """The parts of a model's blocks; to be used inside `running`.
 
@@ -85,16 +66,9 @@ class BlockParts:
     """
 
     def __init__(self, model: Model) -> None:
-        _refuse(model)
+        structure = block_structure.read(model)
         self.model = model
         self.group = model.heads // model.kv_heads
-        if model.module not in _known:
-            _known[model.module] = Structure(
-                residual_writes.straight(model),
-                residual_writes.parallel(model),
-                projections.read(model).projections,
-            )
-        structure = _known[model.module]
         self.factors, self.parallel = structure.factors, structure.parallel
         self._projections = structure.projections
         self._blocks = blocks(model)
@@ -156,7 +130,7 @@ class BlockParts:
                 whole = values.new_zeros(*values.shape[:2], width)
             made[found.module] = whole.index_copy(-1, rows, values.flatten(2))
         attention = self._attention[layer]
-        hidden = q.new_zeros(*q.shape[:2], self._residual)
+        hidden = q.new_zeros(*q.shape[:2], self._output(layer).shape[-1])
 
         def stop(call: AttentionCall) -> Tensor:
             raise _Reached(call)
@@ -218,13 +192,9 @@ class BlockParts:
             each.unflatten(2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1) for each in (k, v)
         ]
         arrived = self.attention_call(layer, q.repeat(group, 1, 1, 1), *lanes)
-        z = torch.stack([
-            self.member(arrived, member, slice(member * rows, (member + 1) * rows)).attend(PLAIN)[
-                "z"
-            ]
-            for member in range(group)
-        ], dim=2)  # fmt: skip
-        return z.flatten(1, 2)
+        parts = [slice(member * rows, (member + 1) * rows) for member in range(group)]
+        calls = [self.member(arrived, member, part) for member, part in enumerate(parts)]
+        return torch.stack([call.attend(PLAIN)["z"] for call in calls], dim=2).flatten(1, 2)
 
     def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
         """Return the attention of one query head of every group; no key or value is copied."""
@@ -299,10 +269,6 @@ class BlockParts:
                 "between them; use patching"
             )
 
-    @property
-    def _residual(self) -> int:
-        return self._output(0).shape[-1]
-
     def _matrix(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
         """Return weight (head, residual, size) and bias (head, size) as the module has them."""
         found: Any = self._projections[layer, part]
@@ -359,26 +325,3 @@ def _stopping(*args: Any, **kwargs: Any) -> Any:
 def _width(module: Any) -> int:
     weight: Tensor = module.weight
     return int(weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0])
-
-
-def _refuse(model: Model) -> None:
-    model.check_predicts()
-    if model.bridge is not None:
-        raise NotApplicable(
-            "model: the blocks of a TransformerBridge cannot be taken apart; load the Hugging Face "
-            "model itself"
-        )
-    if model.attention != "self":
-        raise NotApplicable(
-            f"model: edges are those of a decoder alone, and {model.name} has an encoder"
-        )
-    if model.geometry.without:
-        raise NotApplicable(
-            f"model: layers {', '.join(map(str, model.geometry.without))} of {model.name} have no "
-            "heads, so the edges through them are not known; use patching"
-        )
-    if not follows(model.module) or own_implementation(model.module) is not None:
-        raise NotApplicable(
-            f"model: {model.architecture} does not look its attention up in transformers' "
-            "interface, so its heads cannot be given streams of their own; use patching"
-        )

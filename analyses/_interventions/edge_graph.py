@@ -100,7 +100,7 @@ class EdgeGraph:
 
     def mlp(self, layer: int) -> int:
         """Return the target that is a layer's MLP."""
-        return self.inputs(layer).stop
+        return int(self.inputs(layer).stop)
 
     def layer(self, target: int) -> int:
         """Return the layer of a target; that of the logits lies behind the last."""

