@@ -252,6 +252,11 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
     ...     load(f"{folder}/circuit.json").heads
     ((0, 1),)
     """
+    write_text(path, to_json(circuit))
+
+
+def to_json(circuit: Circuit) -> str:
+    """Return what `save` writes."""
     record = {
         "format": FORMAT,
         "heads": [list(head) for head in circuit.heads],
@@ -261,7 +266,7 @@ def save(circuit: Circuit, path: str | os.PathLike[str]) -> None:
         "scores": _plain(circuit.scores),
         "samples": None if circuit.samples is None else _plain(circuit.samples),
     }
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    return json.dumps(record, indent=1) + "\n"
 
 
 def load(path: str | os.PathLike[str]) -> Circuit:

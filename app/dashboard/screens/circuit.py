@@ -9,6 +9,7 @@ import xarray as xr
 
 from headscope import viz
 from headscope.analyses._runtime.results import GRID
+from headscope.analyses.comparison.circuit import from_result, to_json
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import (
     circuit_graph,
@@ -104,10 +105,19 @@ def _graph(
     st.header("Edges")
     table = circuit_graph.table(result.isel(edge=places), variable)
     st.dataframe(table, hide_index=True, key="edge_table", alt="The edges that are drawn.")
-    st.download_button(
-        "Edges as CSV", table.to_csv(index=False), f"{name}.csv", key="download_edges",
-        icon=":material/download:", on_click="ignore", help="The edges that are drawn.",
-    )  # fmt: skip
+    with st.container(horizontal=True):
+        st.download_button(
+            "Edges as CSV", table.to_csv(index=False), f"{name}.csv", key="download_edges",
+            icon=":material/download:", on_click="ignore", help="The edges that are drawn.",
+        )  # fmt: skip
+        if "input" in array.coords:
+            drawn = from_result(result.isel(edge=places), variable, len(places))
+            st.download_button(
+                "Circuit as JSON", to_json(drawn), f"{name}.json", key="download_circuit",
+                icon=":material/download:", on_click="ignore",
+                help="The edges that are drawn and where they come from, as "
+                "analyses.comparison.load reads them.",
+            )  # fmt: skip
 
 
 def _heads(
