@@ -179,9 +179,9 @@ def run(
     for name, against, what in (
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
-        ends = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
-        if not told_above_zero(over[:, against] - LEAST_NATS):
-            ends = tuple(np.full_like(end, np.nan) for end in ends)
+        told = bool(told_above_zero(over[:, against] - LEAST_NATS))
+        kept = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
+        ends = [np.where(told, end, np.nan) for end in kept]
         results.add_interval(
             name, ("code",), ends, f"Loss recovered, of what {what} in place of z costs", "share",
             "diverging", None, 1, evidence="causal",
