@@ -6,9 +6,9 @@ prompts that it never shows on corrupted ones, an edge when two heads' codes co-
 The ground truth is causal: heads whose output on the corrupted prompt, put in place of their own,
 moves the task's metric; it takes away just what the codes are read for. In a model of many heads
 those that gradients rank first are patched, and a random sample of the others, which stands for all
-of them. Beside the result stand the baselines: the dictionary before training, codes without one (the
-largest coordinate), the trained codes with shuffled labels, their information on the label above
-chance, the difference of mean outputs, and attribution (gradient × difference).
+of them. Beside the result stand the baselines: the dictionary before training, codes without one
+(the largest coordinate), the trained codes with shuffled labels, their information on the label
+above chance, the difference of mean outputs, and attribution (gradient × difference).
 
 What limits the method, measured on models whose circuit is known (the page of benchmarks): λ is in
 units of the outputs, so that small outputs leave few features that fire (IOI: AUC .74 on outputs as
