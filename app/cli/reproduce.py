@@ -16,7 +16,7 @@ from headscope.kernels.formatting import amount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headscope.analyses.comparison.reproduction import Row
+    from headscope.app.reproduction import Row
 
 # Texts and tokens behind the sink rate of natural tokens, as in the paper.
 TEXTS, TOKENS = 100, 64
@@ -39,7 +39,8 @@ def reproduce(
     seed: Annotated[int, typer.Option(help="seed of the prompts")] = 0,
 ) -> None:
     """Make the table of a paper again: its numbers beside those of a model at hand."""
-    from headscope.analyses.comparison import published, reproduction
+    from headscope.analyses.comparison import published
+    from headscope.app import reproduction
     from headscope.probes import load_model
 
     if what in published.names() and what not in reproduction.NAMES:
