@@ -250,8 +250,12 @@ def _verdict(
             "The clean prompts are not shown to do better than the corrupted ones, so circuits "
             "have no share of it.",
         )
-    own, random = results["faithfulness"].values
-    rest, others = results["completeness"].values
+    # Of shares near 0 no more digits than anybody needs.
+    own, random, rest, others = (
+        float(value)
+        for key in ("faithfulness", "completeness")
+        for value in np.round(results[key].values, 3) + 0.0
+    )
     text = (
         f"{size} of {total} edges keep {percent(own)} of the metric, random circuits of as many "
         f"{percent(random)}; without them {percent(rest)} is left, without random ones "
