@@ -126,8 +126,11 @@ def of_sinks(model: Model, texts: Sequence[str], seed: int = 0) -> list[Row]:
         values = record["rates"].get(name, [missing] * len(kinds))
         source = record["sources"][0] if name in record["rates"] else ""
         for number, kind in enumerate(kinds):
-            ours = [float(end[number]) if name == model.name else missing for end in ends]
-            rows.append(Row(f"{name}: {kind} tokens, %", values[number], *ours, source))
+            ours, lower, upper = (
+                float(end[number]) if name == model.name else missing for end in ends
+            )
+            what = f"{name}: {kind} tokens, %"
+            rows.append(Row(what, values[number], ours, lower, upper, source))
     return rows
 
 

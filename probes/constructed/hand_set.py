@@ -79,8 +79,8 @@ class HandSet:
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        self.module = GPT2LMHeadModel(config).requires_grad_(False)
-        self.module.train(False)
+        kind: Any = GPT2LMHeadModel
+        self.module = kind(config).eval().requires_grad_(False)
         for name, weight in self.module.named_parameters():
             weight.fill_(math.sqrt(EPSILON) if "ln_" in name and "weight" in name else 0.0)
         self._embed(self.module.transformer.wte.weight, self.at(TOKEN))

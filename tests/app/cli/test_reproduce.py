@@ -99,6 +99,23 @@ def test_a_model_without_the_heads_is_refused(monkeypatch, capsys):
     assert "headscope/constructed-ioi has no L0H10" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("what", "name", "wanted"),
+    [
+        ("retrieval", "headscope/bundled", "headscope/bundled: heads above 0.1, %"),
+        ("sinks", "headscope/bundled-python", "headscope/bundled-python: random tokens, %"),
+    ],
+)
+def test_another_model_stands_beside_those_of_the_paper(what, name, wanted):
+    done = CliRunner().invoke(
+        app, ["reproduce", what, "--model", name, "--number", "4"], env={"COLUMNS": "240"}
+    )
+    assert done.exit_code == 0, done.output
+    (row,) = [line.split("│")[1:-1] for line in done.stdout.splitlines() if wanted in line]
+    assert row[1].strip() == ""
+    assert 0 < float(row[2]) < 100
+
+
 def test_a_broken_record_is_refused(tmp_path):
     file = tmp_path / "broken.json"
     file.write_text(json.dumps(record() | {"connections": [["nobody", "logits", ""]]}))
