@@ -33,7 +33,8 @@ class Space:
         What a head writes along one of them alone lies outside its space, and no z has it.
         """
         inside = torch.linalg.qr(self.basis @ directions.T).Q
-        return self.map @ inside @ inside.T @ torch.linalg.pinv(self.map)
+        kept: Tensor = self.map @ inside @ inside.T @ torch.linalg.pinv(self.map)
+        return kept
 
 
 def space(outward: Float[Tensor, "size channel"], write: Write) -> Space:
@@ -103,4 +104,5 @@ def components(
     space: Space, covariance: Float[Tensor, "dim dim"], count: int
 ) -> Float[Tensor, "some channel"]:
     """Return the first principal components; no directions explain more than as many of them."""
-    return torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:count] @ space.basis
+    vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors
+    return vectors.T.flip(0)[:count] @ space.basis
