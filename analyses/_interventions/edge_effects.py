@@ -42,6 +42,7 @@ def edge_scores(
 
             # The estimate is of what patching adds.
             found[prompts] = -edge_gradients.attribute(run, loss, method, steps).cpu().numpy()
+            del run
         found[:, ~split.graph.edges] = np.nan
         return split.graph, found
 
@@ -64,6 +65,7 @@ def edge_effects(
         with patching(model, some) as split:
             for prompts, run in split.batches():
                 result[prompts] = score(run, answers, prompts, removed)
+                del run
         return result[:, -1:] - result[:, :-1]
 
     names = [graph.name(*edge) for edge in edges]

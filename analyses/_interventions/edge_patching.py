@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 Removed = Bool[Tensor, "variant target source"]
 # Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
-WRITES, INPUTS = 2**25, 2**24
+WRITES, INPUTS = 2**25, 2**22
 # Arrays of the size of these inputs at once: sum, what enters and leaves the norm, and its steps.
-NORMED = 4
+NORMED = 5
+# Scores of a batch at once: sum, one product, and the sum with its sign changed.
+COPIED = 3
 
 
 class EdgeRun:
@@ -197,7 +199,10 @@ class EdgePatching:
         self.graph = EdgeGraph(model.layers, model.heads, self.parts.parallel)
 
     def batches(self) -> Iterator[tuple[list[int], EdgeRun]]:
-        """Yield prompts and their run, as many at a time as fit."""
+        """Yield prompts and their run, as many at a time as fit.
+
+        Let a run go before the next is asked for: each holds two arrays of all sources' writes.
+        """
         model, task = self.model, self.task
         tokens = batch_tokens(model)
         for prompts, ids, positions in ablation.asked_batches(model, task.ids, task.asked, tokens):
@@ -222,11 +227,13 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
     """
     width = int(model.module.config.get_text_config().hidden_size)
     sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
-    tokens = max(len(some) * len(ids[some[0]]) for some in batches(ids, batch_tokens(model)))
+    parts = list(batches(ids, batch_tokens(model)))
+    tokens = max(len(some) * len(ids[some[0]]) for some in parts)
     sets = max(1, INPUTS // (inputs * tokens * width))
     arrays = 3 if circuits else 2
     held = arrays * sources + model.layers + 1 + NORMED * inputs * sets
-    scores = 0 if circuits else len(ids) * (model.layers * (inputs + 1) + 1) * sources
+    rows = 0 if circuits else len(ids) + COPIED * max(map(len, parts))
+    scores = rows * (model.layers * (inputs + 1) + 1) * sources
     return 4 * (tokens * width * held + scores)
 
 

@@ -66,6 +66,7 @@ def measure(model: Model, task: EncodedTask, metric: str, circuits: list[Mask]) 
         found = np.full((len(task), len(masks)), np.nan)
         for prompts, run in split.batches():
             found[prompts] = score(run, answers, prompts, np.stack(masks))
+            del run
     found = found[:, places]
     return Measured(found[:, 0], found[:, 1], found[:, 2:])
 
