@@ -89,6 +89,16 @@ def of_head(capture: xr.Dataset, task: EncodedTask, head: Head) -> list[Pair]:
     ]
 
 
+def key_weights(capture: xr.Dataset, task: EncodedTask) -> Float[np.ndarray, "prompt layer head"]:
+    """Return the weight of every head on its key; NaN in layers without an attention map."""
+    found = np.full((len(task), capture.sizes["layer"], capture.sizes["head"]), np.nan)
+    for prompt, at in enumerate(asked(task)):
+        for layer in np.flatnonzero(attending(capture)):
+            rows = weights_at(capture, prompt, int(layer), int(at))
+            found[prompt, layer] = [pair(row, int(at)).weight for row in rows]
+    return found
+
+
 def chosen(capture: xr.Dataset, model: Model, task: EncodedTask, name: str) -> tuple[Head, str]:
     """Return the head of a name, or the one that the task needs and that looks at some token.
 
@@ -103,21 +113,12 @@ def chosen(capture: xr.Dataset, model: Model, task: EncodedTask, name: str) -> t
         check_heads("head", [head], model.geometry)
         return head, "chosen by name"
     slopes = np.abs(gate_gradient(model, task, metric(task)).mean(0))
-    queries, layers = asked(task), np.flatnonzero(attending(capture))
-    if len(layers) < 2:
+    mean = key_weights(capture, task).mean(0)
+    if np.isfinite(mean).any(1).sum() < 2:
         raise NotApplicable(
             f"model: {model.name} has one layer with an attention map, so no head reads another; "
             "name a head"
         )
-    mean = np.full(slopes.shape, np.nan)
-    for layer in layers[1:]:
-        rows = [weights_at(capture, prompt, layer, at) for prompt, at in enumerate(queries)]
-        mean[layer] = np.mean(
-            [
-                [pair(row, at).weight for row in each]
-                for each, at in zip(rows, queries, strict=True)
-            ],
-            axis=0,
-        )
+    mean[np.flatnonzero(attending(capture))[0]] = np.nan
     [head] = top(slopes * mean, 1)
     return head, "largest |gate gradient| × weight on its key"

@@ -24,6 +24,7 @@ from headscope.analyses._measurements.score_terms import Scores
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import (
     GRID,
+    SHARE,
     Results,
     label,
     require,
@@ -104,8 +105,9 @@ def run(
     largest that sum to ``share`` of it, which terms of both signs make few in any basis), and of
     the head itself ``margin_lost`` (of the key over the runner-up), ``attention_lost`` and
     ``metric_lost`` (condition) without the signals of its writers, with 95 % intervals over
-    prompts. The metric is that of the task, of accuracy the log-probability. Heads that no trace
-    reaches are NaN. With rotary embeddings the directions are those at the offset of a pair.
+    prompts. The metric is that of the task, of accuracy the log-probability. ``traced`` (layer,
+    head) is the share of prompts whose trace reaches a head; where it is 0 the counts are NaN.
+    With rotary embeddings the directions are those at the offset of a pair.
     """
     require(capture, (*NEEDS, *KEEP), "communication", ("self",))
     require_prompts(capture, len(task))
@@ -130,6 +132,11 @@ def run(
          COUNT, f"the largest terms that sum to {share:g} of the score; {over}"),
         ("needed_random", GRID, counted["needed_random"], "The same in random bases", COUNT,
          f"the largest terms that sum to {share:g} of the score, mean of {draws} random bases"),
+    )  # fmt: skip
+    reached = (counted["singular"] > 0).astype(float)
+    results.add_mean(
+        "traced", GRID, reached, "Prompts whose trace reaches the head", *SHARE,
+        convention=f"it fires with {fires:g} or more on its key, its score above 0; {over}",
     )  # fmt: skip
     shown = _strongest(traces, edges)
     for side in SIDES:

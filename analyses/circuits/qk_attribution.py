@@ -91,11 +91,11 @@ def run(
     at the query, at the key) and ``pair_term`` (one, other; sources at the query against sources at
     the key, which sum to the score); the same of the score less that of the runner-up, the most
     attended of all other keys: ``query_margin``, ``key_margin``, ``pair_margin``. ``score``,
-    ``margin`` and ``weight`` of the key, and of the largest margins of one source (condition)
-    ``predicted`` (its margin), ``margin_lost``, ``attention_lost`` and ``metric_lost`` without this
-    write, with 95 % intervals over prompts. The metric is that of the task, of accuracy the
-    log-probability. The soft cap of a model comes after the score, a position bias or ALiBi beside
-    it: neither is in the terms.
+    ``margin`` and ``weight`` of the key, ``key_weight`` (layer, head; the weight of every head on
+    its own key), and of the largest margins of one source (condition) ``predicted`` (its margin),
+    ``margin_lost``, ``attention_lost`` and ``metric_lost`` without this write, with 95 % intervals
+    over prompts. The metric is that of the task, of accuracy the log-probability. The soft cap of a
+    model comes after the score, a position bias or ALiBi beside it: neither is in the terms.
     """
     require(capture, (*NEEDS, *KEEP), "qk_attribution", ("self",))
     require_prompts(capture, len(task))
@@ -133,6 +133,13 @@ def run(
         ("score", (), terms.sum((1, 2)), "Score of query and key", LOGITS),
         ("margin", (), margins.sum((1, 2)), "Score less that of the runner-up", LOGITS),
         ("weight", (), np.array([pair.weight for pair in pairs]), "Attention to the key", SHARE),
+        (
+            "key_weight",
+            GRID,
+            _pairs.key_weights(capture, encoded),
+            "Attention of every head to its own key",
+            SHARE,
+        ),
     )
     edges_shown = _largest(sides, names, edges)
     lost = _lost(capture, model, encoded, scores, target, pairs, edges_shown, draws, seed)
