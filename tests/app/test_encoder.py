@@ -22,7 +22,8 @@ PREDICTING = {
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
     "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
-    "weight_relations", "head_lens", "text_basis", "sae_features", "communication", "qk_attribution",
+    "weight_relations", "head_lens", "text_basis", "sae_features",
+    "communication", "qk_attribution",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
