@@ -168,10 +168,10 @@ class BlockParts:
         come out by query head.
         """
         made = []
-        for part, inputs in zip("qkv", entered.unflatten(0, (3, -1)), strict=True):
+        for part, inputs in zip("qkv", torch.unflatten(entered, 0, (3, -1)), strict=True):
             weight, bias = self._matrix(layer, part)
             if part != "q":
-                inputs = inputs.unflatten(0, (-1, self.group))
+                inputs = torch.unflatten(inputs, 0, (-1, self.group))
                 values = torch.einsum("hgbpr,hrs->bphgs", inputs, weight) + bias[:, None]
                 made.append(values.flatten(2, 3))
             else:
@@ -189,7 +189,8 @@ class BlockParts:
             return z
         rows, group = len(q), self.group
         lanes = [
-            each.unflatten(2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1) for each in (k, v)
+            torch.unflatten(each, 2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1)
+            for each in (k, v)
         ]
         arrived = self.attention_call(layer, q.repeat(group, 1, 1, 1), *lanes)
         parts = [slice(member * rows, (member + 1) * rows) for member in range(group)]
@@ -223,7 +224,7 @@ class BlockParts:
         """Return the gradient in what enters a projection, of every query head by itself."""
         weight, _ = self._matrix(layer, part)
         if slope.shape[2] != len(weight):
-            grouped = slope.unflatten(2, (-1, self.group))
+            grouped = torch.unflatten(slope, 2, (-1, self.group))
             return torch.einsum("bphgs,hrs->hgbpr", grouped, weight).flatten(0, 1)
         return torch.einsum("bphs,hrs->hbpr", slope, weight)
 

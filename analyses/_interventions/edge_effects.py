@@ -66,7 +66,7 @@ def edge_effects(
             for prompts, run in split.batches():
                 result[prompts] = score(run, answers, prompts, removed)
                 del run
-        return result[:, -1:] - result[:, :-1]
+        return np.asarray(result[:, -1:] - result[:, :-1])
 
     names = [graph.name(*edge) for edge in edges]
     return effects.shared_edges(model, task, metric, names, sweep)

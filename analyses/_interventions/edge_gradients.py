@@ -113,7 +113,8 @@ class HeadGradients:
     def pull(self, slope: Stream) -> Float[Tensor, "input row position residual"]:
         """Return the gradient in what the projections are given: queries, keys, values by head."""
         parts, group = self.parts, self.parts.group
-        by_member = parts.pull_writes(self.layer, slope).unflatten(1, (-1, group)).unbind(2)
+        pulled = parts.pull_writes(self.layer, slope)
+        by_member = torch.unflatten(pulled, 1, (-1, group)).unbind(2)
         slopes = [
             torch.autograd.grad(output, leaf, each)
             for output, leaf, each in zip(self.outputs, self.leaves, by_member, strict=True)
@@ -151,5 +152,5 @@ def _pull_norm(
             leaf = stream.detach().expand_as(some).flatten(0, 1).requires_grad_()
             entered = parts.entered(layer, leaf)
             (back,) = torch.autograd.grad(entered, leaf, some.flatten(0, 1))
-        found.append(back.unflatten(0, some.shape[:2]))
+        found.append(torch.unflatten(back, 0, some.shape[:2]))
     return torch.cat(found)

@@ -125,12 +125,12 @@ class EdgeRun:
             """Sum what the removed edges of some targets change (target, batch, position, ...)."""
             chosen = lacking[:, targets]
             early = chosen[:, :, :known] @ fixed  # (variant, target, row · position · residual)
-            early = early.unflatten(-1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
+            early = torch.unflatten(early, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
             if visible <= known or moved is None:
                 return early
-            late = moved[: visible - known].unflatten(1, (times, -1)).flatten(2)
+            late = torch.unflatten(moved[: visible - known], 1, (times, -1)).flatten(2)
             late = torch.bmm(chosen[:, :, known:visible], late.transpose(0, 1))
-            late = late.unflatten(-1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
+            late = torch.unflatten(late, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
             return early.add_(late)
 
         for layer in range(start, graph.layers):
@@ -159,7 +159,8 @@ class EdgeRun:
         inputs, mlp, first = graph.inputs(layer), graph.mlp(layer), graph.first(layer)
         if bool(removed[:, inputs].any()):
             streams = shift(inputs, first).add_(stream)
-            entered = parts.entered(layer, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+            entered = parts.entered(layer, streams.flatten(0, 1))
+            entered = torch.unflatten(entered, 0, streams.shape[:2])
             z = parts.heads(layer, *parts.separate(layer, entered))
         else:
             z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))

@@ -242,9 +242,10 @@ def shared_edges(
         _digest([list(task.ids[row]), list(task.corrupted_ids[row]), repr(task.questions[row])])
         for row in rows
     ]
-    return table.complete(
+    found = table.complete(
         [kind], [prompts], edges, lambda some, part: sweep(some, part)[None], TOGETHER
-    )[0]
+    )
+    return np.asarray(found[0])
 
 
 def _digest(value: Any) -> str:

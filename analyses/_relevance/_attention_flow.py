@@ -1,6 +1,6 @@
 """Rollout and max-flow through the layers of attention maps, and the maps that they are made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,15 @@ def join(
     Without ``first`` the first key is dropped and rows sum to one again; the first query keeps its
     row, and one that attends to nothing else keeps what it holds.
     """
-    joined = np.asarray({"mean": np.mean, "max": np.max, "min": np.min}[fusion](heads, axis=0))
+    joins: dict[str, Callable[..., Any]] = {"mean": np.mean, "max": np.max, "min": np.min}
+    joined = np.asarray(joins[fusion](heads, axis=0))
     if first:
         return joined
     joined[places > 0, 0] = 0.0
     return np.where(*_divided(joined, places, NOTHING))
 
 
-def _stochastic(joined: Array, places: Array, residual: bool, cut: float) -> Array:
+def _stochastic(joined: Array, places: NDArray[Any], residual: bool, cut: float) -> Array:
     """Count weights below the cut as 0, add the residual stream, and make rows sum to one."""
     mixed = np.where(joined < cut, 0.0, joined)
     if residual:
@@ -70,7 +71,7 @@ def _stochastic(joined: Array, places: Array, residual: bool, cut: float) -> Arr
     return np.where(*_divided(mixed, places, 0.0))
 
 
-def _divided(rows: Array, places: Array, least: float) -> tuple[Array, Array, Array]:
+def _divided(rows: Array, places: NDArray[Any], least: float) -> tuple[Array, Array, Array]:
     """Return which rows hold more than ``least``, these divided by their sums, and the identity."""
     sums = rows.sum(-1, keepdims=True)
     stay = np.zeros_like(rows)
@@ -165,7 +166,7 @@ def _step_by_rows(
             weights = weights_of(q, k, spec, some).float().cpu().numpy()
             yield some, join(weights, some.numpy(), fusion, first=first)
 
-    def positive() -> Iterator[NDArray[np.float32]]:
+    def positive() -> Iterator[Any]:
         return (each[each > 0] for _, each in joined(torch.arange(q.shape[2])))
 
     cut = quantile(positive, discard) if discard else 0.0

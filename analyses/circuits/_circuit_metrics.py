@@ -56,7 +56,8 @@ def measure(model: Model, task: EncodedTask, metric: str, circuits: list[Mask]) 
         edges = split.graph.edges
         # All edges, none, and of circuits that are the same only one.
         packed: dict[bytes, int] = {}
-        places, masks = [], []
+        places: list[int] = []
+        masks: list[Mask] = []
         for circuit in (edges, edges & False, *circuits):
             key = np.packbits(circuit).tobytes()
             if key not in packed:

@@ -13,7 +13,7 @@ Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discove
 Hanna et al., Have Faith in Faithfulness (2403.17806).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -185,8 +185,8 @@ def _input_shares(graph: EdgeGraph, scores: Array) -> tuple[list[str], Array]:
 
 
 def _verdict(
-    levels: list[Array], rhos: dict[str, tuple[float, ...]], graph: EdgeGraph, best: list[str],
-    seed: int,
+    levels: list[Array], rhos: Mapping[str, tuple[float, float, float]], graph: EdgeGraph,
+    best: list[str], seed: int,
 ) -> Verdict:  # fmt: skip
     gap = levels[0] - levels[1]
     if not float(bootstrap(gap, seed=seed)[1]) > 0:
