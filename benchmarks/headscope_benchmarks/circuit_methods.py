@@ -14,14 +14,18 @@ import numpy as np
 import torch
 
 from headscope.analyses._interventions import ablation, head_gradients
+from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
+from headscope.analyses._interventions.edge_patching import patching
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._interventions.screening import screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.results import label
 from headscope.analyses._stats.bootstrap import t_interval
 from headscope.analyses._stats.effect_size import told_from_zero
+from headscope.analyses.circuits._acdc import discover
 from headscope.analyses.circuits._code_trials import METHODS as BASELINES
 from headscope.analyses.circuits._code_trials import Trials, auc
+from headscope.analyses.circuits._edge_table import heads as head_sources
 from headscope.probes import capture, constructed, load_model, tasks
 from headscope.probes.constructed import known_circuit
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from headscope.analyses._interventions.edge_graph import EdgeGraph
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.task import Task
     from headscope.probes.prompts.tokens import EncodedTask
@@ -38,6 +43,8 @@ Scores = tuple["NDArray[np.float64]", "NDArray[np.float64] | None"]
 # The discrete SAE as its authors set it; a head is true that loses this share of the metric.
 SAE = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity": 0.02}
 EXAMPLES, THRESHOLD, GRADED = 10, 0.05, 16
+# An edge is true that loses this share; ACDC runs on so many prompts, with this least rise in nats.
+EDGE_THRESHOLD, FEW, DIVERGENCE = 0.02, 8, 1e-5
 BY_TRAINING = ("trained SAE", "shuffled labels", "information of codes")
 
 
@@ -46,7 +53,7 @@ class Case:
     """A model, a task, and which of its heads and edges are true.
 
     ``weights`` says for how many heads each stands (NaN: not patched); ``edges`` is None where no
-    edges are known.
+    edges are known; ``known`` says that the truth is that of the construction.
     """
 
     model: Model
@@ -56,6 +63,7 @@ class Case:
     weights: NDArray[np.float64]
     edges: frozenset[tuple[str, str]] | None
     said: str
+    known: bool = False
 
     @property
     def names(self) -> list[Head]:
@@ -100,7 +108,7 @@ def constructed_case(name: str, n: int) -> Case:
 
     linked = known_circuit.linked_heads(name, held.TASK)
     return Case(
-        model, held.TASK, draw, truth, np.ones(truth.shape), linked, "known by construction"
+        model, held.TASK, draw, truth, np.ones(truth.shape), linked, "known by construction", True
     )
 
 
@@ -118,7 +126,19 @@ def patched_case(name: str, task: str, n: int, **options: Any) -> Case:
     left = ablation.ablate_each_head(model, some, some.metric, others, heads=chosen.heads)
     effect = intact[:, None, None] - left
     truth = told_from_zero(effect) & (np.abs(effect.mean(0)) > THRESHOLD * intact.mean())
-    return Case(model, task, draw, truth, chosen.weights, None, chosen.convention)
+    links = true_links(model, some, intact) if chosen.complete else None
+    return Case(model, task, draw, truth, chosen.weights, links, chosen.convention)
+
+
+def true_links(
+    model: Model, task: EncodedTask, intact: NDArray[np.float64]
+) -> frozenset[tuple[str, str]]:
+    """Return the pairs of heads with an edge whose patching loses a share of the metric."""
+    graph, effects = patched_edges(model, task)
+    true = told_from_zero(effects) & (np.abs(effects.mean(0)) > EDGE_THRESHOLD * intact.mean())
+    return frozenset(
+        (graph.sources[source], graph.owners[target]) for target, source in np.argwhere(true)
+    )
 
 
 def prepare(case: Case, seed: int, last: bool = False) -> Draw:
@@ -179,8 +199,62 @@ def probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
     yield "linear probe of outputs", (np.array(node), None)
 
 
+def gradients(draw: Draw) -> Iterator[tuple[str, Scores]]:
+    """Score edges by their gradients, and a head by the sum of its outgoing edges."""
+    task = draw.task.part(range(min(GRADED, len(draw.task))))
+    for method, name in (("eap", "EAP"), ("eap_ig", "EAP-IG")):
+        graph, scores = edge_scores(draw.case.model, task, differentiable(task.metric), method)
+        mean = np.nan_to_num(scores.astype(float).mean(0))
+        yield name, (np.abs(mean.sum(0))[head_sources(graph)].ravel(), of_pairs(draw, graph, mean))
+
+
+def patched(draw: Draw) -> Iterator[tuple[str, Scores]]:
+    """Patch every edge between heads alone, and take edges out one after another (ACDC).
+
+    Only where the truth is not itself found by patching.
+    """
+    if not draw.case.known:
+        return
+    model, task = draw.case.model, draw.task.part(range(min(FEW, len(draw.task))))
+    graph, effects = patched_edges(model, task)
+    node = ablation.kept_z(ablation.capture_corrupted(model, task))
+    lost = ablation.evaluate(model, task)[:, None, None] - ablation.ablate_each_head(
+        model, task, task.metric, node
+    )
+    yield "patching", (np.abs(lost.mean(0)).ravel(), of_pairs(draw, graph, effects.mean(0)))
+    left = discover(model, task, DIVERGENCE).astype(float)
+    yield "ACDC", (left.sum(0)[head_sources(graph)].ravel(), of_pairs(draw, graph, left))
+
+
+def patched_edges(model: Model, task: EncodedTask) -> tuple[EdgeGraph, NDArray[np.float64]]:
+    """Return what patching each edge between heads loses (prompt, target, source)."""
+    with patching(model, task) as split:
+        graph = split.graph
+    between = np.array(["H" in name for name in graph.owners])[:, None] & graph.edges
+    between[:, ~np.array(["H" in name for name in graph.sources])] = False
+    some = [(int(target), int(source)) for target, source in np.argwhere(between)]
+    effects = np.zeros((len(task), *graph.edges.shape))
+    effects[:, between] = edge_effects(model, task, task.metric, some)
+    return graph, effects
+
+
+def of_pairs(draw: Draw, graph: EdgeGraph, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the largest absolute score over the inputs of each pair of heads (pair,)."""
+    names = [label(head) for head in draw.case.names]
+    source = {name: at for at, name in enumerate(graph.sources)}
+    targets: dict[str, list[int]] = {}
+    for at, owner in enumerate(graph.owners):
+        targets.setdefault(owner, []).append(at)
+    sizes = np.abs(scores)
+    return np.array([
+        sizes[targets[names[two]], source[names[one]]].max() for one, two in draw.case.pairs
+    ])  # fmt: skip
+
+
 # Each takes a draw and yields names with the scores of heads, and of `Case.pairs` or None.
-METHODS: list[Callable[[Draw], Iterator[tuple[str, Scores]]]] = [baselines, probe]
+METHODS: list[Callable[[Draw], Iterator[tuple[str, Scores]]]] = [
+    baselines, probe, gradients, patched,
+]  # fmt: skip
 
 
 def rows(case: Case, trials: int) -> list[dict[str, Any]]:
