@@ -18,7 +18,7 @@ told = basis["advantage_lower"] > 0
 assert float(told.mean()) > 0.6
 assert told.sel(layer=3).all()
 by_layer = basis["advantage"].mean("head")
-assert int(by_layer.argmax()) == 3
+assert by_layer.values.argmax() == 3
 assert float(basis["explained_components"].mean()) > 4 * float(basis["explained"].mean())
 
 # %% lenses-basis-causal
