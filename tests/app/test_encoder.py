@@ -22,7 +22,7 @@ PREDICTING = {
     "logit_attribution", "lookback", "needle_sweep", "patching", "query_focus", "reliability",
     "rollout", "sae_circuits", "position_bias", "gradient_relevance", "lrp",
     "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
-    "weight_relations",
+    "weight_relations", "edge_attribution", "edge_circuits",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",
