@@ -37,6 +37,7 @@ from headscope.probes.prompts.task import Task
 NEEDS = ()
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "edges": 8, "sample": 8, "patched_prompts": 2}
 
 SOURCE = "Syed et al. 2310.10348; Hanna et al. 2403.17806"

@@ -49,6 +49,7 @@ from headscope.probes.prompts.task import Task
 NEEDS = ()
 TASK = "ioi"
 PROMPTS = 32
+SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "draws": 2, "minimal": 4}
 
 SOURCE = "Conmy et al. 2304.14997; Hanna et al. 2403.17806; Mueller et al. 2504.13151"
