@@ -40,8 +40,8 @@ class Pair:
 
     @property
     def weight(self) -> float:
-        """Weight on the key."""
-        return float(self.weights[self.key])
+        """Weight on the key; what rounding makes of 1 is 1."""
+        return min(float(self.weights[self.key]), 1.0)
 
 
 def last_questions(model: Model, task: Task) -> EncodedTask:
