@@ -25,7 +25,7 @@ from headscope.analyses._interventions.edge_gradients import METHODS
 from headscope.analyses._interventions.edge_graph import EdgeGraph
 from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime.options import AtLeast, OneOf
-from headscope.analyses._runtime.results import GRID, Results, label, require, top
+from headscope.analyses._runtime.results import GRID, Results, label, require, require_maps, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.rank_correlation import agreement
@@ -104,6 +104,7 @@ def run(
     and ``drawn`` (whether it is of the sample).
     """
     require(capture, NEEDS, "edge_attribution")
+    require_maps(capture, "edge_attribution")
     name = differentiable(task.metric if metric == "task" else metric)
     encoded = ablation.encode_task(model, task)
     graph, scores = edge_scores(model, encoded, name, method, steps)

@@ -25,7 +25,7 @@ from headscope.analyses._interventions.edge_gradients import METHODS
 from headscope.analyses._interventions.edge_graph import EdgeGraph
 from headscope.analyses._interventions.metrics import METRICS, UNITS, differentiable
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf
-from headscope.analyses._runtime.results import GRID, Results, require
+from headscope.analyses._runtime.results import GRID, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.effect_size import told_from_zero
@@ -115,6 +115,7 @@ def run(
     circuit's edges from and to a head), ``size`` (edges). With 95 % intervals over prompts.
     """
     require(capture, NEEDS, "edge_circuits")
+    require_maps(capture, "edge_circuits")
     if len(task) < 2:
         raise NotApplicable("task: one prompt; give two or more, to find and to measure")
     name = differentiable(task.metric if metric == "task" else metric)
