@@ -187,14 +187,15 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     InteractiveShell.clear_instance()
 
 
+def marker(path: Path) -> pytest.MarkDecorator:
+    """Say with which tests a notebook runs; circuits of a real model take too long for CI."""
+    if path.stem == "real_circuit":
+        return pytest.mark.slow
+    return pytest.mark.models if path in REAL else pytest.mark.long
+
+
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path, id=path.stem, marks=pytest.mark.models if path in REAL else pytest.mark.long
-        )
-        for path in NOTEBOOKS
-    ],
+    "path", [pytest.param(path, id=path.stem, marks=marker(path)) for path in NOTEBOOKS]
 )
 def test_notebooks_run_and_their_checks_hold(path, shell, request):
     if path in REAL:

@@ -13,7 +13,7 @@ from headscope.analyses._stats.rank_correlation import agreement
 from headscope.probes import load_model, tasks
 from headscope.probes.models import packaged
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.slow
 NAME, METRIC = "headscope/smollm2", "logit_difference"
 
 # Peak of resident memory beyond what is there before, and what is stated, in bytes.
