@@ -14,7 +14,6 @@ from headscope.probes import capture, load_model
 from headscope.probes.models import packaged
 from headscope.probes.prompts.library import openings
 
-pytestmark = pytest.mark.models
 NAME = "headscope/smollm2"
 SITE, K, TOKENS = Site(1), 32, 96
 
@@ -35,6 +34,7 @@ def held(model):
     return [model.encode(text)[:TOKENS] for text in openings(32, 128, model.tokenizer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_explains_more_than_other_codes_of_as_many_numbers(kind, model, texts, held):
     """ReLU, whose penalty shrinks activations, does not reach principal components so soon."""
@@ -56,6 +56,7 @@ def test_every_kind_explains_more_than_other_codes_of_as_many_numbers(kind, mode
     assert 0.4 < explained < 1
 
 
+@pytest.mark.models
 @pytest.mark.requirement("E1")
 def test_the_model_predicts_better_with_an_autoencoder_than_with_other_codes(model, texts, held):
     sae = train(model, texts, SITE, Settings("topk", 1024, K, steps=300))
