@@ -9,7 +9,7 @@ from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model, tasks
 from headscope.probes.models import packaged
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.slow
 NAME = "headscope/smollm2"
 PROMPTS = 2
 
