@@ -14,12 +14,12 @@ from headscope.analyses._measurements.score_terms import KEEP, Scores
 from headscope.probes import capture, load_model
 from headscope.probes.capturing.logit_terms import logit_terms
 
-# Heads of these do not write straight into the stream: a norm takes the sum (BERT and its like,
-# OLMo 2's is not told from one), or the MLP's module or the block adds the stream (Bloom, MPT,
-# Falcon). DeepSeek's compressed keys and Qwen3-Next's gated outputs are no known linear map.
+# Heads of these do not write straight into the stream: a norm takes the sum (BERT and its like), or
+# the MLP's module or the block adds the stream (Bloom, MPT, Falcon). DeepSeek's compressed keys and
+# Qwen3-Next's gated outputs are no known linear map.
 UNKNOWN = (
     "bert", "roberta", "distilbert", "megatron-bert", "rembert", "roformer", "mpnet",
-    "olmo2", "bloom", "mpt", "falcon", "deepseek_v3", "qwen3_next",
+    "bloom", "mpt", "falcon", "deepseek_v3", "qwen3_next",
 )  # fmt: skip
 # The first GPT is not followed, DeBERTa's bias is no function of the distance, Mamba has no map.
 OTHERS = (
@@ -32,7 +32,7 @@ OTHERS = (
 )
 KNOWN = [family for family in CONFIGS if family not in (*UNKNOWN, *OTHERS)]
 # A norm divides their queries and keys.
-DIVIDED = {"qwen3", "qwen3_moe", "gemma3_text", "lfm2"}
+DIVIDED = {"olmo2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2"}
 TEXT = [3, 17, 5, 32, 17, 9, 30, 5, 11]
 
 

@@ -6,12 +6,18 @@ import pytest
 from typer.testing import CliRunner
 
 from headscope.analyses.comparison import published
-from headscope.app.cli import app
+from headscope.app.cli import app, console
 from headscope.app.cli.main import main
 from headscope.probes import constructed
 from headscope.probes.constructed.known_circuit import Edge
 
 MODEL = "headscope/constructed-ioi"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal that no row of a table is wrapped in."""
+    monkeypatch.setattr(console.out, "_width", 240)
 
 
 def record():
@@ -53,9 +59,7 @@ def test_a_circuit_of_ones_own_is_measured(tmp_path):
     file.write_text(json.dumps(record()))
     assert published.circuit(file).heads == constructed.module(MODEL).HEADS
     assert set(published.circuit(file).edges) == set(constructed.module(MODEL).EDGES)
-    done = CliRunner().invoke(
-        app, ["reproduce", str(file), "--number", "8", "--coded", "10"], env={"COLUMNS": "240"}
-    )
+    done = CliRunner().invoke(app, ["reproduce", str(file), "--number", "8", "--coded", "10"])
     assert done.exit_code == 0, done.output
     rows = {
         cells[0]: cells[1:]
@@ -107,9 +111,7 @@ def test_a_model_without_the_heads_is_refused(monkeypatch, capsys):
     ],
 )
 def test_another_model_stands_beside_those_of_the_paper(what, name, wanted):
-    done = CliRunner().invoke(
-        app, ["reproduce", what, "--model", name, "--number", "4"], env={"COLUMNS": "240"}
-    )
+    done = CliRunner().invoke(app, ["reproduce", what, "--model", name, "--number", "4"])
     assert done.exit_code == 0, done.output
     (row,) = [line.split("│")[1:-1] for line in done.stdout.splitlines() if wanted in line]
     assert row[1].strip() == ""

@@ -97,5 +97,5 @@ def test_analyses_refuse_bins_in_one_line(name, bundled):
     task = tasks.make(getattr(module, "TASK", None) or "story", tokenizer=bundled.tokenizer, n=2)
     stats = tuple(one for one in module.NEEDS if one not in ("pattern", "topk", "topk_key"))
     binned = capture(bundled, task, stats=stats or ("entropy",), bins=3)
-    supplied = {"capture": binned, "model": bundled, "prompts": task, "task": task}
+    supplied = {"capture": binned, "model": bundled, "prompts": task, "task": task, "sae": None}
     check_message("bins", module.run, *(supplied[one] for one in inputs.positionals(name)))
