@@ -39,6 +39,8 @@ WRITES, INPUTS = 2**25, 2**22
 NORMED = 5
 # Scores of a batch at once: sum, one product, and the sum with its sign changed.
 COPIED = 3
+# Bytes that an edge takes while circuits grow: its place in the order, and in the queue before.
+ORDERED = 600
 
 
 class EdgeRun:
@@ -223,8 +225,8 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
     """Return the bytes that are held at the peak, beside the model, for prompts of these tokens.
 
     Writes and their differences on the corrupted prompts, the streams, the inputs of one layer's
-    heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges,
-    and else the scores of every prompt.
+    heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges
+    and the order of all edges, and else the scores of every prompt.
     """
     width = int(model.module.config.get_text_config().hidden_size)
     sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
@@ -235,7 +237,8 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
     held = arrays * sources + model.layers + 1 + NORMED * inputs * sets
     rows = 0 if circuits else len(ids) + COPIED * max(map(len, parts))
     scores = rows * (model.layers * (inputs + 1) + 1) * sources
-    return 4 * (tokens * width * held + scores)
+    edges = EdgeGraph(model.layers, model.heads, parallel=False).count if circuits else 0
+    return 4 * (tokens * width * held + scores) + ORDERED * edges
 
 
 @contextmanager
