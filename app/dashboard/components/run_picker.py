@@ -1,11 +1,24 @@
 """Which run a screen is about: the one that the link names, or the one that was opened."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
+import xarray as xr
 
 from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components.plain import error
+from headscope.kernels.errors import HeadscopeError
+
+
+class Read(NamedTuple):
+    """A run that was read; ``name`` begins the names of files that are downloaded of it."""
+
+    key: cache.RunKey
+    capture: xr.Dataset
+    results: Mapping[str, xr.Dataset]
+    name: str
 
 
 def opened(use: str = "") -> Path | None:
@@ -26,3 +39,20 @@ def choose(folder: Path, place: Any = st) -> Path:
     names = list(runs)
     state.take("run", names, folder.name)
     return runs[place.selectbox("Run", names, key="run", persist_state="session")]
+
+
+def read() -> Read | None:
+    """Let the user choose a run, and read it; None, said on the page, where that cannot be."""
+    folder = opened()
+    if folder is None:
+        return None
+    path = choose(folder)
+    key = cache.run_key(path)
+    try:
+        run, capture, results = cache.run(key)
+    except HeadscopeError as refusal:
+        error(refusal)
+        return None
+    return Read(
+        key, capture, results, f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
+    )

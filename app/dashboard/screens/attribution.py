@@ -7,17 +7,16 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.app.dashboard import cache, state
+from headscope.app.dashboard import state
 from headscope.app.dashboard.components import (
     route_figures,
     run_button,
     run_picker,
     token_relevance,
 )
-from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.dashboard.components.plain import plain
 from headscope.app.report.page import is_doubtful
 from headscope.app.report.scores import interval_text
-from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Attribution"
 FAITHFULNESS, ROUTES = "faithfulness", "routes"
@@ -32,16 +31,10 @@ MEASURES = {
 def draw() -> None:
     """Draw the screen for the run that the link names."""
     st.title(TITLE)
-    folder = run_picker.opened()
-    if folder is None:
+    read = run_picker.read()
+    if read is None:
         return
-    path = run_picker.choose(folder)
-    key = cache.run_key(path)
-    try:
-        run, capture, results = cache.run(key)
-    except HeadscopeError as refusal:
-        error(refusal)
-        return
+    key, capture, results, name = read
     complaints = st.container()
     measured = _measured(results, FAITHFULNESS)
     st.header("Which tokens does the answer come from?")
@@ -56,7 +49,6 @@ def draw() -> None:
     if traced is None:
         run_button.offer(key, ROUTES, "The routes to the answer were not traced on this run yet.")
     else:
-        name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
         route_figures.draw(key, traced, name)
     with complaints:
         state.show_warnings()

@@ -18,9 +18,8 @@ from headscope.app.dashboard.components import (
     run_picker,
     what_if,
 )
-from headscope.app.dashboard.components.plain import error, plain
+from headscope.app.dashboard.components.plain import plain
 from headscope.app.report.page import is_doubtful
-from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Circuit"
 # What is offered where a run has no graph yet, and what it would show.
@@ -37,26 +36,20 @@ LINKED = 8
 def draw() -> None:
     """Draw the screen for the run that the link names."""
     st.title(TITLE)
-    folder = run_picker.opened()
-    if folder is None:
+    read = run_picker.read()
+    if read is None:
         return
-    path = run_picker.choose(folder)
-    key = cache.run_key(path)
-    try:
-        run, capture, results = cache.run(key)
-    except HeadscopeError as refusal:
-        error(refusal)
-        return
+    key, capture, results, name = read
     complaints = st.container()
     graphs = circuit_graph.graphs(results)
     if graphs:
-        name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}-circuit"
-        _graph(key, capture, results, graphs, name)
-    missing = {name: why for name, why in OFFERED.items() if f"{name}." not in " ".join(graphs)}
+        _graph(key, capture, results, graphs, f"{name}-circuit")
+    drawn = {graph.partition(".")[0] for graph in graphs}
+    missing = {analysis: why for analysis, why in OFFERED.items() if analysis not in drawn}
     if missing:
         st.header("Other circuits" if graphs else "No circuit yet")
-        for name, why in missing.items():
-            run_button.offer(key, name, why)
+        for analysis, why in missing.items():
+            run_button.offer(key, analysis, why)
     with complaints:
         state.show_warnings()
 

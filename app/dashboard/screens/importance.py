@@ -38,19 +38,16 @@ CURVES = ("curve", "group_curve")
 def draw() -> None:
     """Draw the screen for the run that the link names."""
     st.title(TITLE)
-    folder = run_picker.opened()
-    if folder is None:
+    read = run_picker.read()
+    if read is None:
         return
-    path = run_picker.choose(folder)
-    key = cache.run_key(path)
+    key, capture, results, name = read
     try:
-        run, capture, results = cache.run(key)
         found = importance(results)
     except HeadscopeError as refusal:
         error(refusal)
         return
     complaints = st.container()
-    name = f"{str(run.manifest['model']).replace('/', '-')}-{path.name}"
     if found is None:
         run_button.offer(key, IMPORTANCE, "Which heads matter was not measured on this run yet.")
     else:
