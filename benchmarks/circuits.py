@@ -5,7 +5,8 @@ python -P benchmarks/circuits.py --models   SmolLM2 too, which has to be there
 python -P benchmarks/circuits.py CASE...    those cases alone, the others as they were
 ... --variants                              the discrete SAE with one thing changed, instead
 
-A case is MODEL:TASK. Results go to ``benchmarks/results/circuits.json``, case by case.
+A case is MODEL:TASK. Results go to ``benchmarks/results/circuits.json``, case by case. The analysis
+`circuit_methods` measures the same on any model and task.
 """
 
 import json
@@ -16,19 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from headscope.probes import constructed
-from headscope_benchmarks.circuit_methods import (
-    Case,
-    constructed_case,
-    patched_case,
-    rows,
-    variants,
-)
+from headscope.analyses._interventions.ablation import encode_task
+from headscope.analyses._stats.bootstrap import t_interval
+from headscope.analyses.circuits import _circuit_methods as methods
+from headscope.analyses.circuits._circuit_truth import Truth, constructed_truth, patched_truth
+from headscope.analyses.circuits._code_trials import METHODS as CODES
+from headscope.analyses.circuits._code_trials import auc
+from headscope.analyses.circuits.circuit_methods import measure
+from headscope.probes import constructed, load_model, tasks
+from headscope.probes.constructed import known_circuit
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.tokens import EncodedTask
 
 FILE = Path(__file__).parent / "results" / "circuits.json"
 PROMPTS, TRIALS, FEW = 100, 5, 3
+TRUTH_PROMPTS, THRESHOLD, EDGE_THRESHOLD = 16, 0.05, 0.02
 BUNDLED = ("ioi", "recall")
 SMOLLM2 = ("ioi", "docstring")
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -51,21 +54,56 @@ def cases() -> dict[str, tuple[str, str]]:
     return {f"{model}:{task}": (model, task) for model, task in listed}
 
 
-def measure(model: str, task: str, varied: bool) -> dict[str, Any]:
-    """Measure one case: all methods, or the variants of one."""
-    made = model in constructed.names()
-    case: Case = constructed_case(model, PROMPTS) if made else patched_case(model, task, PROMPTS)
-    if varied:
-        return {"variants": variants(case, FEW, CHANGES)}
-    return {
-        "truth": {
-            "heads": int(case.heads.sum()), "of": int((~np.isnan(case.weights)).sum()),
-            "how": case.said, "edges": None if case.edges is None else len(case.edges),
-        },
-        "prompts": PROMPTS,
-        "trials": TRIALS,
-        "rows": rows(case, TRIALS),
-    }  # fmt: skip
+def load(name: str, task: str) -> tuple[Model, EncodedTask, Truth]:
+    """Return a model, prompts for all trials, and which of its heads and edges are true."""
+    count = PROMPTS * TRIALS
+    if name in constructed.names():
+        circuit = known_circuit.load(name, count)
+        return circuit.model, encode_task(circuit.model, circuit.task), constructed_truth(circuit)
+    model = load_model(name)
+    encoded = encode_task(model, tasks.make(task, model.tokenizer, TRUTH_PROMPTS + count))
+    first = encoded.part(range(TRUTH_PROMPTS))
+    truth = patched_truth(model, first, THRESHOLD, EDGE_THRESHOLD)
+    return model, encoded.part(range(TRUTH_PROMPTS, len(encoded))), truth
+
+
+def rows(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, Any]]:
+    """Measure every method: mean AUC over parts of the prompts, with 95 % t intervals."""
+    measured = measure(model, task, truth, TRIALS, 0)
+    return [
+        {"model": model.name, "task": task.name, "method": name,
+         "node": interval(values[:, 0]), "edge": interval(values[:, 1])}
+        for name, values in measured.trials.items()
+    ]  # fmt: skip
+
+
+def interval(values: Any) -> list[float] | None:
+    """Return mean, lower and upper end; None where there is no truth."""
+    ends = np.array(t_interval(values))
+    return None if np.isnan(ends).any() else ends.round(4).tolist()
+
+
+def variants(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, Any]]:
+    """Measure the trained SAE and what stands beside it with one thing changed."""
+    heads, weights = truth.heads.ravel(), truth.weights.ravel()
+    tried = ~np.isnan(weights)
+    result = []
+    for title, given in CHANGES:
+        change = dict(given)
+        last, scaled = change.pop("last", False), change.pop("scaled", True)
+        values = []
+        for number in range(FEW):
+            part = task.part(range(number, len(task), TRIALS))
+            draw = methods.prepare(model, part, truth, number, last)
+            generator = torch.Generator().manual_seed(number)
+            nodes, _ = methods.codes(draw, scaled=scaled, **change).score(generator)
+            values.append([auc(heads[tried], node[tried], weights[tried]) for node in nodes[:5]])
+        columns = np.array(values).T
+        result.append({
+            "model": model.name, "task": task.name, "changed": title,
+            **{name: interval(column) for name, column in zip(CODES, columns, strict=False)},
+        })  # fmt: skip
+    return result
 
 
 def main(arguments: list[str]) -> None:
@@ -76,7 +114,18 @@ def main(arguments: list[str]) -> None:
         name for name in known if "--models" in arguments or "smollm2" not in name
     ]
     for name in wanted:
-        result = measure(*known[name], "--variants" in arguments)
+        model, task, truth = load(*known[name])
+        if "--variants" in arguments:
+            result = {"variants": variants(model, task, truth)}
+        else:
+            result = {
+                "truth": {
+                    "heads": int(truth.heads.sum()), "of": int((~np.isnan(truth.weights)).sum()),
+                    "how": truth.criterion,
+                    "edges": None if truth.edges is None else len(truth.edges),
+                },
+                "prompts": PROMPTS, "trials": TRIALS, "rows": rows(model, task, truth),
+            }  # fmt: skip
         kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
         kept[name] = kept.get(name, {}) | result
         FILE.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")

@@ -1,8 +1,8 @@
-"""SmolLM2's heads in words: labels of what they write."""
+"""SmolLM2's heads in words: labels of what they write, and relations that their weights hold."""
 
 import pytest
 
-from headscope.analyses import text_basis
+from headscope.analyses import text_basis, weight_relations
 from headscope.analyses._measurements import word_tokens
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.models import packaged
@@ -35,3 +35,21 @@ def test_labels_are_words_and_of_some_heads_explain_more_than_random_directions(
     assert float(result["explained_random"][26, 2]) < 0.1
     assert {"Kevin", "Sarah"} <= set(result.attrs["labels"]["L23H2"])
     assert float((result["explained"] - result["explained_components"]).max()) < 0.05
+
+
+@pytest.mark.requirement("C7")
+def test_weights_hold_relations_and_two_heads_suppress_what_others_copy(model, held):
+    result = weight_relations.run(held, model)
+    assert result.attrs["left_out"] == {}
+    heads = result.attrs["heads_by_relation"]
+    # Many heads raise capitals; this one raises the right one.
+    assert heads["country_capital"][0] == "L23H4"
+    assert float(result["country_capital"][23, 4]) > 0.6
+    assert {"Spain → Madrid", "France → Paris"} <= set(
+        result.attrs["examples"]["country_capital"].removeprefix("L23H4: ").split(", ")
+    )
+    assert float(result["name_copying"][23, 2]) > 0.7
+    assert set(heads["name_copying_suppression"]) == {"L23H3", "L24H4"}
+    assert "L23H3" not in heads["name_copying"] and "L24H4" not in heads["name_copying"]
+    # Few of 270 heads hold any one relation.
+    assert max(map(len, heads.values())) < 30

@@ -1,0 +1,212 @@
+"""Circuit methods: which of the methods that find circuits is right, on this model and known ones.
+
+Each method ranks the heads of a task's circuit, and the edges between heads; the ROC AUC holds its
+ranking against the true ones. On constructed models these are known; on this model a head or edge
+is true when patching it moves a share of the task's metric. Methods that read only what heads
+write on clean and corrupted prompts (the discrete SAE and its baselines, the difference of means, a
+linear probe) stand beside those that follow the metric (attribution, EAP, EAP-IG) and, where the
+truth is not itself found by patching, patching and ACDC. An AUC of .5 is chance.
+
+A method that reads only what heads write counts a head that the metric does not use like one that
+it does, and misses heads whose outputs are distributed alike on both sides; where the linear probe
+is at .5 on true heads, no code of their outputs can find them.
+
+Sources: O'Neill & Bui (2405.12522) for the discrete SAE and the table; Syed et al. (2310.10348);
+Hanna et al. (2403.17806); Conmy et al. (2304.14997).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import xarray as xr
+
+from headscope.analyses._interventions import ablation
+from headscope.analyses._runtime.options import AtLeast, Between
+from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, require, require_maps
+from headscope.analyses._runtime.verdict import Verdict
+from headscope.analyses._stats.bootstrap import Array, t_interval
+from headscope.analyses.circuits import _circuit_methods as methods
+from headscope.analyses.circuits._circuit_truth import (
+    Truth,
+    constructed_truth,
+    patched_truth,
+    true_edges,
+)
+from headscope.analyses.circuits._code_trials import auc
+from headscope.kernels.errors import NotApplicable, UnsupportedModel
+from headscope.kernels.formatting import amount
+from headscope.probes import constructed
+from headscope.probes.constructed import known_circuit
+from headscope.probes.models.model import Model
+from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
+
+NEEDS = ()
+TASK = "ioi"
+PROMPTS = 256
+SUPPORTS: set[str] = set()
+QUICK = {"known": False, "trials": 2, "truth_prompts": 4}
+
+SOURCE = "O'Neill & Bui 2405.12522; Syed et al. 2310.10348; Hanna et al. 2403.17806"
+# The method of the source, and those it has to beat.
+OWN, SIMPLER = "trained SAE, scaled", ("shuffled labels, scaled", "mean difference", "no SAE")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """AUC of every method on a case (trial, heads or edges), and methods that refused it."""
+
+    truth: Truth
+    trials: Mapping[str, Array]
+    refused: Mapping[str, str]
+
+    def beats(self, one: str, other: str) -> bool:
+        """Say whether one method finds heads better than another, trial by trial."""
+        both = self.trials[one][:, 0] - self.trials[other][:, 0]
+        return bool(t_interval(both, low=-1)[1] > 0)
+
+
+def run(
+    capture: xr.Dataset,
+    model: Model,
+    task: Task,
+    *,
+    known: bool = True,
+    trials: Annotated[int, AtLeast(2)] = 5,
+    truth_prompts: Annotated[int, AtLeast(2)] = 16,
+    threshold: Annotated[float, Between(0, 1)] = 0.05,
+    edge_threshold: Annotated[float, Between(0, 1)] = 0.02,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Hold every method that finds circuits against the true heads and edges.
+
+    Parameters
+    ----------
+    capture, model, task
+        Model and task whose circuit is looked for. Of the capture only the provenance is used. The
+        first prompts are patched for the truth; the others are divided among the trials.
+    known
+        Measure the constructed models too, whose circuits are known.
+    trials
+        Parts of the prompts, each with a dictionary of its own, that intervals are over.
+    truth_prompts
+        Prompts that are patched for the truth of this model.
+    threshold, edge_threshold
+        Share of the intact metric that a true head, and a true edge between heads, loses.
+    seed
+        Seed of dictionaries, of shuffled labels and of the sample of heads that are patched.
+
+    Returns
+    -------
+    Dataset with ``node_auc`` and ``edge_auc`` (case, method; 0 to 1, 0.5 is chance, mean over
+    trials with a 95 % t interval; NaN where a method ranks no edges or no true ones are known), and
+    ``true_heads`` and ``true_edges`` (case; counts). A case is a model with its task; ``refused``
+    says which methods a model does not allow, and why.
+    """
+    require(capture, NEEDS, "circuit_methods")
+    require_maps(capture, "circuit_methods")
+    left = len(task) - truth_prompts
+    if left < 2 * methods.EXAMPLES * trials:
+        raise NotApplicable(
+            f"task: {len(task)} prompts, of which {truth_prompts} are patched; {trials} trials of "
+            f"{2 * methods.EXAMPLES} need {truth_prompts + 2 * methods.EXAMPLES * trials}"
+        )
+    encoded = ablation.encode_task(model, task)
+    truth = patched_truth(
+        model, encoded.part(range(truth_prompts)), threshold, edge_threshold, seed
+    )
+    rest = encoded.part(range(truth_prompts, len(task)))
+    cases = {f"{model.name}: {task.name}": measure(model, rest, truth, trials, seed)}
+    if known:
+        cases |= measure_known(left, trials, seed)
+
+    names = list(dict.fromkeys(name for case in cases.values() for name in case.trials))
+    table = np.full((trials, len(cases), len(names), 2), np.nan)
+    for at, case in enumerate(cases.values()):
+        for column, name in enumerate(names):
+            if name in case.trials:
+                table[:, at, column] = case.trials[name]
+    what = f"mean over {trials} trials of {left // trials} clean and as many corrupted prompts"
+    results = Results(capture, seed=seed, source=SOURCE, evidence="causal")
+    for at, (name, nodes) in enumerate((("node_auc", "heads"), ("edge_auc", "edges"))):
+        results.add_interval(
+            name, ("case", "method"), t_interval(table[..., at]),
+            f"AUC for the {nodes} of the circuit", "ROC AUC", *ZERO_TO_ONE,
+            convention=f"true: {truth.criterion}; constructed models: by construction; {what}",
+        )  # fmt: skip
+    counts = [
+        [float(case.truth.heads.sum()), np.nan if case.truth.edges is None
+         else float(len(case.truth.edges))] for case in cases.values()
+    ]  # fmt: skip
+    for name, column in zip(("heads", "edges"), np.array(counts).T, strict=True):
+        results.add(
+            f"true_{name}", ("case",), column, f"True {name} of the circuit", name, "sequential", 0
+        )
+    return results.dataset(
+        {"case": list(cases), "method": names},
+        _verdict(cases),
+        refused={name: dict(case.refused) for name, case in cases.items() if case.refused},
+    )
+
+
+def measure_known(n: int, trials: int, seed: int) -> dict[str, Measured]:
+    """Measure every constructed model on as many prompts of its task."""
+    cases = {}
+    for name in constructed.names():
+        circuit = known_circuit.load(name, n, seed)
+        encoded = ablation.encode_task(circuit.model, circuit.task)
+        cases[f"{name}: {circuit.task.name}"] = measure(
+            circuit.model, encoded, constructed_truth(circuit), trials, seed
+        )
+    return cases
+
+
+def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: int) -> Measured:
+    """Measure every method on parts of a task's prompts."""
+    heads, weights = truth.heads.ravel(), truth.weights.ravel()
+    tried = ~np.isnan(weights)
+    edges = true_edges(model, truth)
+    scores: dict[str, list[list[float]]] = {}
+    refused: dict[str, str] = {}
+    for number in range(trials):
+        part = task.part(range(number, len(task) // trials * trials, trials))
+        draw = methods.prepare(model, part, truth, seed * 1000 + number)
+        for method in methods.METHODS:
+            try:
+                for name, (node, link) in method(draw):
+                    of_edges = float("nan") if link is None else auc(edges, link)
+                    of_heads = auc(heads[tried], node[tried], weights[tried])
+                    scores.setdefault(name, []).append([of_heads, of_edges])
+            except (NotApplicable, UnsupportedModel) as refusal:
+                refused[method.__name__.removeprefix("score_by_")] = str(refusal)
+    return Measured(truth, {name: np.array(each) for name, each in scores.items()}, refused)
+
+
+def _verdict(cases: Mapping[str, Measured]) -> Verdict:
+    """Say which methods find the heads, and whether the discrete SAE beats what is simpler."""
+    judged = {
+        name: case for name, case in cases.items() if np.isfinite(case.trials[OWN][:, 0]).all()
+    }
+    if not judged:
+        return Verdict(
+            "too_few",
+            "All heads or none are true on this model and task, so there is no AUC; move the "
+            "threshold, or take a task that the model does.",
+        )
+    sentences = [_sentence(name, case) for name, case in judged.items()]
+    won = [
+        name for name, case in judged.items() if all(case.beats(OWN, other) for other in SIMPLER)
+    ]
+    text = " ".join(sentences) + (
+        f" The trained SAE beats {', '.join(SIMPLER)} on {len(won)} of {len(judged)}."
+    )
+    return Verdict("supported" if len(won) > 1 else "not_supported", text)
+
+
+def _sentence(name: str, case: Measured) -> str:
+    means = {method: float(values[:, 0].mean()) for method, values in case.trials.items()}
+    best = sorted(means, key=lambda method: -means[method])[:3]
+    listed = ", ".join(f"{method} {amount(means[method])}" for method in best)
+    return f"{name}: heads are found best by {listed}; trained SAE {amount(means[OWN])}."
