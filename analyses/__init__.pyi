@@ -10,6 +10,7 @@ from headscope.analyses.attribution import logit_attribution as logit_attributio
 from headscope.analyses.attribution import lrp as lrp
 from headscope.analyses.attribution import rollout as rollout
 from headscope.analyses.attribution import routes as routes
+from headscope.analyses.circuits import circuit_methods as circuit_methods
 from headscope.analyses.circuits import communication as communication
 from headscope.analyses.circuits import edge_attribution as edge_attribution
 from headscope.analyses.circuits import edge_circuits as edge_circuits

@@ -26,6 +26,7 @@ from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._sparse_autoencoders import splicing
 from headscope.analyses.attribution import _relevance_heads, logit_attribution
+from headscope.analyses.circuits import circuit_methods
 from headscope.analyses.head_importance import _method_scores
 from headscope.analyses.retrieval_heads import _head_masking
 from headscope.kernels.errors import NotApplicable
@@ -156,6 +157,9 @@ def count(name, model, prompts, number):
         patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
         patch.object(read_removal, "metric_with", marked(read_removal.metric_with, "causal check")),
         patch.object(ablation, "sweep", marked(ablation.sweep, "sweep")),
+        patch.object(  # of other models
+            circuit_methods, "measure_known", marked(circuit_methods.measure_known, "known")
+        ),
         patch.object(PromptSets, "_capture", marked(PromptSets._capture, "capture")),
         patch.object(PrefixReuse, "_agrees", marked(PrefixReuse._agrees, "check")),
         work.counting(counted),

@@ -23,6 +23,7 @@ from headscope.analyses.circuits._circuit_truth import Truth, pairs, patched_edg
 from headscope.analyses.circuits._code_trials import METHODS as CODES
 from headscope.analyses.circuits._code_trials import Trials
 from headscope.analyses.circuits._edge_table import heads as head_sources
+from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ SAE: dict[str, Any] = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity":
 EXAMPLES = 10
 # Prompts of a draw whose gradients are taken, and those that are patched edge by edge.
 SLOPED, PATCHED = 16, 8
+# Parts of the prompts of which a linear probe is tried on each.
+FOLDS = 5
 # ACDC: an edge stays whose removal raises the divergence by so many nats.
 DIVERGENCE = 1e-5
 BY_TRAINING = ("trained SAE", "shuffled labels", "information of codes")
@@ -108,10 +111,14 @@ def score_by_probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
+    if len(draw.clean) < FOLDS:
+        raise NotApplicable(
+            f"task: {len(draw.clean)} prompts a trial are too few for a linear probe; give {FOLDS}"
+        )
     both = torch.cat((draw.clean, draw.corrupted)).double().numpy()
     size = np.sqrt((both**2).mean((0, 2))).clip(1e-12)
     labels = np.repeat([1, 0], [len(draw.clean), len(draw.corrupted)])
-    folds = StratifiedKFold(5, shuffle=True, random_state=draw.seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=draw.seed)
     node = [
         cross_val_score(RidgeClassifier(), both[:, head] / size[head], labels, cv=folds).mean()
         for head in range(both.shape[1])

@@ -48,6 +48,11 @@ class Truth:
     by_patching: bool
     criterion: str
 
+    def counts(self) -> tuple[float, float]:
+        """Return the numbers of true heads and edges, NaN where edges are not known."""
+        edges = np.nan if self.edges is None else float(len(self.edges))
+        return float(self.heads.sum()), edges
+
 
 def pairs(model: Model) -> list[tuple[int, int]]:
     """Return the pairs of heads of which the second is in a later layer, as numbers of heads."""

@@ -24,7 +24,7 @@ PREDICTING = {
     "injection", "pruning", "task_vectors", "tuning", "faithfulness", "routes",
     "weight_relations", "head_lens", "text_basis", "sae_features",
     "communication", "qk_attribution",
-    "edge_attribution", "edge_circuits",
+    "edge_attribution", "edge_circuits", "circuit_methods",
 }  # fmt: skip
 OTHERS = {
     "classes": "no causal order",

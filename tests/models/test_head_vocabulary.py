@@ -50,6 +50,7 @@ def test_weights_hold_relations_and_two_heads_suppress_what_others_copy(model, h
     )
     assert float(result["name_copying"][23, 2]) > 0.7
     assert set(heads["name_copying_suppression"]) == {"L23H3", "L24H4"}
-    assert "L23H3" not in heads["name_copying"] and "L24H4" not in heads["name_copying"]
+    assert "L23H3" not in heads["name_copying"]
+    assert "L24H4" not in heads["name_copying"]
     # Few of 270 heads hold any one relation.
     assert max(map(len, heads.values())) < 30
