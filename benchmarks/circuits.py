@@ -86,7 +86,6 @@ def interval(values: Any) -> list[float] | None:
 def variants(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, Any]]:
     """Measure the trained SAE and what stands beside it with one thing changed."""
     heads, weights = truth.heads.ravel(), truth.weights.ravel()
-    tried = ~np.isnan(weights)
     result = []
     for title, given in CHANGES:
         change = dict(given)
@@ -97,7 +96,7 @@ def variants(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, An
             draw = methods.prepare(model, part, truth, number, last)
             generator = torch.Generator().manual_seed(number)
             nodes, _ = methods.codes(draw, scaled=scaled, **change).score(generator)
-            values.append([auc(heads[tried], node[tried], weights[tried]) for node in nodes[:5]])
+            values.append([auc(heads, node, weights) for node in nodes[:5]])
         columns = np.array(values).T
         result.append({
             "model": model.name, "task": task.name, "changed": title,
@@ -122,7 +121,8 @@ def main(arguments: list[str]) -> None:
                 "truth": {
                     "heads": int(truth.heads.sum()), "of": int((~np.isnan(truth.weights)).sum()),
                     "how": truth.criterion,
-                    "edges": None if truth.edges is None else len(truth.edges),
+                    "edges": int(truth.edges.sum()),
+                    "of_pairs": int((~np.isnan(truth.edge_weights)).sum()),
                 },
                 "prompts": PROMPTS, "trials": TRIALS, "rows": rows(model, task, truth),
             }  # fmt: skip

@@ -15,11 +15,11 @@ import torch
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.edge_effects import edge_scores
+from headscope.analyses._interventions.edge_patching import patching
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import head_outputs
-from headscope.analyses._runtime.results import label
 from headscope.analyses.circuits._acdc import discover
-from headscope.analyses.circuits._circuit_truth import Truth, pairs, patched_edges
+from headscope.analyses.circuits._circuit_truth import Truth, edges_of, pairs, patch_pairs
 from headscope.analyses.circuits._code_trials import METHODS as CODES
 from headscope.analyses.circuits._code_trials import Trials
 from headscope.analyses.circuits._edge_table import heads as head_sources
@@ -143,11 +143,13 @@ def score_by_patching(draw: Draw) -> Iterator[tuple[str, Scores]]:
     if draw.truth.by_patching:
         return
     model, task = draw.model, draw.task.part(range(min(PATCHED, len(draw.task))))
-    graph, effects = patched_edges(model, task)
+    effects = np.abs(patch_pairs(model, task, draw.pairs).mean(0)).max(-1)
     values = ablation.kept_z(ablation.capture_corrupted(model, task))
     intact = ablation.evaluate(model, task)[:, None, None]
     effect = intact - ablation.ablate_each_head(model, task, task.metric, values)
-    yield "patching", (np.abs(effect.mean(0)).ravel(), of_pairs(draw, graph, effects.mean(0)))
+    yield "patching", (np.abs(effect.mean(0)).ravel(), effects)
+    with patching(model, task) as split:
+        graph = split.graph
     left = discover(model, task, DIVERGENCE).astype(float)
     yield "ACDC", (left.sum(0)[head_sources(graph)].ravel(), of_pairs(draw, graph, left))
 
@@ -160,13 +162,5 @@ METHODS: list[Callable[[Draw], Iterator[tuple[str, Scores]]]] = [
 
 def of_pairs(draw: Draw, graph: EdgeGraph, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the largest absolute score over the inputs of each pair of heads (pair,)."""
-    count = draw.model.layers * draw.model.heads
-    names = [label(divmod(head, draw.model.heads)) for head in range(count)]
-    source = {name: at for at, name in enumerate(graph.sources)}
-    targets: dict[str, list[int]] = {}
-    for at, owner in enumerate(graph.owners):
-        targets.setdefault(owner, []).append(at)
-    sizes = np.abs(scores)
-    return np.array([
-        sizes[targets[names[two]], source[names[one]]].max() for one, two in draw.pairs
-    ])  # fmt: skip
+    ends = edges_of(draw.model, graph, draw.pairs)
+    return np.asarray(np.abs(scores)[ends[..., 0], ends[..., 1]].max(-1))

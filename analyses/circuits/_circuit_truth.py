@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.edge_effects import edge_effects
+from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
 from headscope.analyses._interventions.edge_patching import patching
+from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._interventions.screening import screen
 from headscope.analyses._runtime.results import label
 from headscope.analyses._stats.effect_size import told_above_zero, told_from_zero
+from headscope.kernels.errors import NotApplicable, UnsupportedModel
 from headscope.kernels.formatting import percent
 from headscope.probes.constructed import known_circuit
 
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
     from headscope.analyses._interventions.edge_graph import EdgeGraph
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.tokens import EncodedTask
+
+
+# Edges are patched between these many pairs of heads, where not all are: the first by either
+# ranking, and of the others drawn.
+FIRST_PAIRS, DRAWN_PAIRS = 32, 64
+
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,9 @@ class Truth:
     weights
         For how many heads each stands (layer, head); NaN where it was not patched.
     edges
-        Pairs of heads, the one that writes first; None where they are not known.
+        Whether an edge between two heads is, of all `pairs` (pair,).
+    edge_weights
+        For how many pairs each stands (pair,); NaN where it was not patched.
     by_patching
         Whether patching has found it.
     criterion
@@ -44,17 +56,13 @@ class Truth:
 
     heads: NDArray[np.bool_]
     weights: NDArray[np.float64]
-    edges: frozenset[tuple[str, str]] | None
+    edges: NDArray[np.bool_]
+    edge_weights: NDArray[np.float64]
     by_patching: bool
     criterion: str
 
-    def counts(self) -> tuple[float, float]:
-        """Return the numbers of true heads and edges, NaN where edges are not known."""
-        edges = np.nan if self.edges is None else float(len(self.edges))
-        return float(self.heads.sum()), edges
 
-
-def pairs(model: Model) -> list[tuple[int, int]]:
+def pairs(model: Model) -> list[Pair]:
     """Return the pairs of heads of which the second is in a later layer, as numbers of heads."""
     count, width = model.layers * model.heads, model.heads
     return [
@@ -65,64 +73,100 @@ def pairs(model: Model) -> list[tuple[int, int]]:
     ]
 
 
+def edges_of(model: Model, graph: EdgeGraph, some: Sequence[Pair]) -> NDArray[np.int64]:
+    """Return the edges of pairs of heads, one an input of the second (pair, input, end).
+
+    Ends are target and source, as in the graph.
+    """
+    names = [label(divmod(head, model.heads)) for head in range(model.layers * model.heads)]
+    source = {name: at for at, name in enumerate(graph.sources)}
+    targets: dict[str, list[int]] = {}
+    for at, owner in enumerate(graph.owners):
+        targets.setdefault(owner, []).append(at)
+    return np.array([
+        [(target, source[names[one]]) for target in targets[names[two]]] for one, two in some
+    ])  # fmt: skip
+
+
 def constructed_truth(circuit: known_circuit.KnownCircuit) -> Truth:
     """Return the truth of a constructed model."""
-    truth = np.zeros((circuit.model.layers, circuit.model.heads), dtype=bool)
+    model = circuit.model
+    heads = np.zeros((model.layers, model.heads), dtype=bool)
     for head in circuit.heads:
-        truth[head] = True
-    linked = known_circuit.linked_heads(circuit.model.name, circuit.task.name)
-    return Truth(truth, np.ones(truth.shape), linked, False, "known by construction")
+        heads[head] = True
+    linked = known_circuit.linked_heads(model.name, circuit.task.name) or frozenset()
+    names = [label(divmod(head, model.heads)) for head in range(heads.size)]
+    edges = np.array([(names[one], names[two]) in linked for one, two in pairs(model)])
+    return Truth(
+        heads, np.ones(heads.shape), edges, np.ones(edges.shape), False, "known by construction"
+    )
 
 
 def patched_truth(
     model: Model, task: EncodedTask, threshold: float, edge_threshold: float, seed: int = 0
 ) -> Truth:
-    """Patch heads, and where all of them are patched the edges between them, on some prompts.
+    """Patch heads and the edges between heads on some prompts.
 
     A head or edge is true whose effect is told from 0 and is more than a share of the intact
     metric, which must lie above 0 itself. Of many heads those are patched that gradients rank
-    first, and a random sample of the others.
+    first, and a random sample of the others; of many edges those that EAP-IG ranks first, those
+    between the heads that lose most, and a random sample.
     """
     intact = ablation.evaluate(model, task)
     others = ablation.kept_z(ablation.capture_corrupted(model, task))
     chosen = screen(model, task, task.metric, (others,), seed=seed)
     patched = ablation.ablate_each_head(model, task, task.metric, others, heads=chosen.heads)
+    effect = intact[:, None, None] - patched
     solved = bool(told_above_zero(intact))
 
     def true(effect: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
         strong: NDArray[np.bool_] = np.abs(effect.mean(0)) > share * intact.mean()
         return told_from_zero(effect) & strong & solved
 
-    edges = None
-    if chosen.complete:
-        graph, effects = patched_edges(model, task)
-        edges = frozenset(
-            (graph.sources[source], graph.owners[target])
-            for target, source in np.argwhere(true(effects, edge_threshold))
-        )
-    heads = true(intact[:, None, None] - patched, threshold)
+    every = pairs(model)
+    edges, weights = np.zeros(len(every), dtype=bool), np.full(len(every), np.nan)
+    try:
+        if chosen.complete:
+            weights = np.ones(len(every))
+        else:
+            weights = _screened_pairs(model, task, effect.mean(0), every, seed)
+        tried = np.flatnonzero(np.isfinite(weights))
+        effects = patch_pairs(model, task, [every[at] for at in tried])
+        edges[tried] = true(effects, edge_threshold).any(-1)
+        of_edges = f"of an edge {percent(edge_threshold)}, {len(tried)} of {len(every)} pairs"
+    except (NotApplicable, UnsupportedModel) as refusal:
+        of_edges = f"edges are not patched ({refusal})"
     criterion = (
         f"patching loses more than {percent(threshold)} of the {task.metric} on {len(task)} "
-        f"prompts, {chosen.convention}"
+        f"prompts, {chosen.convention}; {of_edges}"
     )
-    return Truth(heads, chosen.weights, edges, True, criterion)
+    return Truth(true(effect, threshold), chosen.weights, edges, weights, True, criterion)
 
 
-def true_edges(model: Model, truth: Truth) -> NDArray[np.bool_]:
-    """Say which pairs of heads are true edges; none where none are known."""
-    names = [label(divmod(head, model.heads)) for head in range(model.layers * model.heads)]
-    return np.array([
-        (names[source], names[target]) in (truth.edges or ()) for source, target in pairs(model)
-    ])  # fmt: skip
-
-
-def patched_edges(model: Model, task: EncodedTask) -> tuple[EdgeGraph, NDArray[np.float64]]:
-    """Return what patching each edge between heads loses (prompt, target, source)."""
+def patch_pairs(model: Model, task: EncodedTask, some: Sequence[Pair]) -> NDArray[np.float64]:
+    """Return what patching each edge between pairs of heads loses (prompt, pair, input)."""
     with patching(model, task) as split:
-        graph = split.graph
-    between = np.array(["H" in name for name in graph.owners])[:, None] & graph.edges
-    between[:, ~np.array(["H" in name for name in graph.sources])] = False
-    some = [(int(target), int(source)) for target, source in np.argwhere(between)]
-    effects = np.zeros((len(task), *graph.edges.shape))
-    effects[:, between] = edge_effects(model, task, task.metric, some)
-    return graph, effects
+        ends = edges_of(model, split.graph, some)
+    flat = [(int(target), int(source)) for target, source in ends.reshape(-1, 2)]
+    effects = edge_effects(model, task, task.metric, flat)
+    return effects.reshape(len(task), *ends.shape[:2])
+
+
+def _screened_pairs(
+    model: Model, task: EncodedTask, lost: NDArray[np.float64], every: Sequence[Pair], seed: int
+) -> NDArray[np.float64]:
+    """Choose the pairs to patch: for how many each stands (pair,), NaN where it is not patched."""
+    graph, scores = edge_scores(model, task, differentiable(task.metric), "eap_ig")
+    ends = edges_of(model, graph, every)
+    by_edge = np.abs(scores.astype(float).mean(0))[ends[..., 0], ends[..., 1]].max(-1)
+    by_head = np.abs(np.nan_to_num(lost)).ravel()[np.array(every)].prod(-1)
+    first = {
+        int(at) for each in (by_edge, by_head)
+        for at in np.argsort(-each, kind="stable")[:FIRST_PAIRS]
+    }  # fmt: skip
+    rest = np.setdiff1d(np.arange(len(every)), list(first))
+    drawn = np.random.default_rng(seed).choice(rest, min(DRAWN_PAIRS, len(rest)), replace=False)
+    weights = np.full(len(every), np.nan)
+    weights[list(first)] = 1.0
+    weights[drawn] = len(rest) / len(drawn)
+    return weights

@@ -94,7 +94,13 @@ def auc(
     scores: NDArray[np.float64],
     weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Return the area under the ROC curve; NaN where the truth holds all or nothing."""
+    """Return the area under the ROC curve; NaN where the truth holds all or nothing.
+
+    Weights say for how many each stands; where they are NaN it is not known what is true.
+    """
+    if weights is not None:
+        known = ~np.isnan(weights)
+        truth, scores, weights = truth[known], scores[known], weights[known]
     if truth.all() or not truth.any():
         return float("nan")
     from sklearn.metrics import roc_auc_score

@@ -32,7 +32,6 @@ from headscope.analyses.circuits._circuit_truth import (
     Truth,
     constructed_truth,
     patched_truth,
-    true_edges,
 )
 from headscope.analyses.circuits._code_trials import auc
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
@@ -103,7 +102,7 @@ def run(
     Returns
     -------
     Dataset with ``node_auc`` and ``edge_auc`` (case, method; 0 to 1, 0.5 is chance, mean over
-    trials with a 95 % t interval; NaN where a method ranks no edges or no true ones are known), and
+    trials with a 95 % t interval; NaN where a method ranks no edges, or none or all are true), and
     ``true_heads`` and ``true_edges`` (case; counts). A case is a model with its task; ``refused``
     says which methods a model does not allow, and why.
     """
@@ -139,10 +138,10 @@ def run(
             f"AUC for the {nodes} of the circuit", "ROC AUC", *ZERO_TO_ONE,
             convention=f"{true}; {what}",
         )  # fmt: skip
-    counts = np.array([case.truth.counts() for case in cases.values()])
-    for nodes, column in zip(("heads", "edges"), counts.T, strict=True):
+    for nodes in ("heads", "edges"):
+        counts = [float(getattr(case.truth, nodes).sum()) for case in cases.values()]
         results.add(
-            f"true_{nodes}", ("case",), column, f"True {nodes} of the circuit", nodes,
+            f"true_{nodes}", ("case",), np.array(counts), f"True {nodes} of the circuit", nodes,
             "sequential", 0, convention=true,
         )  # fmt: skip
     return results.dataset(
@@ -166,9 +165,6 @@ def measure_known(n: int, trials: int, seed: int) -> dict[str, Measured]:
 
 def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: int) -> Measured:
     """Measure every method on parts of a task's prompts."""
-    heads, weights = truth.heads.ravel(), truth.weights.ravel()
-    tried = ~np.isnan(weights)
-    edges = true_edges(model, truth)
     scores: dict[str, list[list[float]]] = {}
     refused: dict[str, str] = {}
     for number in range(trials):
@@ -177,8 +173,10 @@ def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: in
         for method in methods.METHODS:
             try:
                 for name, (node, link) in method(draw):
-                    of_edges = float("nan") if link is None else auc(edges, link)
-                    of_heads = auc(heads[tried], node[tried], weights[tried])
+                    of_heads = auc(truth.heads.ravel(), node, truth.weights.ravel())
+                    of_edges = (
+                        np.nan if link is None else auc(truth.edges, link, truth.edge_weights)
+                    )
                     scores.setdefault(name, []).append([of_heads, of_edges])
             except (NotApplicable, UnsupportedModel) as refusal:
                 refused[method.__name__.removeprefix("score_by_")] = str(refusal)

@@ -7,13 +7,11 @@ import pytest
 from constructed import repeated
 
 from headscope.analyses import circuit_methods
+from headscope.analyses._interventions import screening
 from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses.circuits import _circuit_methods as methods
-from headscope.analyses.circuits._circuit_truth import (
-    constructed_truth,
-    patched_truth,
-    true_edges,
-)
+from headscope.analyses.circuits import _circuit_truth
+from headscope.analyses.circuits._circuit_truth import constructed_truth, patched_truth
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import capture, constructed
 from headscope.probes.constructed import known_circuit
@@ -51,8 +49,25 @@ def test_patching_gives_the_truth_that_is_built_in(name):
     task = encode_task(circuit.model, circuit.task)
     patched, built = patched_truth(circuit.model, task, 0.01, 0.01), constructed_truth(circuit)
     assert (patched.heads == built.heads).all()
-    assert patched.edges == built.edges
-    assert true_edges(circuit.model, built).sum() == len(built.edges)
+    assert (patched.edges == built.edges).all()
+    linked = known_circuit.linked_heads(name, circuit.task.name)
+    assert built.edges.sum() == len(linked)
+
+
+def test_of_many_heads_some_pairs_are_patched_and_the_drawn_ones_stand_for_the_others(monkeypatch):
+    for name, number in {"FEW": 0, "FIRST": 9, "SAMPLE": 2}.items():
+        monkeypatch.setattr(screening, name, number)
+    monkeypatch.setattr(_circuit_truth, "FIRST_PAIRS", 16)
+    monkeypatch.setattr(_circuit_truth, "DRAWN_PAIRS", 8)
+    circuit = known_circuit.load(IOI, 16)
+    task = encode_task(circuit.model, circuit.task)
+    patched, built = patched_truth(circuit.model, task, 0.01, 0.01), constructed_truth(circuit)
+    tried = np.isfinite(patched.edge_weights)
+    assert 16 + 8 <= tried.sum() <= 32 + 8 < len(tried)
+    assert patched.edge_weights[tried].sum() == pytest.approx(len(tried))
+    # Either ranking has the true ones among its first.
+    assert (patched.edges == built.edges).all()
+    assert f"{tried.sum()} of {len(tried)} pairs" in patched.criterion
 
 
 def test_scores_at_random_are_at_chance_and_a_refusal_is_kept(monkeypatch):
