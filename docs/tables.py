@@ -30,15 +30,18 @@ WAYS = {
     "topk": "search for the largest, given lse",
     "panels": "torch panels",
 }
-CIRCUITS = """`python3 -P benchmarks/circuits.py`: ROC AUC of every method, mean over {trials} draws
-of {prompts} prompts and as many corrupted ones, with a 95 % t interval. The discrete SAE is trained
-on 10 prompts (O'Neill & Bui 2405.12522), on outputs as they are or scaled to a mean square of 1;
-its information is what the codes say of clean and corrupted, above chance. Constructed models have
-a circuit that is known; elsewhere a head is true when resampling it loses more than 5 % of the
-metric, and edges have no truth. Every method but attribution reads what heads write and not what
-the task loses without it: a head that writes otherwise on the corrupted prompt and is not read
-counts like one that is, and a head whose outputs are distributed alike on both sides (previous-
-token heads of random names) cannot be told, which is what the linear probe shows."""
+CIRCUITS = """`python3 -P benchmarks/circuits.py`: ROC AUC of every method, mean over {trials}
+parts of the prompts of a task, each of {prompts} and as many corrupted ones, with a 95 % t
+interval. The analysis `circuit_methods` measures the same on a model and task of yours. The
+discrete SAE is trained on 10 prompts (O'Neill & Bui 2405.12522), on outputs as they are or scaled
+to a mean square of 1; its information is what the codes say of clean and corrupted, above chance.
+Constructed models have a circuit that is known; elsewhere a head is true when patching it loses
+more than 5 % of the metric, and an edge between two heads when patching it loses more than 2 %.
+Where not all are patched, a random sample stands for the rest. Every method from the linear probe
+upwards but attribution reads what heads write and not what the task loses without it: a head that
+writes otherwise on the corrupted prompt and is not read counts like one that is, and a head whose
+outputs are distributed alike on both sides (previous-token heads of random names) cannot be told,
+which is what the linear probe shows."""
 
 
 def statistics_page() -> str:

@@ -149,9 +149,8 @@ def circuit_tables(result: Result) -> Iterator[Table]:
                 for method in methods
             ),
             " ".join(
-                f"{name}: {truth['heads']} of {truth['of']} heads are true"
-                + (f", and {truth['edges']} edges between heads" if truth["edges"] else "")
-                + f"; {truth['how']}."
+                f"{name}: {truth['heads']} of {truth['of']} heads and {truth['edges']} of "
+                f"{truth['of_pairs']} pairs of heads are true; {truth['how']}."
                 for name, case in result.items()
                 if name in judged
                 for truth in [case["truth"]]
@@ -161,13 +160,15 @@ def circuit_tables(result: Result) -> Iterator[Table]:
     if varied:
         changes = [row["changed"] for row in next(iter(varied.values()))]
         yield Table(
-            "The discrete SAE with one thing changed: AUC for the heads, trained (less shuffled)",
+            "The discrete SAE with one thing changed: AUC for the heads, trained (before training; "
+            "with shuffled labels)",
             ("changed", *varied),
             tuple(
                 (
                     change,
                     *(
-                        f"{_interval(row['trained SAE'])} ({row['information of codes'][0]:.2f})"
+                        f"{_interval(row['trained SAE'])} ({row['untrained SAE'][0]:.2f}; "
+                        f"{row['shuffled labels'][0]:.2f})"
                         for rows in varied.values()
                         for row in rows
                         if row["changed"] == change
