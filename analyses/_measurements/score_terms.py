@@ -22,6 +22,7 @@ from torch import Tensor
 
 from headscope.analyses._measurements import residual_reads
 from headscope.analyses._measurements.residual_writes import streams, through, written
+from headscope.analyses._measurements.score_sources import Parts, Source
 from headscope.analyses._runtime.results import label, require
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.attention import projections as weights
@@ -37,24 +38,6 @@ KEEP = ("q", "k", "z", "resid")
 # By how much the terms may miss the score, as a share of ‖q‖ ‖k‖ · scale.
 TOLERANCE, HALF = 1e-4, 5e-2
 Head = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What writes to the stream before a layer; ``head`` is -1 where it is no head.
-
-    ``kind`` is one of ``embedding``, ``position``, ``head``, ``rest`` (what else a layer writes:
-    its MLP and its biases) and ``bias`` (what norm and projection add to every query or key).
-    """
-
-    kind: str
-    layer: int = -1
-    head: int = -1
-
-    def __str__(self) -> str:
-        names = {"head": label((self.layer, self.head)), "rest": f"L{self.layer} MLP"}
-        names |= {"embedding": "embedding", "position": "position embedding", "bias": "biases"}
-        return names[self.kind]
 
 
 @dataclass(frozen=True)
@@ -107,10 +90,13 @@ class Split:
 
 
 class Scores:
-    """The scores of the heads of a model, to be taken apart; its weights are read once."""
+    """The scores of the heads of a model, to be taken apart; its weights are read once.
 
-    def __init__(self, model: Model, longest: int) -> None:
-        self.model = model
+    ``parts`` stand in for the heads that they split.
+    """
+
+    def __init__(self, model: Model, longest: int, parts: Parts | None = None) -> None:
+        self.model, self.parts = model, parts
         self.weights = weights.read(model, ("q", "k", "o"))
         self.reads = residual_reads.reads(model, self.weights)
         self.writes = written(model)
@@ -121,12 +107,14 @@ class Scores:
 
     def sources(self, layer: int) -> tuple[Source, ...]:
         """List what writes to the stream before a layer, and the biases."""
-        found = [Source("embedding")] + [Source("position")] * self.placed
+        sources = [Source("embedding")] + [Source("position")] * self.placed
         for before in range(layer):
             if before in self.writes:
-                found += [Source("head", before, head) for head in range(self.model.heads)]
-            found.append(Source("rest", before))
-        return (*found, Source("bias"))
+                sources += [Source("head", before, head) for head in self._whole(before)]
+                parts = self._parts(before)
+                sources += parts.sources if parts else ()
+            sources.append(Source("rest", before))
+        return (*sources, Source("bias"))
 
     def side(self, head: Head, part: str) -> Side:
         """Return how a head makes its queries (``q``) or keys (``k``)."""
@@ -172,6 +160,10 @@ class Scores:
         scale, outward = self._write_scale(layer, z), self._outward(layer)
         if source.kind == "head":
             return (z[source.head] @ outward[source.head]) * scale
+        parts = self._parts(layer)
+        if parts and source in parts.sources:
+            part = parts.split(z)[parts.sources.index(source)]
+            return torch.einsum("h...s,hsr->...r", part, outward[list(parts.heads)]) * scale
         return change - torch.einsum("h...s,hsr->...r", z, outward) * scale
 
     def split(self, capture: xr.Dataset, head: Head, prompt: int, query: int, key: int) -> Split:
@@ -222,17 +214,29 @@ class Scores:
         if self.placed:
             token = _embedding(self.model, given["token_id"].values[at])
             embedding = torch.stack([token @ side.basis, along[0] - token @ side.basis])
-        parts = [embedding]
+        given_by = [embedding]
         for before in range(layer):
             change = along[before + 1] - along[before]
             if before in self.writes:
                 z = _exact(given["z"].isel(layer=before, query=at), "head")
-                heads = torch.einsum("hs,hsd->hd", z, self._through(head, part, before))
-                heads = heads * self._write_scale(before, z)
-                parts.append(heads)
+                through, factor = self._through(head, part, before), self._write_scale(before, z)
+                heads = torch.einsum("hs,hsd->hd", z, through) * factor
+                given_by.append(heads[self._whole(before)])
+                parts = self._parts(before)
+                if parts:
+                    inward = through[list(parts.heads)]
+                    given_by.append(torch.einsum("phs,hsd->pd", parts.split(z), inward) * factor)
                 change = change - heads.sum(0)
-            parts.append(change[None])
-        return np.asarray(torch.cat([torch.cat(parts) * scale, side.bias[None]]).numpy())
+            given_by.append(change[None])
+        return np.asarray(torch.cat([torch.cat(given_by) * scale, side.bias[None]]).numpy())
+
+    def _parts(self, layer: int) -> Parts | None:
+        return self.parts if self.parts is not None and layer == self.parts.layer else None
+
+    def _whole(self, layer: int) -> list[int]:
+        """List the heads of a layer that are not split into parts."""
+        parts = self._parts(layer)
+        return [head for head in range(self.model.heads) if not parts or head not in parts.heads]
 
     def _outward(self, layer: int) -> Float[Tensor, "head size residual"]:
         """Return how outputs of a layer's heads enter the stream, a norm's scale left out."""

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from headscope.analyses._measurements.score_terms import Scores, Source, Split
+    from headscope.analyses._measurements.score_sources import Source
+from headscope.analyses._measurements.score_terms import Scores, Split
 
 Head = tuple[int, int]
 SIDES = ("query", "key")

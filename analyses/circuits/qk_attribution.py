@@ -4,8 +4,9 @@ The score of a query and a key, before the softmax, is a sum over pairs: what th
 earlier head, each MLP and the biases give at the query, against what they give at the key, norms'
 scales frozen, queries and keys turned by their positions. The terms sum to the score. Attention
 knows only by how much a key's score exceeds others', so the margin over the runner-up is split,
-too. Beside its largest parts stands what is lost when the head no longer reads that write: of the
-margin, with the norms following, of the attention, and of the task's metric.
+too. A sparse autoencoder on the head outputs of a layer splits its heads further, into features.
+Beside the largest parts of the margin stands what is lost when the head no longer reads that write:
+of the margin, with the norms following, of the attention, and of the task's metric.
 
 Source: Kamath et al., Tracing Attention Computation Through Feature Interactions (2025).
 """
@@ -13,13 +14,15 @@ Source: Kamath et al., Tracing Attention Computation Through Feature Interaction
 from typing import Annotated
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import ablation, pattern_substitution, read_removal
 from headscope.analyses._interventions.metrics import UNITS
 from headscope.analyses._interventions.read_removal import Removal
-from headscope.analyses._measurements.score_terms import Scores, Source
+from headscope.analyses._measurements.score_sources import Source
+from headscope.analyses._measurements.score_terms import Scores
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
     GRID,
@@ -30,8 +33,9 @@ from headscope.analyses._runtime.results import (
     require_prompts,
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
+from headscope.analyses._sparse_autoencoders.autoencoder import SparseAutoencoder
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses.circuits import _pairs
+from headscope.analyses.circuits import _feature_sources, _pairs
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -58,9 +62,11 @@ def run(
     capture: xr.Dataset,
     model: Model,
     task: Task,
+    sae: SparseAutoencoder | None = None,
     *,
     head: str = "",
     sources: Annotated[int, AtLeast(1)] = 8,
+    features: Annotated[int, AtLeast(1)] = 32,
     edges: Annotated[int, AtLeast(1)] = 6,
     draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
@@ -73,11 +79,17 @@ def run(
         Capture of the task with the kept ``q``, ``k``, ``z`` and ``resid``. The query is the last
         asked position of every prompt, the key the one that the head attends to most, the first
         token left out.
+    sae
+        Autoencoder on head outputs of an earlier layer, such as `saelens.load` reads: the heads
+        that it reads are then split into its features, its bias and its error.
     head
         The head, such as L5H1. Without it the one behind the first layer with the largest product
         of gate gradient and weight on its key.
     sources
         Sources at the query and at the key that are shown by themselves.
+    features
+        Features of the autoencoder that are sources by themselves, those that write most at the
+        queries, keys and runners-up; the others are one source.
     edges
         Largest margins of a source at one side, over all of the other, that are checked causally.
     draws
@@ -88,21 +100,28 @@ def run(
     Returns
     -------
     Dataset with ``query_term`` and ``key_term`` (layer, head; what an earlier head gives the score
-    at the query, at the key) and ``pair_term`` (one, other; sources at the query against sources at
-    the key, which sum to the score); the same of the score less that of the runner-up, the most
-    attended of all other keys: ``query_margin``, ``key_margin``, ``pair_margin``. ``score``,
-    ``margin`` and ``weight`` of the key, ``key_weight`` (layer, head; the weight of every head on
-    its own key), and of the largest margins of one source (condition) ``predicted`` (its margin),
-    ``margin_lost``, ``attention_lost`` and ``metric_lost`` without this write, with 95 % intervals
-    over prompts. The metric is that of the task, of accuracy the log-probability. The soft cap of a
-    model comes after the score, a position bias or ALiBi beside it: neither is in the terms.
+    at the query, at the key; NaN where an autoencoder splits it) and ``pair_term`` (one, other;
+    sources at the query against sources at the key, which sum to the score); the same of the score
+    less that of the runner-up, the most attended of all other keys: ``query_margin``,
+    ``key_margin``, ``pair_margin``. ``score``, ``margin`` and ``weight`` of the key, ``key_weight``
+    (layer, head; the weight of every head on its own key), and of the largest margins of one source
+    (condition) ``predicted`` (its margin), ``margin_lost``, ``attention_lost`` and ``metric_lost``
+    without this write, with 95 % intervals over prompts. The metric is that of the task, of
+    accuracy the log-probability. The soft cap of a model comes after the score, a position bias or
+    ALiBi beside it: neither is in the terms.
     """
     require(capture, (*NEEDS, *KEEP), "qk_attribution", ("self",))
     require_prompts(capture, len(task))
     encoded = _pairs.last_questions(model, task)
     target, rule = _pairs.chosen(capture, model, encoded, head)
     pairs = _pairs.of_head(capture, encoded, target)
-    scores = Scores(model, int(capture["length"].values.max()))
+    parts = None
+    if sae is not None:
+        _feature_sources.check(sae, model, target[0])
+        places = torch.tensor([[pair.query, pair.key, pair.rival] for pair in pairs])
+        strongest = _feature_sources.strongest(sae, capture, places, features)
+        parts = _feature_sources.FeatureParts(sae, model, strongest)
+    scores = Scores(model, int(capture["length"].values.max()), parts)
     terms, rivals = (
         np.stack([
             scores.split(capture, target, prompt, pair.query, getattr(pair, end)).terms

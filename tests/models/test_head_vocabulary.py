@@ -2,7 +2,7 @@
 
 import pytest
 
-from headscope.analyses import text_basis, weight_relations
+from headscope.analyses import head_lens, text_basis, weight_relations
 from headscope.analyses._measurements import word_tokens
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.models import packaged
@@ -35,6 +35,26 @@ def test_labels_are_words_and_of_some_heads_explain_more_than_random_directions(
     assert float(result["explained_random"][26, 2]) < 0.1
     assert {"Kevin", "Sarah"} <= set(result.attrs["labels"]["L23H2"])
     assert float((result["explained"] - result["explained_components"]).max()) < 0.05
+
+
+@pytest.mark.requirement("C7")
+def test_trained_lenses_read_more_of_the_prediction_than_untrained_ones(model):
+    stories = tasks.make("story", tokenizer=model.tokenizer, n=32)
+    held = capture(model, stories, stats=(), keep=("z", "resid"))
+    result = head_lens.run(held, model, causal_prompts=0)
+    above = result["lens_gain_lower"] > 0
+    assert float(above.mean()) > 0.9
+    # No head is read in the basis of the vocabulary so well that the mean prediction is worse.
+    constant = float(result["mean_prediction_kl"])
+    assert float(result["untrained_kl"].min()) > constant
+    assert 0.8 < float((result["trained_kl"] < constant).mean()) < 1
+    # What it promotes is plain to read all the same.
+    words = result["untrained_words"].values
+    assert {"her", "his", "their"} <= set(words[26, 2].split(", "))
+    assert {"given", "set"} <= set(words[26, 3].split(", "))
+    # The whole stream says more the later it is read.
+    behind = result["stream_trained_kl"].values
+    assert behind[-1] < 0.6 * behind[0]
 
 
 @pytest.mark.requirement("C7")
