@@ -41,7 +41,8 @@ def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps
     (``eap_ig``); or the mean of clean and corrupted (``clean_corrupted``).
     """
     differences = run.difference.flatten(2).permute(1, 2, 0)
-    total = differences.new_zeros(len(differences), *run.graph.edges.shape)
+    shape = (len(differences), *run.graph.edges.shape)
+    total = differences.new_zeros(shape, dtype=torch.float32)
     shares = {
         "eap": [1.0],
         "eap_ig": [number / steps for number in range(1, steps + 1)],

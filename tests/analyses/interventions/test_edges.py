@@ -8,6 +8,7 @@ import edge_oracle
 import numpy as np
 import pytest
 import torch
+from refusals import check_message
 from torch import nn
 
 from headscope.analyses._interventions import ablation, edge_gradients
@@ -109,6 +110,38 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
         out = all_logits(random_llama, task, removed)[:, 0]
         lost = clean - answers(out, [0, 1, 2], task.asked).numpy()
         np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
+
+
+def test_many_edges_are_patched_a_few_sets_at_a_time(random_llama, monkeypatch):
+    task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
+    edges = every_edge(graph)[::5]
+    whole = edge_effects(random_llama, task, "logit_difference", edges)
+    monkeypatch.setattr("headscope.analyses._interventions.edge_effects.SETS", 3 * graph.edges.size)
+    few = edge_effects(random_llama, task, "logit_difference", edges)
+    np.testing.assert_allclose(few, whole, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(random_llama, monkeypatch):
+    task = pairs(len(constructed.WORDS))
+    own = edge_gradients.attribute
+
+    def broken(run, *arguments):
+        scores = own(run, *arguments)
+        scores[1, 0, 0] = torch.nan
+        return scores
+
+    monkeypatch.setattr(edge_gradients, "attribute", broken)
+    check_message("not finite on 1 of 3", edge_scores, random_llama, task, "logit_difference")
+
+
+def test_edges_of_a_model_in_half_precision(random_llama):
+    module = constructed.random_llama(0).module
+    task = pairs(len(constructed.WORDS))
+    half = load_model(module, dtype=torch.bfloat16)
+    _, scores = edge_scores(half, task, "logit_difference", "eap")
+    _, exact = edge_scores(random_llama, task, "logit_difference", "eap")
+    known = np.isfinite(exact)
+    assert np.corrcoef(scores[known], exact[known])[0, 1] > 0.99
 
 
 class Same(nn.Module):
