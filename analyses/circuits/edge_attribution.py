@@ -203,7 +203,10 @@ def _verdict(
         lower,
         f"Scores rank edges like patching one at a time (Spearman ρ {amount(rho)}); {text}.",
         f"Scores do not rank edges like patching (Spearman ρ {amount(rho)}); trust the patches.",
+        f"Too few patched prompts or edges to hold scores against patching; {text}.",
     )
+    if np.isnan(drawn):
+        return verdict
     if not low > 0:
         verdict &= Verdict(
             verdict.state,
