@@ -102,10 +102,10 @@ class EdgeRun:
             streams.append(stream)
         return stream
 
-    def forward(self, stream: Stream) -> list[Stream]:
-        """Run all blocks on another embedding: the stream before every block and after the last."""
+    def forward(self, stream: Stream, start: int = 0) -> list[Stream]:
+        """Run the blocks from ``start`` on: the stream before each of them and after the last."""
         streams = [stream]
-        for layer in range(self.graph.layers):
+        for layer in range(start, self.graph.layers):
             streams.append(self.parts.block(layer, streams[-1]))
         return streams
 

@@ -51,6 +51,15 @@ def all_logits(model, task, removed):
     return torch.stack(found)
 
 
+def answers_of(model, task, answers, removed):
+    """Metric with sets of edges removed (prompt, variant)."""
+    out = all_logits(model, task, removed)
+    rows = list(range(len(task)))
+    return np.stack(
+        [answers(out[:, at], rows, task.asked).detach().numpy() for at in range(len(removed))], 1
+    )
+
+
 WHOLE = (
     "llama", "gpt2", "gpt_neox", "phi", "phi3", "qwen2", "qwen3", "mistral", "gemma", "opt",
     "gpt_oss", "mixtral", "qwen3_moe",
@@ -135,9 +144,8 @@ def test_a_gradient_that_is_not_finite_is_refused(random_llama, monkeypatch):
 
 
 def test_edges_of_a_model_in_half_precision(random_llama):
-    module = constructed.random_llama(0).module
     task = pairs(len(constructed.WORDS))
-    half = load_model(module, dtype=torch.bfloat16)
+    half = load_model(constructed.random_llama(0).module.to(torch.bfloat16))
     _, scores = edge_scores(half, task, "logit_difference", "eap")
     _, exact = edge_scores(random_llama, task, "logit_difference", "eap")
     known = np.isfinite(exact)
@@ -224,6 +232,44 @@ def test_integrated_scores_of_the_embedding_sum_to_the_change_of_the_metric(rand
     # One-sided sums: the error falls like 1 / steps.
     assert misses[2] < 0.02
     assert misses[0] > 2 * misses[1] > 4 * misses[2]
+
+
+@pytest.mark.requirement("E3")
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_integrated_scores_of_activations_sum_to_what_patching_their_source_loses(name):
+    """Of the embedding, of the heads of a layer, of an MLP: all edges of it patched at once."""
+    model, task = load_model(architectures.build(name)), pairs(64)
+    answers = AnswerMetric("logit_difference", task.questions)
+    misses = []
+    for steps in (4, 16, 64):
+        graph, scores = edge_scores(model, task, "logit_difference", "eap_ig_activations", steps)
+        first, heads = graph.first(0), graph.heads
+        groups = [[0], range(first, first + heads), [first + heads], [len(graph.sources) - 1]]
+        removed = np.zeros((1 + len(groups), *graph.edges.shape), dtype=bool)
+        for number, sources in enumerate(groups, 1):
+            removed[number][:, sources] = graph.edges[:, sources]
+        patched = answers_of(model, task, answers, removed)
+        lost = patched[:, :1] - patched[:, 1:]
+        sums = np.stack([np.nansum(scores[:, :, sources], (1, 2)) for sources in groups], 1)
+        misses.append(np.abs(sums - lost).max(0) / np.abs(lost).max(0))
+    # One-sided sums: the error falls like 1 / steps, where it is not as small as rounding.
+    assert (misses[2] < 0.03).all(), misses
+    assert (misses[0][:2] > 2 * misses[1][:2]).all()
+    assert (misses[1][:2] > 2 * misses[2][:2]).all()
+
+
+@pytest.mark.requirement("E3")
+def test_one_step_of_activations_and_the_steps_of_the_embedding_are_those_of_other_methods():
+    model, task = load_model(architectures.build("llama")), pairs(64)
+    scores = {
+        (method, steps): edge_scores(model, task, "logit_difference", method, steps)[1]
+        for method in ("eap", "eap_ig", "eap_ig_activations")
+        for steps in (1, 3)
+    }
+    np.testing.assert_allclose(scores["eap_ig_activations", 1], scores["eap", 1], atol=1e-6)
+    activations, inputs = (scores[name, 3] for name in ("eap_ig_activations", "eap_ig"))
+    np.testing.assert_allclose(activations[:, :, 0], inputs[:, :, 0], atol=1e-6)
+    assert np.nanmax(np.abs(activations - inputs)) > 1e-3 * np.nanmax(np.abs(inputs))
 
 
 def test_edges_on_no_way_to_the_logits_change_nothing(random_llama):
