@@ -84,10 +84,10 @@ def run(
         Model and task of two prompts or more whose metric is followed: circuits are found on every
         other prompt and measured on the rest. Of the capture only the provenance is used.
     method
-        ``eap``, ``eap_ig`` and ``clean_corrupted`` rank edges by gradients (see
-        `edge_attribution`); ``acdc`` takes edges out one after another.
+        ``eap``, ``eap_ig``, ``eap_ig_activations`` and ``clean_corrupted`` rank edges by gradients
+        (see `edge_attribution`); ``acdc`` takes edges out one after another.
     steps
-        Embeddings of ``eap_ig``.
+        Steps of ``eap_ig`` and ``eap_ig_activations``.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; the log-probability of the

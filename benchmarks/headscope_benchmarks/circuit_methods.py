@@ -45,6 +45,9 @@ SAE = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity": 0.02}
 EXAMPLES, THRESHOLD, GRADED = 10, 0.05, 16
 # An edge is true that loses this share; ACDC runs on so many prompts, with this least rise in nats.
 EDGE_THRESHOLD, FEW, DIVERGENCE = 0.02, 8, 1e-5
+# Integrating over activations takes passes for every layer; it is measured up to this depth.
+GRADIENTS = {"eap": "EAP", "eap_ig": "EAP-IG", "eap_ig_activations": "EAP-IG activations"}
+SHALLOW = 8
 BY_TRAINING = ("trained SAE", "shuffled labels", "information of codes")
 
 
@@ -201,9 +204,11 @@ def probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
 
 def gradients(draw: Draw) -> Iterator[tuple[str, Scores]]:
     """Score edges by their gradients, and a head by the sum of its outgoing edges."""
-    task = draw.task.part(range(min(GRADED, len(draw.task))))
-    for method, name in (("eap", "EAP"), ("eap_ig", "EAP-IG")):
-        graph, scores = edge_scores(draw.case.model, task, differentiable(task.metric), method)
+    task, model = draw.task.part(range(min(GRADED, len(draw.task)))), draw.case.model
+    for method, name in GRADIENTS.items():
+        if method == "eap_ig_activations" and model.layers > SHALLOW:
+            continue
+        graph, scores = edge_scores(model, task, differentiable(task.metric), method)
         mean = np.nan_to_num(scores.astype(float).mean(0))
         yield name, (np.abs(mean.sum(0))[head_sources(graph)].ravel(), of_pairs(draw, graph, mean))
 
