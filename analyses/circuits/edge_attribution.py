@@ -47,8 +47,8 @@ OVER_EDGES = "rank correlation over edges of the absolute means over prompts"
 TAKEN = {
     "eap": "gradient on the clean prompt (EAP)",
     "eap_ig": "mean gradient over {steps} embeddings e' + k/{steps} (e − e') (EAP-IG, inputs)",
-    "eap_ig_activations": "mean gradient over {steps} outputs z' + k/{steps} (z − z') of the source "
-    "(EAP-IG, activations)",
+    "eap_ig_activations": "mean gradient over {steps} outputs z' + k/{steps} (z − z') of its "
+    "source (EAP-IG, activations)",
     "clean_corrupted": "mean gradient of the clean and the corrupted prompt",
 }
 
