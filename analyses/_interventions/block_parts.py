@@ -185,8 +185,7 @@ class BlockParts:
         once for every query head of a group, so that a KV head serves one of them at a time.
         """
         if k.shape[2] != q.shape[2] or self.group == 1:
-            z: Tensor = self.attention_call(layer, q, k, v).attend(PLAIN)["z"]
-            return z
+            return outputs(self.attention_call(layer, q, k, v))
         rows, group = len(q), self.group
         lanes = [
             torch.unflatten(each, 2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1)
@@ -195,7 +194,7 @@ class BlockParts:
         arrived = self.attention_call(layer, q.repeat(group, 1, 1, 1), *lanes)
         parts = [slice(member * rows, (member + 1) * rows) for member in range(group)]
         calls = [self.member(arrived, member, part) for member, part in enumerate(parts)]
-        return torch.stack([call.attend(PLAIN)["z"] for call in calls], dim=2).flatten(1, 2)
+        return torch.stack([outputs(call) for call in calls], dim=2).flatten(1, 2)
 
     def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
         """Return the attention of one query head of every group; no key or value is copied."""
@@ -315,6 +314,12 @@ class BlockParts:
     def _again(self, module: nn.Module, stream: Stream) -> Any:
         """Call a module as the model does, on another stream."""
         return self._calls[stream.shape[1], module].again(module, stream)
+
+
+def outputs(call: AttentionCall) -> Float[Tensor, "row head position size"]:
+    """Return z of a call in the dtype of the model, as its output projection takes it."""
+    z: Tensor = call.attend(PLAIN)["z"]
+    return z.to(call.query.dtype)
 
 
 def _given(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from headscope.analyses._interventions import edge_gradients, effects
 from headscope.analyses._interventions.ablation import Array
 from headscope.analyses._interventions.edge_patching import patching, score
 from headscope.analyses._interventions.metrics import AnswerMetric
+from headscope.kernels.errors import NotApplicable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,49 +26,64 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 
+# Bytes of the sets of removed edges that are made at once, each (target, source).
+SETS = 2**26
+
+
 def edge_scores(
     model: Model, task: EncodedTask, metric: str, method: str = "eap_ig", steps: int = 5
-) -> tuple[EdgeGraph, Array]:
-    """Return a model's edges, and their scores by gradients (prompt, target, source).
+) -> tuple[EdgeGraph, Float[np.ndarray, "prompt target source"]]:
+    """Return a model's edges, and their scores by gradients, in units of the metric.
 
     ``method`` is one of `edge_gradients.METHODS`; ``metric`` has to have a gradient. NaN where
     there is no edge.
     """
     answers = AnswerMetric(metric, task.questions)
     with patching(model, task) as split:
-        found = np.full((len(task), *split.graph.edges.shape), np.nan, dtype=np.float32)
+        edges = split.graph.edges
+        scores = np.full((len(task), *edges.shape), np.nan, dtype=np.float32)
         for prompts, run in split.batches():
 
             def loss(logits: Tensor, prompts: list[int] = prompts, at: Tensor = run.positions):  # type: ignore[no-untyped-def]
                 return answers(logits, prompts, at.tolist())
 
             # The estimate is of what patching adds.
-            found[prompts] = -edge_gradients.attribute(run, loss, method, steps).cpu().numpy()
+            scores[prompts] = -edge_gradients.attribute(run, loss, method, steps).cpu().numpy()
             del run
-        found[:, ~split.graph.edges] = np.nan
-        return split.graph, found
+        known = np.isfinite(scores).reshape(len(task), -1)[:, edges.ravel()].all(1)
+        if not known.all():
+            raise NotApplicable(
+                f"metric: the gradient of {metric} is not finite on {int((~known).sum())} of "
+                f"{len(task)} prompts; use dtype float32, or another metric"
+            )
+        scores[:, ~edges] = np.nan
+        return split.graph, scores
 
 
 def edge_effects(
     model: Model, task: EncodedTask, metric: str, edges: Sequence[tuple[int, int]]
-) -> Array:
-    """Return what patching one edge at a time loses (prompt, edge); edges are (target, source)."""
+) -> Float[np.ndarray, "prompt edge"]:
+    """Return what patching one edge at a time loses; edges are (target, source)."""
     with patching(model, task) as split:
         graph = split.graph
+    together = max(1, SETS // graph.edges.size)
 
     def sweep(rows: list[int], columns: list[int]) -> Array:
         some = task.part(rows)
         answers = AnswerMetric(metric, some.questions)
-        # The last set is empty: the clean prompts.
-        removed = np.zeros((len(columns) + 1, *graph.edges.shape), dtype=bool)
-        for number, column in enumerate(columns):
-            removed[number][edges[column]] = True
-        result = np.full((len(rows), len(removed)), np.nan)
+        lost = np.full((len(rows), len(columns)), np.nan)
         with patching(model, some) as split:
             for prompts, run in split.batches():
-                result[prompts] = score(run, answers, prompts, removed)
+                clean = score(run, answers, prompts, graph.edges[None] & False)
+                for start in range(0, len(columns), together):
+                    part = columns[start : start + together]
+                    removed = np.zeros((len(part), *graph.edges.shape), dtype=bool)
+                    for number, column in enumerate(part):
+                        removed[number][edges[column]] = True
+                    patched = score(run, answers, prompts, removed)
+                    lost[np.ix_(prompts, range(start, start + len(part)))] = clean - patched
                 del run
-        return np.asarray(result[:, -1:] - result[:, :-1])
+        return lost
 
     names = [graph.name(*edge) for edge in edges]
     return effects.shared_edges(model, task, metric, names, sweep)

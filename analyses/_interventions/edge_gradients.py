@@ -9,11 +9,14 @@ of one of them at a time gives the gradient in the keys and values as that head 
 shared projection takes it back.
 
 Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discovery (2310.10348);
-Hanna et al., Have Faith in Faithfulness (2403.17806).
+Hanna et al., Have Faith in Faithfulness (2403.17806), whose code (EAP-IG-activations) gives every
+edge the mean over passes in which any source moves; here, as in Marks et al., Sparse Feature
+Circuits (2403.19647), only its own does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,16 +24,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions.block_parts import PLAIN
+from headscope.analyses._interventions.block_parts import outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from headscope.analyses._interventions.block_parts import BlockParts, Stream
+    from headscope.analyses._interventions.edge_graph import EdgeGraph
     from headscope.analyses._interventions.edge_patching import EdgeRun
 
-METHODS = ("eap", "eap_ig", "clean_corrupted")
+METHODS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted")
 Scores = Float[Tensor, "row target source"]
+# Takes targets, how many sources they read, and the gradient in what they read.
+Contract = Callable[[slice, int, Float[Tensor, "target row position residual"]], None]
 
 
 def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps: int) -> Scores:
@@ -38,46 +42,91 @@ def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps
 
     The gradient is, by ``method``: that on the clean prompts (``eap``); the mean over embeddings
     ``e' + k/m (e − e')``, k = 1 to m = ``steps``, from the corrupted to the clean ones
-    (``eap_ig``); or the mean of clean and corrupted (``clean_corrupted``).
+    (``eap_ig``); the mean over what the source of the edge writes, from corrupted to clean in as
+    many steps, everything before it clean (``eap_ig_activations``; the heads of a layer move
+    together); or the mean of clean and corrupted (``clean_corrupted``).
     """
     differences = run.difference.flatten(2).permute(1, 2, 0)
-    total = differences.new_zeros(len(differences), *run.graph.edges.shape)
-    shares = {
-        "eap": [1.0],
-        "eap_ig": [number / steps for number in range(1, steps + 1)],
-        "clean_corrupted": [0.0, 1.0],
-    }[method]
+    shape = (len(differences), *run.graph.edges.shape)
+    total = differences.new_zeros(shape, dtype=torch.float32)
+
+    def contracting(sources: slice) -> Contract:
+        def contract(
+            targets: slice, visible: int, slopes: Float[Tensor, "target row position residual"]
+        ) -> None:
+            columns = slice(sources.start, min(sources.stop, visible))
+            flat = slopes.transpose(0, 1).flatten(2)
+            total[:, targets, columns] += torch.bmm(flat, differences[:, :, columns])
+
+        return contract
+
+    every = slice(0, len(run.graph.sources))
+    between = [number / steps for number in range(1, steps)]
+    shares = {"eap": [], "clean_corrupted": [0.0]}.get(method, between)
     for share in shares:
-        streams: Sequence[Stream] = run.streams
-        if share < 1:
+        if method == "eap_ig_activations":
+            for layer, sources in _groups(run.graph):
+                _move(run, layer, sources, share, loss, contracting(sources))
+        else:
             streams = run.forward(run.corrupted[0] - share * run.difference[0])
-        _accumulate(run, streams, loss, differences, total)
-    return total.div_(len(shares))
+            _backward(run, streams, loss, contracting(every))
+    # The last step is the clean prompt, whichever way led there.
+    _backward(run, run.streams, loss, contracting(every))
+    return total.div_(len(shares) + 1)
 
 
-def _accumulate(
+def _groups(graph: EdgeGraph) -> Iterator[tuple[int, slice]]:
+    """Yield the sources that move together, with their layer: embedding, then heads and MLP."""
+    yield -1, slice(0, 1)
+    for layer in range(graph.layers):
+        first, mlp = graph.first(layer), graph.first(layer) + graph.heads
+        yield from ((layer, slice(first, mlp)), (layer, slice(mlp, mlp + 1)))
+
+
+def _move(
+    run: EdgeRun,
+    layer: int,
+    sources: slice,
+    share: float,
+    loss: Callable[[Tensor], Tensor],
+    contract: Contract,
+) -> None:
+    """Go back on a pass where some sources of a layer write ``z' + share (z − z')``."""
+    graph, parts = run.graph, run.parts
+    stream = run.streams[layer + 1] + (1 - share) * run.difference[sources].sum(0)
+    # In sequential blocks the MLP reads what the heads of its layer write.
+    mlp = graph.first(layer + 1) - 1
+    read_by_mlp = layer >= 0 and sources.stop <= mlp and not graph.parallel
+    if read_by_mlp:
+        read = stream - (run.corrupted[mlp] - run.difference[mlp])
+        stream = read + parts.mlp(layer, read)
+    slope = _backward(run, run.forward(stream, layer + 1), loss, contract, layer + 1)
+    if read_by_mlp:
+        target = graph.mlp(layer)
+        into_mlp = _pull_mlp(parts, layer, read, slope)
+        contract(slice(target, target + 1), graph.before_mlp(layer), into_mlp[None])
+
+
+def _backward(
     run: EdgeRun,
     streams: Sequence[Stream],
     loss: Callable[[Tensor], Tensor],
-    differences: Float[Tensor, "row numbers source"],
-    total: Scores,
-) -> None:
-    """Add the scores by the gradient on a pass, given its residual stream before every block."""
+    contract: Contract,
+    start: int = 0,
+) -> Stream:
+    """Return the gradient in the stream before block ``start``; contract that in every target.
+
+    ``streams`` are those before every block from there on, and after the last.
+    """
     parts, graph = run.parts, run.graph
-
-    def contract(targets: slice, visible: int, slopes: Float[Tensor, "target row ..."]) -> None:
-        flat = slopes.transpose(0, 1).flatten(2)
-        total[:, targets, :visible] += torch.bmm(flat, differences[:, :, :visible])
-
     with torch.enable_grad():
         last = streams[-1].detach().requires_grad_()
         value = loss(parts.logits(last, run.ids, run.positions)).sum()
         (slope,) = torch.autograd.grad(value, last)
-    contract(slice(len(graph.targets) - 1, None), len(graph.sources), slope[None])
-    for layer in reversed(range(graph.layers)):
-        stream, mlp = streams[layer], graph.mlp(layer)
-        entered = parts.entered(layer, stream)
-        heads = HeadGradients(parts, layer, entered)
+    contract(slice(len(graph.targets) - 1, len(graph.targets)), len(graph.sources), slope[None])
+    for layer in reversed(range(start, graph.layers)):
+        stream, mlp = streams[layer - start], graph.mlp(layer)
+        heads = HeadGradients(parts, layer, parts.entered(layer, stream))
         read = stream
         if not graph.parallel:
             read = stream + parts.writes(layer, heads.z).sum(1) + parts.constant(layer)
@@ -88,6 +137,7 @@ def _accumulate(
         through = _pull_norm(parts, layer, stream, heads.pull(behind))
         contract(graph.inputs(layer), graph.first(layer), through)
         slope = slope + into_mlp + through.sum(0)
+    return slope
 
 
 class HeadGradients:
@@ -96,46 +146,48 @@ class HeadGradients:
     def __init__(self, parts: BlockParts, layer: int, entered: Stream) -> None:
         self.parts, self.layer = parts, layer
         with torch.enable_grad():
-            self.made = [each.detach().requires_grad_() for each in parts.shared(layer, entered)]
-            call = parts.attention_call(layer, *self.made)
+            projected = parts.shared(layer, entered)
+            self.projected = [values.detach().requires_grad_() for values in projected]
+            call = parts.attention_call(layer, *self.projected)
             self.arrived = [call.query, call.key, call.value]
-            self.leaves, outputs = [], []
+            self.leaves: list[list[Tensor]] = []
+            self.outputs: list[Tensor] = []
             for member in range(parts.group):
                 own = parts.member(call, member)
-                leaf = [each.detach().requires_grad_() for each in (own.query, own.key, own.value)]
-                self.leaves.append(leaf)
-                outputs.append(
-                    replace(own, query=leaf[0], key=leaf[1], value=leaf[2]).attend(PLAIN)["z"]
-                )
-            self.outputs = outputs
-        self.z = torch.stack([each.detach() for each in outputs], dim=2).flatten(1, 2)
+                leaves = [at.detach().requires_grad_() for at in (own.query, own.key, own.value)]
+                own = replace(own, query=leaves[0], key=leaves[1], value=leaves[2])
+                self.leaves.append(leaves)
+                self.outputs.append(outputs(own))
+        self.z = torch.stack([z.detach() for z in self.outputs], dim=2).flatten(1, 2)
 
     def pull(self, slope: Stream) -> Float[Tensor, "input row position residual"]:
         """Return the gradient in what the projections are given: queries, keys, values by head."""
-        parts, group = self.parts, self.parts.group
-        pulled = parts.pull_writes(self.layer, slope)
-        by_member = torch.unflatten(pulled, 1, (-1, group)).unbind(2)
+        parts = self.parts
+        by_member = torch.unflatten(parts.pull_writes(self.layer, slope), 1, (-1, parts.group))
         slopes = [
-            torch.autograd.grad(output, leaf, each)
-            for output, leaf, each in zip(self.outputs, self.leaves, by_member, strict=True)
+            torch.autograd.grad(output, leaves, own)
+            for output, leaves, own in zip(
+                self.outputs, self.leaves, by_member.unbind(2), strict=True
+            )
         ]
-        found = []
-        for place, part in enumerate("qkv"):
-            arrived, made = self.arrived[place], self.made[place]
-            each = [of_member[place] for of_member in slopes]
+        pulled = []
+        parted = zip("qkv", self.arrived, self.projected, zip(*slopes, strict=True), strict=True)
+        for part, arrived, projected, members in parted:
             if part == "q":
-                whole = torch.stack(each, dim=2).flatten(1, 2)
-                (back,) = torch.autograd.grad(arrived, made, whole, retain_graph=True)
+                whole = torch.stack(members, dim=2).flatten(1, 2)
+                (back,) = torch.autograd.grad(arrived, projected, whole, retain_graph=True)
             else:
                 # As each member of a group reads them, turned back one member at a time.
                 back = torch.stack([
-                    torch.autograd.grad(arrived, made, one, retain_graph=True)[0] for one in each
+                    torch.autograd.grad(arrived, projected, member, retain_graph=True)[0]
+                    for member in members
                 ], dim=3).flatten(2, 3)  # fmt: skip
-            found.append(parts.pull_projection(self.layer, part, back))
-        return torch.cat(found)
+            pulled.append(parts.pull_projection(self.layer, part, back))
+        return torch.cat(pulled)
 
 
 def _pull_mlp(parts: BlockParts, layer: int, read: Stream, slope: Stream) -> Stream:
+    """Take the gradient in what an MLP writes back to what it reads."""
     with torch.enable_grad():
         leaf = read.detach().requires_grad_()
         (back,) = torch.autograd.grad(parts.mlp(layer, leaf), leaf, slope)
@@ -146,11 +198,11 @@ def _pull_norm(
     parts: BlockParts, layer: int, stream: Stream, slopes: Float[Tensor, "input row _ _"]
 ) -> Float[Tensor, "input row position residual"]:
     """Take gradients behind the norm before it, for every input of the heads by itself."""
-    found = []
-    for some in slopes.chunk(3):
+    pulled = []
+    for part in slopes.chunk(3):
         with torch.enable_grad():
-            leaf = stream.detach().expand_as(some).flatten(0, 1).requires_grad_()
+            leaf = stream.detach().expand_as(part).flatten(0, 1).requires_grad_()
             entered = parts.entered(layer, leaf)
-            (back,) = torch.autograd.grad(entered, leaf, some.flatten(0, 1))
-        found.append(torch.unflatten(back, 0, some.shape[:2]))
-    return torch.cat(found)
+            (back,) = torch.autograd.grad(entered, leaf, part.flatten(0, 1))
+        pulled.append(torch.unflatten(back, 0, part.shape[:2]))
+    return torch.cat(pulled)

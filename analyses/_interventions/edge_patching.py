@@ -102,10 +102,10 @@ class EdgeRun:
             streams.append(stream)
         return stream
 
-    def forward(self, stream: Stream) -> list[Stream]:
-        """Run all blocks on another embedding: the stream before every block and after the last."""
+    def forward(self, stream: Stream, start: int = 0) -> list[Stream]:
+        """Run the blocks from ``start`` on: the stream before each of them and after the last."""
         streams = [stream]
-        for layer in range(self.graph.layers):
+        for layer in range(start, self.graph.layers):
             streams.append(self.parts.block(layer, streams[-1]))
         return streams
 
@@ -200,18 +200,28 @@ class EdgePatching:
         self.model, self.task = model, task
         self.parts = BlockParts(model)
         self.graph = EdgeGraph(model.layers, model.heads, self.parts.parallel)
+        self._whole: tuple[list[int], EdgeRun] | None = None
 
     def batches(self) -> Iterator[tuple[list[int], EdgeRun]]:
         """Yield prompts and their run, as many at a time as fit.
 
-        Let a run go before the next is asked for: each holds two arrays of all sources' writes.
+        Let a run go before the next is asked for: each holds two arrays of all sources' writes. A
+        run that all prompts fit in is kept for the next time.
         """
+        if self._whole is not None:
+            yield self._whole
+            return
         model, task = self.model, self.task
         tokens = batch_tokens(model)
-        for prompts, ids, positions in ablation.asked_batches(model, task.ids, task.asked, tokens):
+        parts = list(ablation.asked_batches(model, task.ids, task.asked, tokens))
+        for prompts, ids, positions in parts:
             other = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
             pair = (ids.to(model.device), other.to(model.device))
-            yield prompts, EdgeRun(self.parts, self.graph, pair, positions)
+            batch = prompts, EdgeRun(self.parts, self.graph, pair, positions)
+            if len(parts) == 1:
+                self._whole = batch
+            yield batch
+            del batch
 
 
 def batch_tokens(model: Model) -> int:

@@ -52,13 +52,17 @@ def bootstrap(
 
 
 def percentiles(resampled: Array, tail: float) -> tuple[Array, Array]:
-    """Return the two ends that leave ``tail`` of the resamples on each side; NaN where all are."""
+    """Return the two ends that leave ``tail`` of the resamples on each side (column,).
+
+    NaN where all resamples are.
+    """
     known = ~np.isnan(resampled)
     # np.nanquantile warns on columns without any value; give those a dummy and blank them after.
     filled = np.where(known.any(0), resampled, 0.0)
-    lower, upper = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    # Without columns np.nanquantile forgets that it was asked for two ends.
+    ends = np.nanquantile(filled, [tail, 1 - tail], axis=0).reshape(2, *filled.shape[1:])
     empty = ~known.any(0)
-    return np.where(empty, np.nan, lower), np.where(empty, np.nan, upper)
+    return np.where(empty, np.nan, ends[0]), np.where(empty, np.nan, ends[1])
 
 
 def t_interval(samples: Array, low: float = 0.0, high: float = 1.0) -> tuple[Array, Array, Array]:

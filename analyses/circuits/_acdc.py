@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions.edge_patching import EdgeRun, patching, score
+from headscope.analyses._interventions.edge_patching import patching, score
 
 if TYPE_CHECKING:
     from headscope.analyses._interventions.ablation import Measure
+    from headscope.analyses._interventions.edge_patching import EdgePatching
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.tokens import EncodedTask
 
@@ -32,23 +34,14 @@ def discover(
     """Return the edges that are left (target, source).
 
     Targets are visited from the logits backwards, of each the latest source first. An edge goes
-    where, beside those that have gone, the Kullback–Leibler divergence from the clean model's
-    prediction at the asked positions rises by less than ``threshold`` nats, averaged over prompts.
-    With ``candidates`` all other edges have gone beforehand.
+    where, beside those that have gone, `divergence` rises by less than ``threshold`` nats. With
+    ``candidates`` all other edges have gone beforehand.
     """
     with patching(model, task) as split:
         graph = split.graph
-        runs = list(split.batches())
-        weight = np.array([len(prompts) for prompts, _ in runs]) / len(task)
-
-        def divergence(removed: Mask) -> NDArray[np.float64]:
-            """Return the mean divergence of every set of removed edges (set,)."""
-            each = [score(run, _divergence(run), prompts, removed) for prompts, run in runs]
-            return np.asarray(sum(w * one.mean(0) for w, one in zip(weight, each, strict=True)))
-
         kept = graph.edges if candidates is None else graph.reduced(candidates)
         removed = graph.edges & ~kept
-        level = float(divergence(removed[None])[0])
+        level = float(divergence(split, removed[None])[0])
         for target, owner in reversed([*enumerate(graph.owners)]):
             read = owner not in graph.sources or kept[:, graph.sources.index(owner)].any()
             if not read:  # what nothing reads may read anything
@@ -59,23 +52,44 @@ def discover(
             while waiting:
                 # All at once, the second beside the first and so on: right up to the first that
                 # stays, behind which they are tried again.
-                some = waiting[:TRIED]
-                tried = np.repeat(removed[None], len(some), 0)
-                for number, source in enumerate(some):
-                    tried[number:, target, source] = True
-                levels = [level, *divergence(tried).tolist()]
-                rises = np.diff(levels)
-                stays = int(np.argmax(rises >= threshold)) if (rises >= threshold).any() else None
-                gone = some if stays is None else some[:stays]
+                tried = waiting[:TRIED]
+                sets = np.repeat(removed[None], len(tried), 0)
+                for number, source in enumerate(tried):
+                    sets[number:, target, source] = True
+                levels = [level, *divergence(split, sets).tolist()]
+                stays = ~(np.diff(levels) < threshold)
+                count = int(stays.argmax()) if stays.any() else len(tried)
+                gone = tried[:count]
                 removed[target, gone] = True
                 kept[target, gone] = False
-                level = levels[len(gone)]
-                waiting = waiting[len(gone) + (stays is not None) :]
+                level = levels[count]
+                waiting = waiting[count + int(stays.any()) :]
         return graph.reduced(kept)
 
 
-def _divergence(run: EdgeRun) -> Measure:
-    clean = run.clean_logits.log_softmax(-1)
+def corrupted_divergence(model: Model, task: EncodedTask) -> float:
+    """Return `divergence` with every edge removed: that of the corrupted prompts."""
+    with patching(model, task) as split:
+        return float(divergence(split, split.graph.edges[None])[0])
+
+
+def divergence(
+    split: EdgePatching, removed: Bool[np.ndarray, "variant target source"]
+) -> Float[np.ndarray, " variant"]:
+    """Return how far sets of removed edges move the prediction at the asked positions, in nats.
+
+    The Kullback–Leibler divergence from the clean model's prediction, averaged over the positions
+    of a prompt and over prompts.
+    """
+    total = np.zeros(len(removed))
+    for prompts, run in split.batches():
+        total += score(run, _divergence_from(run.clean_logits), prompts, removed).sum(0)
+        del run
+    return total / len(split.task)
+
+
+def _divergence_from(logits: Float[Tensor, "row asked vocab"]) -> Measure:
+    clean = logits.log_softmax(-1)
 
     def measure(
         logits: Tensor, prompts: Sequence[int], positions: Sequence[Sequence[int]]

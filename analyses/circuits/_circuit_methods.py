@@ -44,6 +44,9 @@ SLOPED, PATCHED = 16, 8
 FOLDS = 5
 # ACDC: an edge stays whose removal raises the divergence by so many nats.
 DIVERGENCE = 1e-5
+# Integrating over activations takes passes for every layer; it is measured up to this depth.
+GRADIENTS = {"eap": "EAP", "eap_ig": "EAP-IG", "eap_ig_activations": "EAP-IG activations"}
+SHALLOW = 8
 BY_TRAINING = ("trained SAE", "shuffled labels", "information of codes")
 
 
@@ -128,9 +131,11 @@ def score_by_probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
 
 def score_by_gradients(draw: Draw) -> Iterator[tuple[str, Scores]]:
     """Score edges by their gradients, and a head by the sum of its outgoing edges."""
-    task = draw.task.part(range(min(SLOPED, len(draw.task))))
-    for method, name in (("eap", "EAP"), ("eap_ig", "EAP-IG")):
-        graph, scores = edge_scores(draw.model, task, differentiable(task.metric), method)
+    model, task = draw.model, draw.task.part(range(min(SLOPED, len(draw.task))))
+    for method, name in GRADIENTS.items():
+        if method == "eap_ig_activations" and model.layers > SHALLOW:
+            continue
+        graph, scores = edge_scores(model, task, differentiable(task.metric), method)
         mean = np.nan_to_num(scores.astype(float).mean(0))
         yield name, (np.abs(mean.sum(0))[head_sources(graph)].ravel(), of_pairs(draw, graph, mean))
 

@@ -162,12 +162,16 @@ def run(
             convention=f"taken out of what the head reads at query and key, norms following; "
             f"{draws} random vectors of what the head reads; {over}",
         )  # fmt: skip
-    few = _few(counted, target)
+    verdict = _few(counted, target)
+    if shown:
+        verdict &= _verdict(lost["margin"], label(target))
+    else:
+        verdict &= Verdict("not_supported", f"No earlier head writes a signal to {label(target)}.")
     note = _heads_note(results, shown)
     if pattern_substitution.reason(capture):
         note += f" No metric without the signals: {pattern_substitution.reason(capture)}."
     return results.dataset(
-        coords, few & _verdict(lost["margin"], label(target)), note,
+        coords, verdict, note,
         chosen_head=label(target),
     )  # fmt: skip
 
@@ -314,4 +318,4 @@ def _heads_note(results: Results, shown: list[Any]) -> str:
         by_side = {side: float(results[f"{side}_signal"].values[at]) for side in SIDES}
         side = max(by_side, key=lambda name: by_side[name])
         found.append(f"{label(source)} → {label(end)} {side} ({amount(by_side[side])} logits)")
-    return f"Largest signals: {', '.join(found)}." if found else "No earlier head writes a signal."
+    return f"Largest signals: {', '.join(found)}." if found else ""

@@ -4,7 +4,8 @@ An edge is what one node writes into the residual stream and another reads of it
 or values where it is a head. Its score is ``(z_u − z'_u) · ∂m/∂in_v``, where z and z' are what the
 source writes on the clean and on the corrupted prompt and in_v is what the target reads: to first
 order what the metric loses when this edge alone is patched. The gradient is that on the clean
-prompt (EAP), or the mean over embeddings on the way from the corrupted to the clean one (EAP-IG).
+prompt (EAP), or the mean over embeddings on the way from the corrupted to the clean one (EAP-IG,
+inputs), or over what the source writes on that way (EAP-IG, activations).
 All edges are scored by a few passes, and query heads that share keys and values are kept apart. The
 best edges and a random sample are patched one at a time, which says how far the scores can be
 trusted.
@@ -46,6 +47,8 @@ OVER_EDGES = "rank correlation over edges of the absolute means over prompts"
 TAKEN = {
     "eap": "gradient on the clean prompt (EAP)",
     "eap_ig": "mean gradient over {steps} embeddings e' + k/{steps} (e − e') (EAP-IG, inputs)",
+    "eap_ig_activations": "mean gradient over {steps} outputs z' + k/{steps} (z − z') of its "
+    "source (EAP-IG, activations)",
     "clean_corrupted": "mean gradient of the clean and the corrupted prompt",
 }
 
@@ -76,9 +79,12 @@ def run(
         Model and task whose metric is followed; of the capture only the provenance is used.
     method
         Where gradients are taken: ``eap`` (on the clean prompt), ``eap_ig`` (at several embeddings
-        between corrupted and clean), ``clean_corrupted`` (at both ends).
+        between corrupted and clean), ``eap_ig_activations`` (at several outputs of the source of
+        the edge, which takes about as many times as long as the model has layers),
+        ``clean_corrupted`` (at both ends).
     steps
-        Embeddings of ``eap_ig``.
+        Embeddings of ``eap_ig``, or outputs of ``eap_ig_activations``, 1 or more; with one both
+        are ``eap``.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; edges are then scored and
@@ -203,7 +209,10 @@ def _verdict(
         lower,
         f"Scores rank edges like patching one at a time (Spearman ρ {amount(rho)}); {text}.",
         f"Scores do not rank edges like patching (Spearman ρ {amount(rho)}); trust the patches.",
+        f"Too few patched prompts or edges to hold scores against patching; {text}.",
     )
+    if np.isnan(drawn):
+        return verdict
     if not low > 0:
         verdict &= Verdict(
             verdict.state,

@@ -29,7 +29,7 @@ from headscope.analyses._runtime.results import GRID, Results, require, require_
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.effect_size import told_from_zero
-from headscope.analyses.circuits._acdc import discover
+from headscope.analyses.circuits._acdc import corrupted_divergence, discover
 from headscope.analyses.circuits._circuit_metrics import (
     SHARES,
     Mask,
@@ -70,7 +70,7 @@ def run(
     steps: Annotated[int, AtLeast(1)] = 5,
     metric: Annotated[str, OneOf(METRICS)] = "task",
     faithful: Annotated[float, Between(0, 1)] = 0.8,
-    threshold: Annotated[float, AtLeast(0)] = 0.01,
+    threshold: Annotated[float, Between(0, 1)] = 0.001,
     candidates: Annotated[int, AtLeast(1)] = 500,
     draws: Annotated[int, AtLeast(2)] = 3,
     minimal: Annotated[int, AtLeast(1)] = 16,
@@ -84,10 +84,10 @@ def run(
         Model and task of two prompts or more whose metric is followed: circuits are found on every
         other prompt and measured on the rest. Of the capture only the provenance is used.
     method
-        ``eap``, ``eap_ig`` and ``clean_corrupted`` rank edges by gradients (see
-        `edge_attribution`); ``acdc`` takes edges out of those that ``eap_ig`` ranks first.
+        ``eap``, ``eap_ig``, ``eap_ig_activations`` and ``clean_corrupted`` rank edges by gradients
+        (see `edge_attribution`); ``acdc`` takes edges out one after another.
     steps
-        Embeddings of ``eap_ig``.
+        Steps of ``eap_ig`` and ``eap_ig_activations``.
     metric
         ``task`` (the task's own), ``logit_difference``, ``probability_difference``,
         ``log_probability`` or ``accuracy``. Accuracy has no gradient; the log-probability of the
@@ -95,9 +95,13 @@ def run(
     faithful
         Faithfulness that the smallest circuit has to reach, 0 to 1.
     threshold
-        Of ACDC: rise of the divergence in nats from which an edge stays.
+        Of ACDC: rise of the divergence from which an edge stays, as a share (0 to 1) of the
+        divergence of the corrupted prompts. Edges that go may add up to ``candidates × threshold``
+        of it, so take less where the circuit is not faithful, more where it is larger than you can
+        read; papers, too, try values over several orders of magnitude. Their τ, in nats, is this
+        times the attribute ``corrupted_divergence``.
     candidates
-        Of ACDC: edges that it begins with, the rest being out.
+        Of ACDC: edges that it begins with, those that ``eap_ig`` ranks first, the rest being out.
     draws
         Random circuits of every size, 2 or more.
     minimal
@@ -127,11 +131,11 @@ def run(
     order = greedy_order(graph, mean)
     sizes = [max(1, round(share * graph.count)) for share in SHARES]
     nested = [circuit(graph, order, size) for size in sizes]
+    attributes: dict[str, float] = {}
     if method == "acdc":
-        begin = None
-        if candidates < graph.count:
-            begin = circuit(graph, order, candidates)
-        chosen = discover(model, finding, threshold, begin)
+        attributes["corrupted_divergence"] = corrupted_divergence(model, finding)
+        nats = threshold * attributes["corrupted_divergence"]
+        chosen = discover(model, finding, nats, circuit(graph, order, candidates))
     else:
         chosen = _smallest(measure(model, finding, name, nested), nested, faithful)
 
@@ -143,12 +147,12 @@ def run(
     rivals = [circuit(graph, each, size) for each in grown for size in sizes]
     complements = [graph.edges & ~each for each in (chosen, *alike)]
     parts = [nested, rivals, [chosen], alike, complements, without]
-    found = measure(model, measuring, name, [each for part in parts for each in part])
+    measured = measure(model, measuring, name, [mask for part in parts for mask in part])
     places = np.cumsum([len(part) for part in parts])[:-1]
-    above = np.split(found.above, places, axis=1)
-    curves = np.stack([above[0], above[1].reshape(len(found.gap), draws, -1).mean(1)], 1)
-    alone = np.stack([above[2][:, 0], above[3].mean(1)], 1)
-    left = np.stack([above[4][:, 0], above[4][:, 1:].mean(1)], 1)
+    along, by_chance, own, random, others, reduced = np.split(measured.above, places, axis=1)
+    curves = np.stack([along, by_chance.reshape(len(along), draws, -1).mean(1)], 1)
+    alone = np.stack([own[:, 0], random.mean(1)], 1)
+    left = np.stack([others[:, 0], others[:, 1:].mean(1)], 1)
 
     words = name.replace("_", " ")
     what = (
@@ -160,7 +164,7 @@ def run(
 
     def add(key: str, dims: tuple[str, ...], values: Array, title: str, how: str, *more) -> None:  # type: ignore[no-untyped-def]
         results.add_interval(
-            key, dims, interval(values, found.gap, seed, *more), title, "share", "diverging",
+            key, dims, interval(values, measured.gap, seed, *more), title, "share", "diverging",
             convention=f"{how}; {what}",
         )  # fmt: skip
 
@@ -172,18 +176,19 @@ def run(
     add("completeness", ("condition",), left, "Left without the circuit", f"{share} of all others")
     at = list(zip(*map(np.ndarray.tolist, chosen.nonzero()), strict=True))
     at.sort(key=lambda edge: -abs(mean[edge]))
-    lost = np.full((len(found.gap), len(at)), np.nan)
-    lost[:, [at.index(edge) for edge in drawn]] = above[2] - above[5]
+    lost = np.full((len(measured.gap), len(at)), np.nan)
+    lost[:, [at.index(edge) for edge in drawn]] = own - reduced
     add("needed", ("edge",), lost, "Lost by the circuit without the edge", "m(C) − m(C without it)")
+    scored = scores[:, *np.array(at, dtype=int).reshape(-1, 2).T].astype(float)
     results.add_mean(
-        "circuit_score", ("edge",), scores[:, *np.array(at).reshape(-1, 2).T].astype(float),
+        "circuit_score", ("edge",), scored,
         "Edge attribution", UNITS[name], "diverging", evidence="correlational",
         convention=f"scores by which edges were ranked; {what}",
     )  # fmt: skip
     tried = lost[:, ~np.isnan(lost).any(0)]
-    told = told_from_zero(tried) if len(tried) > 1 and tried.size else np.zeros(0, bool)
+    needed = told_from_zero(tried) if len(tried) > 1 and tried.size else np.zeros(0, bool)
     results.add_all(
-        ("needed_share", (), float(told.mean()) if told.size else np.nan,
+        ("needed_share", (), float(needed.mean()) if needed.size else np.nan,
          "Edges that the circuit needs", ("share", "sequential", 0, 1),
          f"share of {len(drawn)} drawn edges whose effect is told from 0; {what}"),
         ("head_edges", GRID, _by_head(graph, chosen).astype(float), "Edges from and to the head",
@@ -194,18 +199,22 @@ def run(
     return results.dataset(
         {"order": [method if method != "acdc" else "eap_ig", RANDOM], "circuit_edges": sizes,
          "condition": [method, RANDOM], **coordinates(graph, at)},
-        _verdict(results, found, alone, left, int(chosen.sum()), graph.count),
+        _verdict(results, measured, alone, left, int(chosen.sum()), graph.count),
         edges=graph.count,
+        **attributes,
         circuit=[graph.name(*edge) for edge in at],
         nodes=sorted(ends),
     )  # fmt: skip
 
 
-def _smallest(found: Measured, nested: list[Mask], faithful: float) -> Mask:
-    """Return the smallest circuit that is faithful on the mean over prompts, else the largest."""
-    share = found.above.mean(0) / found.gap.mean()
-    good = np.flatnonzero(share >= faithful)
-    return nested[int(good[0])] if len(good) else nested[-1]
+def _smallest(measured: Measured, nested: list[Mask], faithful: float) -> Mask:
+    """Return the smallest circuit that is faithful on the mean over prompts.
+
+    The largest, all edges, always is, unless the clean prompts do no better than the corrupted.
+    """
+    share = measured.above.mean(0) / measured.gap.mean()
+    enough = np.flatnonzero(share >= faithful)
+    return nested[int(enough[0])] if len(enough) else nested[-1]
 
 
 def _of_size(graph: EdgeGraph, order: np.ndarray, size: int) -> Mask:
@@ -244,9 +253,13 @@ def _by_head(graph: EdgeGraph, chosen: Mask) -> np.ndarray:
 
 
 def _verdict(
-    results: Results, found: Measured, alone: Array, left: Array, size: int, total: int
+    results: Results, measured: Measured, alone: Array, left: Array, size: int, total: int
 ) -> Verdict:
-    if not float(bootstrap(found.gap, seed=results.seed)[1]) > 0:
+    if not size:
+        return Verdict(
+            "too_few", "Every edge could go at this threshold, so no circuit is left; take less."
+        )
+    if not float(bootstrap(measured.gap, seed=results.seed)[1]) > 0:
         return Verdict(
             "too_few",
             "The clean prompts are not shown to do better than the corrupted ones, so circuits "

@@ -36,6 +36,7 @@ from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._sparse_autoencoders.autoencoder import SparseAutoencoder
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.circuits import _feature_sources, _pairs
+from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -55,6 +56,8 @@ SOURCE = "Kamath et al. 2025, QK attribution"
 # Over which axis of the terms (prompt, query source, key source) a side's are summed.
 AXES = {"query": 2, "key": 1}
 OTHERS, DRAWN = "all others", "others as long"
+# Two that write to the stream, and the biases.
+LEAST_SOURCES = 3
 LOGITS = ("logits", "diverging")
 
 
@@ -122,6 +125,11 @@ def run(
         strongest = _feature_sources.strongest(sae, capture, places, features)
         parts = _feature_sources.FeatureParts(sae, model, strongest)
     scores = Scores(model, int(capture["length"].values.max()), parts)
+    if len(scores.sources(target[0])) < LEAST_SOURCES:
+        raise NotApplicable(
+            f"head: {label(target)} of {model.name} reads the embedding alone, so there is no "
+            "other write to hold it against; name a head of a later layer"
+        )
     terms, rivals = (
         np.stack([
             scores.split(capture, target, prompt, pair.query, getattr(pair, end)).terms

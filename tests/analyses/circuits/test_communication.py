@@ -50,6 +50,13 @@ def test_the_graph_has_the_edge_from_the_head_before_to_the_key_of_the_induction
         assert float(abs(rest["key_signal"]).max()) < 0.1 * float(first["key_signal"])
 
 
+def test_a_head_of_the_first_layer_has_no_writers(circuit, task):
+    result = communication.run(seen(circuit, task), circuit, task, head="L0H0")
+    assert result.sizes["edge"] == 0
+    assert result.attrs["verdict"] == "not_supported"
+    assert "No earlier head writes a signal to L0H0" in result.attrs["note"]
+
+
 @pytest.mark.requirement("E2")
 def test_few_directions_make_the_score_of_the_circuit_and_carry_its_cause(found):
     assert float(found["directions"][INDUCTION]) < 2

@@ -19,6 +19,7 @@ from headscope.analyses.circuits._edge_order import circuit as circuit_of
 from headscope.analyses.circuits._edge_order import greedy_order
 from headscope.analyses.comparison import from_result
 from headscope.probes import constructed
+from headscope.probes.attention.forward import logits
 from headscope.probes.constructed import known_circuit
 
 NAMES = constructed.names()
@@ -102,14 +103,18 @@ def test_acdc_tries_one_edge_after_another(circuit):
     assert (discover(circuit, task, threshold) == kept).all()
 
 
-# AUC that gradients reach where attention is saturated: EAP, and EAP-IG of 5 steps.
-REACHED = {"docstring": (1, 1), "greater-than": (1, 1), "induction": (1, 1), "ioi": (0.976, 1)}
+# AUC that gradients reach where attention is saturated: EAP, and EAP-IG of 5 steps over inputs and
+# over activations.
+GRADIENTS = ("eap", "eap_ig", "eap_ig_activations")
+REACHED = {
+    "docstring": (1, 1, 1), "greater-than": (1, 1, 1), "induction": (1, 1, 1), "ioi": (0.976, 1, 1),
+}  # fmt: skip
 
 
 @pytest.mark.requirement("E3")
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_find_the_edges_as_far_as_saturation_lets_them(name):
-    reached = [found(name, scored(name, method)[1].mean(0)) for method in ("eap", "eap_ig")]
+    reached = [found(name, scored(name, method)[1].mean(0)) for method in GRADIENTS]
     assert reached == pytest.approx(REACHED[name.rpartition("constructed-")[2]], abs=0.01)
 
 
@@ -117,7 +122,7 @@ def test_gradients_find_the_edges_as_far_as_saturation_lets_them(name):
 @pytest.mark.parametrize("method", ["eap_ig", "acdc"])
 def test_the_known_circuit_is_faithful_complete_and_needed_and_random_ones_are_not(method):
     held = known_circuit.load("headscope/constructed-ioi", n=32)
-    options = {"method": method, "threshold": 1e-5, "faithful": 0.95, "minimal": 60}
+    options = {"method": method, "threshold": 1e-6, "faithful": 0.95, "minimal": 60}
     result = execute("edge_circuits", held.model, task=held.task, options=options)
     own, random = result["faithfulness"].values
     rest, others = result["completeness"].values
@@ -138,6 +143,58 @@ def test_the_known_circuit_is_faithful_complete_and_needed_and_random_ones_are_n
     assert set(made.edges) == set(result.attrs["circuit"])
     heads = {f"L{layer}H{head}" for layer, head in held.heads}
     assert set(made.labels) >= heads if method == "acdc" else set(made.labels) & heads
+
+
+def test_a_threshold_that_no_edge_reaches_leaves_no_circuit():
+    held = known("headscope/constructed-ioi")
+    options = {"method": "acdc", "threshold": 1.0, "draws": 2}
+    result = execute("edge_circuits", held.model, task=held.task, options=options)
+    assert float(result["size"]) == result.sizes["edge"] == 0
+    assert np.isnan(float(result["needed_share"]))
+    assert result["faithfulness"].values.tolist() == [0, 0]
+    assert result.attrs["verdict"] == "too_few"
+    assert "no circuit is left" in result.attrs["verdict_text"]
+
+
+def test_the_threshold_of_acdc_is_a_share_of_the_divergence_of_the_corrupted_prompts():
+    held = known("headscope/constructed-induction")
+    task = encode_task(held.model, held.task)
+    result = execute(
+        "edge_circuits", held.model, task=held.task,
+        options={"method": "acdc", "threshold": 0.05, "draws": 2},
+    )  # fmt: skip
+    finding = task.part(range(0, len(task), 2))
+    asked = torch.tensor(finding.asked)
+    clean, corrupted = (
+        logits(held.model, torch.tensor(ids), (), asked).detach().double().log_softmax(-1)
+        for ids in (finding.ids, finding.corrupted_ids)
+    )
+    whole = float((clean.exp() * (clean - corrupted)).sum(-1).mean())
+    assert result.attrs["corrupted_divergence"] == pytest.approx(whole, rel=1e-4)
+    left = discover(held.model, finding, 0.05 * whole)
+    assert (scored("headscope/constructed-induction", "eap")[0].mask(result.attrs["circuit"])
+            == left).all()  # fmt: skip
+
+
+def test_acdc_on_batches_of_one_prompt_leaves_the_same_edges(monkeypatch):
+    held = known("headscope/constructed-induction")
+    task = encode_task(held.model, held.task)
+    whole = discover(held.model, task, 1e-3)
+    monkeypatch.setattr("headscope.analyses._interventions.edge_patching.WRITES", 1)
+    assert (discover(held.model, task, 1e-3) == whole).all()
+    assert 0 < whole.sum() < whole.size
+
+
+def test_scores_without_a_sample_are_said_to_agree_with_patching_alone():
+    held = known("headscope/constructed-induction")
+    result = execute("edge_attribution", held.model, task=held.task, options={"edges": 10**6})
+    assert result.sizes["edge"] == result.attrs["edges"]
+    assert not result["drawn"].values.any()
+    assert np.isnan(float(result["sample_agreement"]))
+    assert "drawn" not in result.attrs["verdict_text"]
+    result = execute("edge_attribution", held.model, task=held.task, options={"patched_prompts": 1})
+    assert result.attrs["verdict"] == "too_few"
+    assert "Too few patched prompts" in result.attrs["verdict_text"]
 
 
 @pytest.mark.requirement("E3")

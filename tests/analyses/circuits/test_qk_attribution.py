@@ -214,6 +214,12 @@ def test_a_head_by_name(circuit, task):
     check_message("capture this task", qk_attribution.run, cap, circuit, repeated(n=3, length=6))
 
 
+def test_a_head_that_reads_the_embedding_alone_is_refused(random_llama):
+    task = repeated(n=2, length=5)
+    check_message("embedding alone", qk_attribution.run, seen(random_llama, task), random_llama,
+                  task, head="L0H1")  # fmt: skip
+
+
 def test_learned_sinks_leave_no_metric(circuit):
     pytest.importorskip("transformers.models.gpt_oss")
     import architectures

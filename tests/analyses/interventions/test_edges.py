@@ -8,6 +8,7 @@ import edge_oracle
 import numpy as np
 import pytest
 import torch
+from refusals import check_message
 from torch import nn
 
 from headscope.analyses._interventions import ablation, edge_gradients
@@ -48,6 +49,15 @@ def all_logits(model, task, removed):
             for row, prompt in enumerate(prompts):
                 found[prompt] = out.unflatten(0, (len(removed), -1))[:, row]
     return torch.stack(found)
+
+
+def answers_of(model, task, answers, removed):
+    """Metric with sets of edges removed (prompt, variant)."""
+    out = all_logits(model, task, removed)
+    rows = list(range(len(task)))
+    return np.stack(
+        [answers(out[:, at], rows, task.asked).detach().numpy() for at in range(len(removed))], 1
+    )
 
 
 WHOLE = (
@@ -109,6 +119,37 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
         out = all_logits(random_llama, task, removed)[:, 0]
         lost = clean - answers(out, [0, 1, 2], task.asked).numpy()
         np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
+
+
+def test_many_edges_are_patched_a_few_sets_at_a_time(random_llama, monkeypatch):
+    task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
+    edges = every_edge(graph)[::5]
+    whole = edge_effects(random_llama, task, "logit_difference", edges)
+    monkeypatch.setattr("headscope.analyses._interventions.edge_effects.SETS", 3 * graph.edges.size)
+    few = edge_effects(random_llama, task, "logit_difference", edges)
+    np.testing.assert_allclose(few, whole, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(random_llama, monkeypatch):
+    task = pairs(len(constructed.WORDS))
+    own = edge_gradients.attribute
+
+    def broken(run, *arguments):
+        scores = own(run, *arguments)
+        scores[1, 0, 0] = torch.nan
+        return scores
+
+    monkeypatch.setattr(edge_gradients, "attribute", broken)
+    check_message("not finite on 1 of 3", edge_scores, random_llama, task, "logit_difference")
+
+
+def test_edges_of_a_model_in_half_precision(random_llama):
+    task = pairs(len(constructed.WORDS))
+    half = load_model(constructed.random_llama(0).module.to(torch.bfloat16))
+    _, scores = edge_scores(half, task, "logit_difference", "eap")
+    _, exact = edge_scores(random_llama, task, "logit_difference", "eap")
+    known = np.isfinite(exact)
+    assert np.corrcoef(scores[known], exact[known])[0, 1] > 0.99
 
 
 class Same(nn.Module):
@@ -191,6 +232,44 @@ def test_integrated_scores_of_the_embedding_sum_to_the_change_of_the_metric(rand
     # One-sided sums: the error falls like 1 / steps.
     assert misses[2] < 0.02
     assert misses[0] > 2 * misses[1] > 4 * misses[2]
+
+
+@pytest.mark.requirement("E3")
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_integrated_scores_of_activations_sum_to_what_patching_their_source_loses(name):
+    """Of the embedding, of the heads of a layer, of an MLP: all edges of it patched at once."""
+    model, task = load_model(architectures.build(name)), pairs(64)
+    answers = AnswerMetric("logit_difference", task.questions)
+    misses = []
+    for steps in (4, 16, 64):
+        graph, scores = edge_scores(model, task, "logit_difference", "eap_ig_activations", steps)
+        first, heads = graph.first(0), graph.heads
+        groups = [[0], range(first, first + heads), [first + heads], [len(graph.sources) - 1]]
+        removed = np.zeros((1 + len(groups), *graph.edges.shape), dtype=bool)
+        for number, sources in enumerate(groups, 1):
+            removed[number][:, sources] = graph.edges[:, sources]
+        patched = answers_of(model, task, answers, removed)
+        lost = patched[:, :1] - patched[:, 1:]
+        sums = np.stack([np.nansum(scores[:, :, sources], (1, 2)) for sources in groups], 1)
+        misses.append(np.abs(sums - lost).max(0) / np.abs(lost).max(0))
+    # One-sided sums: the error falls like 1 / steps, where it is not as small as rounding.
+    assert (misses[2] < 0.03).all(), misses
+    assert (misses[0][:2] > 2 * misses[1][:2]).all()
+    assert (misses[1][:2] > 2 * misses[2][:2]).all()
+
+
+@pytest.mark.requirement("E3")
+def test_one_step_of_activations_and_the_steps_of_the_embedding_are_those_of_other_methods():
+    model, task = load_model(architectures.build("llama")), pairs(64)
+    scores = {
+        (method, steps): edge_scores(model, task, "logit_difference", method, steps)[1]
+        for method in ("eap", "eap_ig", "eap_ig_activations")
+        for steps in (1, 3)
+    }
+    np.testing.assert_allclose(scores["eap_ig_activations", 1], scores["eap", 1], atol=1e-6)
+    activations, inputs = (scores[name, 3] for name in ("eap_ig_activations", "eap_ig"))
+    np.testing.assert_allclose(activations[:, :, 0], inputs[:, :, 0], atol=1e-6)
+    assert np.nanmax(np.abs(activations - inputs)) > 1e-3 * np.nanmax(np.abs(inputs))
 
 
 def test_edges_on_no_way_to_the_logits_change_nothing(random_llama):

@@ -31,3 +31,8 @@ def test_one_prompt_has_no_interval():
     assert mean[0] == 0.5
     assert np.isnan(lower[0])
     assert np.isnan(upper[0])
+
+
+def test_no_column_has_no_interval():
+    mean, lower, upper = bootstrap(np.empty((3, 0)))
+    assert mean.shape == lower.shape == upper.shape == (0,)
