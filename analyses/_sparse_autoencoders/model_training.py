@@ -14,8 +14,10 @@ from torch import Tensor
 
 from headscope.analyses._runtime.cost import duration
 from headscope.analyses._sparse_autoencoders.autoencoder import SparseAutoencoder
+from headscope.analyses._sparse_autoencoders.checkpoint import Checkpoint, State, prefixed, under
 from headscope.analyses._sparse_autoencoders.site import TOKENS, Site, cut, stream, vectors
-from headscope.analyses._sparse_autoencoders.training import Report, Settings, fit, shuffled
+from headscope.analyses._sparse_autoencoders.training import Report, Settings, Training, fit
+from headscope.analyses._sparse_autoencoders.vector_buffer import VectorBuffer
 from headscope.probes.capturing.memory_estimate import format_bytes
 
 if TYPE_CHECKING:
@@ -55,22 +57,40 @@ def train(
     *,
     context: int = CONTEXT,
     report: Report | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SparseAutoencoder:
     """Train an autoencoder on the head outputs of token ids, which run in pieces of ``context``.
 
-    No more than `ROOM` vectors are held at a time. The same seed gives the same autoencoder.
+    No more than `ROOM` vectors are held at a time. The same seed gives the same autoencoder,
+    whether it was trained at once or goes on from a ``checkpoint``, which is kept while it trains.
     """
     site.check(model.geometry)
     pieces = cut(model, prompts, context)
     generator = torch.Generator().manual_seed(settings.seed)
 
-    def chunks() -> Iterator[Float[Tensor, "example size"]]:
+    def chunks(first: int) -> Iterator[Float[Tensor, "example size"]]:
         order = torch.randperm(len(pieces), generator=generator).tolist()
-        for _, batch in stream(model, [pieces[at] for at in order], site):
-            yield batch.flatten(0, 1)
+        parts = stream(model, [pieces[at] for at in order], site, first)
+        return (batch.flatten(0, 1) for _, batch in parts)
 
-    sample, batches = shuffled(chunks, ROOM, settings.batch, generator, USES)
-    sae = fit(batches, sample, site, settings, report)
+    state = checkpoint.read() if checkpoint is not None else None
+    kept = None if state is None else under(state, "buffer.")
+    buffer = VectorBuffer(chunks, ROOM, settings.batch, generator, USES, kept)
+    if state is None:
+        training = Training.begin(buffer.held, site, settings)
+    else:
+        training = Training.resume(under(state, "training."), site, settings)
+
+    def kept_state() -> State:
+        return prefixed(training.state(), "training.") | prefixed(buffer.state(), "buffer.")
+
+    while not training.complete:
+        training.step(next(buffer))
+        if report is not None:
+            report(training.done, settings.steps)
+        if checkpoint is not None:
+            checkpoint.keep(kept_state)
+    sae = training.result()
     opening = bool(model.tokenizer is not None and model.encode(""))
     sae.about = {
         "model_name": model.name, "revision": model.revision, "context_size": context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,11 +101,11 @@ def vectors(
 
 
 def stream(
-    model: Model, prompts: Sequence[Sequence[int]], site: Site
+    model: Model, prompts: Sequence[Sequence[int]], site: Site, first: int = 0
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch position _"]]]:
-    """Yield rows of prompts of one length with their vectors, batch by batch."""
+    """Yield rows of prompts of one length with their vectors, from some batch on."""
     site.check(model.geometry)
-    for rows in batches(prompts, TOKENS):
+    for rows in islice(batches(prompts, TOKENS), first, None):
         yield rows, vectors(model, torch.tensor([list(prompts[row]) for row in rows]), site)
 
 

@@ -10,7 +10,7 @@ thresholds of JumpReLU are trained as they are, not as logarithms, which Adam wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
@@ -101,31 +101,92 @@ def fit(
     report
         Called with (steps done, steps in all).
     """
-    settings.check()
-    generator = torch.Generator().manual_seed(settings.seed)
-    scale = spread(sample)
-    sae = _start(sample / scale, site, settings, generator)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=settings.rate)
-    silent = torch.zeros(settings.features)
-    for number in range(settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * schedule((number + 1) / settings.steps)
+    training = Training.begin(sample, site, settings)
+    while not training.complete:
+        training.step(next(vectors))
+        if report is not None:
+            report(training.done, settings.steps)
+    return training.result()
+
+
+class Training:
+    """An autoencoder in training, whose state can be kept between two steps and taken up."""
+
+    def __init__(self, sae: SparseAutoencoder, scale: float, settings: Settings) -> None:
+        self.sae, self.scale, self.settings, self.done = sae, scale, settings, 0
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=settings.rate)
+        self.silent = torch.zeros(settings.features)
+
+    @classmethod
+    def begin(cls, sample: Batch, site: Site, settings: Settings) -> Training:
+        """Begin with the scale and the first bias of a sample."""
+        settings.check()
+        generator = torch.Generator().manual_seed(settings.seed)
+        scale = spread(sample)
+        return cls(_start(sample / scale, site, settings, generator), scale, settings)
+
+    @classmethod
+    def resume(cls, state: Mapping[str, Tensor], site: Site, settings: Settings) -> Training:
+        """Go on from what `state` gave."""
+        settings.check()
+        features, size = state["sae.decoder"].shape
+        sae = SparseAutoencoder(settings.kind, size, features, site, k=settings.k)
+        sae.load_state_dict({name: state[f"sae.{name}"] for name in sae.state_dict()})
+        sae.threshold.requires_grad_(settings.kind == "jumprelu")
+        training = cls(sae, float(state["scale"]), settings)
+        training.done, training.silent = int(state["done"]), state["silent"].clone()
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in state:
+            if name.startswith("adam."):
+                _, place, part = name.split(".")
+                moments.setdefault(int(place), {})[part] = state[name].clone()
+        groups = training.optimizer.state_dict()["param_groups"]
+        training.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return training
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.settings.steps
+
+    def step(self, vectors: Batch) -> None:
+        """Make a step of Adam on a batch."""
+        settings, sae = self.settings, self.sae
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate * schedule((self.done + 1) / settings.steps)
         with torch.enable_grad():
-            loss, active = _loss(sae, next(vectors) / scale, settings, silent >= SILENT)
-            optimizer.zero_grad()
+            loss, active = _loss(sae, vectors / self.scale, settings, self.silent >= SILENT)
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-        _hold_norms(sae, optimizer)
-        silent = torch.where((active > 0).any(0), 0, silent + 1)
+        _hold_norms(sae, self.optimizer)
+        self.silent = torch.where((active > 0).any(0), 0, self.silent + 1)
         if settings.kind == "batchtopk":
             least = active[active > 0].min() if bool((active > 0).any()) else active.new_zeros(())
-            follow = FOLLOW if number else 1.0
+            follow = FOLLOW if self.done else 1.0
             sae.threshold.data.lerp_(least.expand_as(sae.threshold), follow)
-        if report is not None:
-            report(number + 1, settings.steps)
-    with torch.no_grad():
-        for part in (sae.encoder_bias, sae.decoder_bias, sae.threshold):
-            part.mul_(scale)
-    return sae.requires_grad_(False)
+        self.done += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights, moments of Adam, steps done, silent features and scale, by name."""
+        adam = self.optimizer.state_dict()["state"]
+        return {
+            "done": torch.tensor(self.done),
+            "scale": torch.tensor(self.scale, dtype=torch.float64),
+            "silent": self.silent,
+            **{f"sae.{name}": part for name, part in self.sae.state_dict().items()},
+            **{
+                f"adam.{place}.{part}": value
+                for place, parts in adam.items()
+                for part, value in parts.items()
+            },
+        }
+
+    def result(self) -> SparseAutoencoder:
+        """Return the autoencoder, with the scale taken into its weights; training ends with it."""
+        with torch.no_grad():
+            for part in (self.sae.encoder_bias, self.sae.decoder_bias, self.sae.threshold):
+                part.mul_(self.scale)
+        return self.sae.requires_grad_(False)
 
 
 def spread(vectors: Batch) -> float:
@@ -152,51 +213,6 @@ def geometric_median(vectors: Batch, rounds: int = 50) -> Float[Tensor, " size"]
 def schedule(share: float) -> float:
     """Return the rate as a share of its highest, after a share of the steps."""
     return min(1.0, share / RISE, max((1 - share) / FALL, 0.02))
-
-
-def shuffled(
-    stream: Callable[[], Iterator[Batch]],
-    room: int,
-    batch: int,
-    generator: torch.Generator,
-    uses: int = 4,
-) -> tuple[Batch, Iterator[Batch]]:
-    """Return the first vectors of a stream, and batches in random order without an end.
-
-    No more than ``room`` vectors are held. Where the stream has no more, they are drawn over and
-    over; else half of them give way to new ones whenever each was drawn ``uses`` times on average,
-    and the stream begins again at its end.
-    """
-    source = stream()
-    held = _take(source, room, 0)
-    if len(held) < 2:
-        raise NotApplicable("prompts: they have fewer than 2 tokens; give more text")
-    whole = len(held) < room
-
-    def draw() -> Iterator[Batch]:
-        nonlocal held, source
-        while True:
-            for _ in range(uses if whole else max(uses // 2, 1)):
-                order = torch.randperm(len(held), generator=generator)
-                parts = torch.split(order, batch)
-                yield from (held[part] for part in parts if len(part) == batch or len(parts) == 1)
-            if not whole:
-                kept = held[torch.randperm(len(held), generator=generator)[room // 2 :]]
-                while len(kept) < room:
-                    kept = torch.cat([kept, _take(source, room - len(kept), kept.shape[1])])
-                    if len(kept) < room:
-                        source = stream()
-                held = kept
-
-    return held, draw()
-
-
-def _take(source: Iterator[Batch], count: int, size: int) -> Batch:
-    """Take vectors until there are ``count``, or none are left; what is too many is dropped."""
-    parts: list[Batch] = []
-    while sum(map(len, parts)) < count and (part := next(source, None)) is not None:
-        parts.append(part)
-    return torch.cat(parts)[:count] if parts else torch.empty(0, size)
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ CELLS = 2**25
 """Probabilities of judged positions that are held (128 MB)."""
 ROWS = 2**23
 """Logits that are computed at once."""
+PLAUSIBLE = 0.01
+"""Least probability of a word that is compared, over the largest of the lens."""
 
 
 def predicted(
@@ -75,15 +78,18 @@ def _moments(features: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """How far a lens is from the model's prediction: KL divergence in nats, and first words.
+    """How far a lens is from the model's prediction, and the words it gives.
 
-    ``distance`` and ``agrees`` are means over the judged positions of a prompt; ``word`` is the
-    first word at each of them.
+    ``distance`` is the KL divergence of the lens from the model (nats, 0 or more) and ``agrees``
+    the share of positions where both have the same first word (0 to 1), means over the judged
+    positions of a prompt; ``first`` is the first word at each position. ``lift`` is by how much a
+    lens raises a word over the mean prediction (`lift`), mean over the judged positions.
     """
 
     distance: Float[Tensor, " prompt"]
     agrees: Float[Tensor, " prompt"]
-    word: Int[Tensor, " judged"]
+    first: Int[Tensor, " judged"]
+    lift: Float[Tensor, " word"] | None
 
 
 class Judge:
@@ -114,13 +120,14 @@ class Judge:
         self.final = self.normed(stream(capture, folds, -1))
         self.rows = max(1, ROWS // model.vocabulary)
         parts = self._parts(self.final[self.judged])
-        self.own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
-        self._check(capture)
-        self.chances = self.own.exp()
-        self.best = self.own.argmax(-1)
+        own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
+        self._check(capture, own)
+        self.chances = own.exp()
+        self.entropy = -torch.einsum("rw,rw->r", self.chances, own)
+        self.best = own.argmax(-1)
         # By logarithms, so that a word that no prediction has is not impossible.
-        others = [self.own[self.fold != each] for each in range(folds.count)]
-        self.average = torch.stack([each.logsumexp(0).log_softmax(-1) for each in others])
+        others = (own[self.fold != fold] for fold in range(folds.count))
+        self.average = torch.stack([rows.logsumexp(0).log_softmax(-1) for rows in others])
 
     def normed(self, vectors: Float[Tensor, "*batch channel"]) -> Float[Tensor, "*batch channel"]:
         """Send vectors through the final norm."""
@@ -136,7 +143,7 @@ class Judge:
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         return torch.split(rows, self.rows)
 
-    def _check(self, capture: xr.Dataset) -> None:
+    def _check(self, capture: xr.Dataset, own: Float[Tensor, "judged word"]) -> None:
         """Refuse a model whose logits are not the unembedding of the final stream."""
         if getattr(self.model.module.config, "final_logit_softcapping", None):
             return
@@ -144,37 +151,63 @@ class Judge:
         here = (self.folds.prompt[self.judged] == 0).nonzero().flatten()
         place = self.judged[here]  # the first prompt stands first
         given = logits(self.model, ids, positions=place[None])[0].float().cpu().log_softmax(-1)
-        same(given, self.own[here], "the unembedding")
+        same(given, own[here], "the unembedding")
 
     def trained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge a lens whose logits are added to those of the mean prediction."""
         nothing = self.logits(torch.zeros(1, rows.shape[1]))
-        fold = self._parts(self.fold)
+        parts = zip(self._parts(rows), self._parts(self.fold), strict=True)
         return self._judged(
-            self.logits(some) - nothing + self.average[of]
-            for some, of in zip(self._parts(rows), fold, strict=True)
+            ((self.logits(some) - nothing).add_(self.average[fold]), self.average[fold])
+            for some, fold in parts
         )
 
     def untrained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge vectors of the residual stream through final norm and unembedding."""
-        return self._judged(self.logits(self.normed(some)) for some in self._parts(rows))
+        return self._judged((self.logits(self.normed(some)), None) for some in self._parts(rows))
 
     def constant(self) -> Judged:
         """Judge the mean prediction of the other folds."""
-        fold = self._parts(self.fold)
-        return self._judged(self.average[of] for of in fold)
+        return self._judged((self.average[fold], None) for fold in self._parts(self.fold))
 
-    def _judged(self, parts: Iterable[Float[Tensor, "row word"]]) -> Judged:
-        distances, words, start = [], [], 0
-        for part in parts:
-            found = part.log_softmax(-1)
-            here = slice(start, start + len(found))
-            distances.append((self.chances[here] * (self.own[here] - found)).sum(-1))
-            words.append(found.argmax(-1))
+    def _judged(
+        self, parts: Iterable[tuple[Float[Tensor, "row word"], Float[Tensor, "row word"] | None]]
+    ) -> Judged:
+        """Judge logits, in parts; beside them the mean prediction that they are compared with."""
+        distances, firsts, raised, start = [], [], [], 0
+        for given, mean in parts:
+            here = slice(start, start + len(given))
+            # Σ p (log p − log q), without an array of log q.
+            expected = torch.einsum("rw,rw->r", self.chances[here], given)
+            distance = given.logsumexp(-1) - expected - self.entropy[here]
+            distances.append(distance.clamp_min(0))  # below 0 by rounding alone
+            firsts.append(given.argmax(-1))
+            if mean is not None:
+                raised.append(lift(given, mean).sum(0))
             start = here.stop
-        word = torch.cat(words)
-        agrees = self.folds.by_prompt((word == self.best).double(), self.judged)
-        return Judged(self.folds.by_prompt(torch.cat(distances), self.judged), agrees, word)
+        first = torch.cat(firsts)
+        return Judged(
+            self.folds.by_prompt(torch.cat(distances), self.judged),
+            self.folds.by_prompt((first == self.best).double(), self.judged),
+            first,
+            torch.stack(raised).sum(0) / len(first) if raised else None,
+        )
+
+
+def lift(
+    logits: Float[Tensor, "row word"], mean: Float[Tensor, "row word"]
+) -> Float[Tensor, "row word"]:
+    """Return by how much a lens raises words over the mean prediction (nats, 0 or more).
+
+    The log probability of the lens less ``mean``; 0 for a word that is lowered, and for one with
+    less than a hundredth of the lens's largest probability: without that bar the rarest words are
+    raised most, whatever is read.
+
+    Source: Li et al., Contrastive Decoding (2210.15097).
+    """
+    least = logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+    raised = (logits - mean).sub_(logits.logsumexp(-1, keepdim=True)).clamp_min_(0)
+    return raised.masked_fill_(logits < least, 0)
 
 
 def stream(capture: xr.Dataset, folds: Folds, boundary: int) -> Float[Tensor, "position channel"]:

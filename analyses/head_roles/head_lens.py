@@ -8,12 +8,17 @@ to targets of other positions and against the mean prediction. Behind every laye
 lenses read the whole stream (logit lens, tuned lens). A lens says what can be read from a head, not
 what the model reads: the loss without the head stands beside it.
 
+The first words of a trained lens are mostly those of the mean prediction, whatever the head: it is
+fitted to the deviation from it. So its words are those that it raises most over the mean prediction
+(lift in log probability), of the words that it holds plausible.
+
 Sources: Sakarvadia et al., Attention Lens (2310.16270); Belrose et al., Eliciting Latent
 Predictions from Transformers with the Tuned Lens (2303.08112); nostalgebraist, interpreting GPT:
-the logit lens (2020).
+the logit lens (2020). Lift over plausible words: Li et al., Contrastive Decoding (2210.15097).
 """
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,7 +45,7 @@ from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_roles import _linear_lens, _prompt_folds
-from headscope.analyses.head_roles._linear_lens import Judge
+from headscope.analyses.head_roles._linear_lens import Judge, Judged
 from headscope.kernels.formatting import amount
 from headscope.probes.attention import projections
 from headscope.probes.models.model import Model
@@ -53,8 +58,10 @@ QUICK = {"causal_prompts": 2}
 ATTENTION_LENS, TUNED_LENS = "Attention Lens 2310.16270", "Tuned Lens 2303.08112"
 LENSES = ("untrained", "trained", "shuffled")
 NATS = ("nats", "sequential", 0)
-SHOWN, WORDS = 8, 4
-"""Heads whose words are named, and words of each."""
+WORDS = 4
+"""Words that are named of a head."""
+LEAST_LIFT = 1e-4
+"""Nats by which a lens raises a word that is named; below is rounding."""
 
 
 def run(
@@ -102,7 +109,10 @@ def run(
     the mean prediction, which needs no head), ``stream_untrained_kl`` and ``stream_trained_kl``
     (layer; of the whole stream behind a layer), ``loss_ablation`` (layer, head; nats a token lost
     with the head at its mean) and ``gain_vs_ablation`` (Spearman ρ), with 95 % intervals over
-    prompts. ``words`` has the words that the lenses of some heads give most often.
+    prompts. The coordinates ``untrained_words`` and ``trained_words`` (layer, head) name up to four
+    words of a head, the foremost first: those that the untrained lens most often puts first, and
+    those that the trained one raises most over the mean prediction (lift in log probability, mean
+    over the judged positions; 0 where a word has less than a hundredth of the largest).
     """
     require(capture, KEEP, "head_lens", ("self",))
     model.check_predicts()
@@ -110,7 +120,7 @@ def run(
     judge = Judge(model, capture, cut, positions, seed)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(judge.final), generator=generator)
-    found = _heads(model, capture, judge, order, ridge)
+    lenses = _heads(model, capture, judge, order, ridge)
     constant = judge.constant()
 
     what = (
@@ -127,12 +137,12 @@ def run(
     }
     results = Results(capture, seed=seed, source=ATTENTION_LENS)
     for name, way in ways.items():
+        lens, first = lenses[name], f"First word of the {name} lens is the model's"
         results.add_means(
-            (f"{name}_kl", GRID, found[name][0], f"KL of the {name} lens", NATS, way),
-            (f"{name}_top1", GRID, found[name][1], f"First word of the {name} lens is the model's",
-             SHARE, way),
-        )  # fmt: skip
-    gain = found["shuffled"][0] - found["trained"][0]
+            (f"{name}_kl", GRID, lens.distance, f"KL of the {name} lens", NATS, way),
+            (f"{name}_top1", GRID, lens.agrees, first, SHARE, way),
+        )
+    gain = lenses["shuffled"].distance - lenses["trained"].distance
     results.add_means(
         ("lens_gain", GRID, gain, "What a trained lens reads from the head",
          ("nats", "diverging"), f"KL with shuffled targets − KL; {ways['trained']}"),
@@ -156,23 +166,29 @@ def run(
     if lost is not None:
         verdict &= lost
     return results.dataset(
-        verdict=verdict,
-        note=_note(results, constant),
-        convention=what,
-        words=_words(model, results, found),
+        _words(model, lenses), verdict, _note(results, constant), convention=what
     )
+
+
+@dataclass
+class _Lens:
+    """One lens on every head: KL and agreement (prompt, layer, head), and its words by head."""
+
+    distance: Array
+    agrees: Array
+    words: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
 
 def _heads(
     model: Model, capture: xr.Dataset, judge: Judge, order: torch.Tensor, ridge: float
-) -> dict[str, Any]:
-    """Judge the lenses of every head: KL and agreement (prompt, layer, head), words."""
+) -> dict[str, _Lens]:
+    """Judge the lenses of every head."""
     shape = (capture.sizes["prompt"], model.layers, model.heads)
     outwards = projections.read(model, ("o",))
     writes = residual_writes.written(model)
     targets = torch.cat([judge.final, judge.final[order]], dim=1)
     width = judge.final.shape[1]
-    found: dict[str, Any] = {name: (*np.full((2, *shape), np.nan), {}) for name in LENSES}
+    lenses = {name: _Lens(*np.full((2, *shape), np.nan)) for name in LENSES}
     for layer in model.geometry.attending:
         z = capture["z"].isel(layer=layer).transpose("prompt", "query", "head", "size")
         features = judge.folds.rows(z).float()
@@ -182,20 +198,16 @@ def _heads(
             written = features[judge.judged, head].double() @ outward[head]
             if norm is not None:
                 written = norm.linear(written)
-            for name, judged in zip(
-                LENSES,
-                (
-                    judge.untrained(written.float()),
-                    judge.trained(fitted[:, head, :width]),
-                    judge.trained(fitted[:, head, width:]),
-                ),
-                strict=True,
-            ):
-                distance, agrees, words = found[name]
-                distance[:, layer, head] = judged.distance.numpy()
-                agrees[:, layer, head] = judged.agrees.numpy()
-                words[layer, head] = judged.word.tolist()
-    return found
+            judged = {
+                "untrained": judge.untrained(written.float()),
+                "trained": judge.trained(fitted[:, head, :width]),
+                "shuffled": judge.trained(fitted[:, head, width:]),
+            }
+            for name, lens in lenses.items():
+                lens.distance[:, layer, head] = judged[name].distance.numpy()
+                lens.agrees[:, layer, head] = judged[name].agrees.numpy()
+                lens.words[layer, head] = _most(judged[name])
+    return lenses
 
 
 def _streams(model: Model, capture: xr.Dataset, judge: Judge, ridge: float) -> tuple[Array, Array]:
@@ -282,13 +294,25 @@ def _note(results: Results, constant: Any) -> str:
     )
 
 
-def _words(model: Model, results: Results, found: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Name the words that the lenses of the heads with the largest gain put first most often."""
-    said: dict[str, dict[str, str]] = {}
-    for head in top(results["lens_gain"].values, SHOWN):
-        of_head = {}
-        for name in ("untrained", "trained"):
-            most = [word for word, _ in Counter(found[name][2][head]).most_common(WORDS)]
-            of_head[name] = ", ".join(one.strip() or one for one in map(str, model.words(most)))
-        said[label(head)] = of_head
-    return said
+def _most(judged: Judged) -> list[int]:
+    """Return the words that a lens raises most, or that it most often puts first."""
+    if judged.lift is None:
+        return [word for word, _ in Counter(judged.first.tolist()).most_common(WORDS)]
+    most, words = judged.lift.topk(min(WORDS, len(judged.lift)))
+    return words[most > LEAST_LIFT].tolist()
+
+
+def _words(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
+    """Name the words of every head, by lens: coordinates with their meaning."""
+    meaning = {
+        "untrained": "Words that the untrained lens of the head most often puts first",
+        "trained": "Words that the trained lens of the head raises most over the mean prediction "
+        "(lift in log probability)",
+    }
+    named: dict[str, Any] = {}
+    for name, title in meaning.items():
+        grid = np.full(lenses[name].distance.shape[1:], "", dtype=object)
+        for head, words in lenses[name].words.items():
+            grid[head] = ", ".join(word.strip() or repr(word) for word in model.words(words))
+        named[f"{name}_words"] = GRID, grid.astype(str), {"long_name": title}
+    return named

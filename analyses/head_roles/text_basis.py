@@ -6,7 +6,9 @@ is projected out of outputs and words, and so on. The words are chosen on one ha
 and what share of the variance they explain is measured on the other, against as many directions at
 random, chosen from as many in the same way, and against principal components, the most that any
 directions explain. In the causal check all heads keep their words alone: what their spaces have of
-the words' directions, since a head writes no direction outside its space.
+the words' directions, since a head writes no direction outside its space. A label says along which
+word a head varies, and only that check whether the output hangs on it more than on any direction;
+what it gave on this run stands with the labels.
 
 Source: Gandelsman et al., Interpreting CLIP's Image Representation via Text-Based Decomposition
 (2310.05916), whose texts are the single tokens of the vocabulary here.
@@ -100,24 +102,27 @@ def run(
     (layer, head, label; of each label by itself), with 95 % intervals over the held-out prompts,
     and ``moved`` (condition; how far the output of the model moves when all heads keep those
     directions alone, in nats). ``labels`` has the words of every head in order, and the coordinate
-    ``first_label`` (layer, head) the first of them.
+    ``first_label`` (layer, head) the first of them; its ``long_name`` and the ``convention`` of
+    ``label_share`` say how far the output moves when heads keep their labels alone.
     """
     require(capture, KEEP, "text_basis", ("self",))
     model.check_predicts()
     words = word_tokens.word_tokens(model)
     folds = _prompt_folds.cut(capture, 2, seed)
-    found = _Labelled(model, capture, folds, labels, words, seed)
+    labelled = _Labelled(model, capture, folds, labels, words, seed)
 
-    half = [len(torch.unique(folds.prompt[folds.fold == each])) for each in (0, 1)]
+    half = [len(torch.unique(folds.prompt[folds.fold == fold])) for fold in (0, 1)]
     what = f"chosen on {half[0]} prompts, explained on {half[1]} others"
     pool = f"{len(words)} tokens that are words"
     ways = {
-        "words": f"{found.count} of {pool}; {what}",
-        "random": f"{found.count} of {len(words)} random directions, chosen as words are; {what}",
-        "components": f"the first {found.count} principal components; {what}",
+        "words": f"{labelled.count} of {pool}; {what}",
+        "random": f"{labelled.count} of {len(words)} random directions, chosen as words; {what}",
+        "components": f"the first {labelled.count} principal components; {what}",
     }
+    moved, unmeasured = _moved(model, capture, folds, labelled, checked)
+    weight = _weight(moved)
     results = Results(capture, seed=seed, source=SOURCE)
-    shares = {kind: each.sum(-1) for kind, each in found.shares.items()}
+    shares = {kind: parts.sum(-1) for kind, parts in labelled.shares.items()}
     advantage = shares["words"] - shares["random"]
     results.add_means(
         ("explained", GRID, shares["words"], "Variance along words", SHARE, ways["words"]),
@@ -127,32 +132,42 @@ def run(
          ways["random"]),
         ("explained_components", GRID, shares["components"], "Variance along components", SHARE,
          ways["components"]),
-        ("label_share", (*GRID, "label"), found.shares["words"], "Variance along each word", SHARE,
-         ways["words"]),
-        ("random_share", (*GRID, "label"), found.shares["random"],
+        ("label_share", (*GRID, "label"), labelled.shares["words"], "Variance along each word",
+         SHARE, f"{ways['words']}; {weight}"),
+        ("random_share", (*GRID, "label"), labelled.shares["random"],
          "Variance along each random direction", SHARE, ways["random"]),
     )  # fmt: skip
+    title = f"Word along which the output of the head varies most; {weight}"
     coords: dict[str, Any] = {
-        "label": np.arange(1, found.count + 1),
-        "first_label": (GRID, found.first),
+        "label": np.arange(1, labelled.count + 1),
+        "first_label": (GRID, labelled.first, {"long_name": title}),
     }
-    verdict, note = _verdict(advantage, shares), ""
-    longest = int(capture["length"].values.max())
-    if not checked or longest > LONGEST:
-        note = f"No causal check of {checked} prompts of up to {longest} tokens."
-    else:
-        rows = torch.unique(folds.prompt[folds.fold == 1])[:checked].tolist()
-        moved = np.array([
-            pattern_substitution.divergences(model, capture, row, [[each] for each in found.edits])
-            for row in rows
-        ])  # fmt: skip
+    verdict = _verdict(advantage, shares)
+    if moved is not None:
         pattern_substitution.add_moved(
             results, moved, "Output moved when all heads keep few directions",
-            f"{found.count} directions of every head and its mean", source=SOURCE,
+            f"{labelled.count} directions of every head and its mean", source=SOURCE,
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
         verdict &= _causal(moved)
-    return results.dataset(coords, verdict, note, convention=what, labels=found.labels)
+    return results.dataset(coords, verdict, unmeasured, convention=what, labels=labelled.labels)
+
+
+def _moved(
+    model: Model, capture: xr.Dataset, folds: Folds, labelled: "_Labelled", checked: int
+) -> tuple[Array | None, str]:
+    """Measure how far the output moves when heads keep few directions (prompt, condition), nats.
+
+    Where it is not measured, None, and a sentence that says so.
+    """
+    longest = int(capture["length"].values.max())
+    if not checked or longest > LONGEST:
+        return None, f"No causal check of {checked} prompts of up to {longest} tokens."
+    rows = torch.unique(folds.prompt[folds.fold == 1])[:checked].tolist()
+    edits = [[edit] for edit in labelled.edits]
+    return np.array(
+        [pattern_substitution.divergences(model, capture, row, edits) for row in rows]
+    ), ""
 
 
 class _Labelled:
@@ -235,6 +250,25 @@ def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
         f"Words explain {told.sum()} of {known} heads better than random directions ({best}): "
         f"{text}.",
     )
+
+
+def _weight(moved: Array | None) -> str:
+    """Say what was measured of how much the output hangs on the labels, for where they are shown.
+
+    ``moved`` (prompt, condition) is None where it was not measured.
+    """
+    if moved is None:
+        return "whether the output hangs on the labels was not measured"
+    words, random, mean = moved.mean(0)
+    kept = f"keeping heads to their labels moves the output by {amount(words)} nats"
+    beside = f"random directions {amount(random)}, their means {amount(mean)}"
+    conclusion = {
+        "supported": f"less than random directions do ({beside})",
+        "disagreement": f"no less than random directions do ({beside}), so labels name variance, "
+        "not what the output hangs on",
+    }
+    few = f"too few prompts to tell it from random directions ({len(moved)}; {beside})"
+    return f"{kept}, {conclusion.get(_causal(moved).state, few)}"
 
 
 def _causal(moved: Array) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -51,12 +52,19 @@ def train(
         bool, typer.Option("--dry-run", help="print what it would need, and stop")
     ] = False,
 ) -> None:
-    """Train a sparse autoencoder on head outputs, streamed from the model on texts."""
+    """Train a sparse autoencoder on head outputs, streamed from the model on texts.
+
+    What is stopped goes on from its last checkpoint, OUT.checkpoint, when the command is given
+    again.
+    """
     from headscope.analyses._sparse_autoencoders import model_training, saelens
+    from headscope.analyses._sparse_autoencoders.checkpoint import Checkpoint
     from headscope.analyses._sparse_autoencoders.site import Site
     from headscope.analyses._sparse_autoencoders.training import Settings
     from headscope.app.training_texts import read_texts
     from headscope.probes import load_model
+    from headscope.probes.prompts.prompt_batch import Prompts
+    from headscope.probes.storage.dataset_file import make_folder
 
     saelens.check_free(folder, overwrite=overwrite)
     settings = Settings(kind, features, k, sparsity, steps, seed=seed)
@@ -64,13 +72,26 @@ def train(
     site, loaded = Site(layer, head), load_model(model)
     site.check(loaded.geometry)
     ids = read_texts(loaded, prompts, settings.steps * settings.batch // 2, seed)
+    about = {
+        "model": model, "revision": loaded.revision, "layer": layer, "head": head,
+        "context": context, "prompts": Prompts(tuple(map(tuple, ids))).digest(),
+        **asdict(settings),
+    }  # fmt: skip
+    checkpoint = Checkpoint(folder.with_name(f"{folder.name}.checkpoint"), about)
+    resumed = checkpoint.read() is not None
     given = (loaded, ids, site, settings)
     cost = model_training.estimate(*given, context=context)
     say(cost, out if dry_run else err)
     if dry_run:
         return
+    if resumed:
+        say(f"sae train: goes on from {checkpoint.path}", err)
+    make_folder(folder.parent)
     with bar(err, {"train": cost.seconds}) as progress:
         report = partial(progress, "train")
-        trained = model_training.train(*given, context=context, report=report)
+        trained = model_training.train(
+            *given, context=context, report=report, checkpoint=checkpoint
+        )
     saelens.save(trained, folder, overwrite=overwrite)
+    checkpoint.delete()
     say(f"{folder} holds it; next: headscope analyze RUN sae_features --sae {folder}")

@@ -17,7 +17,7 @@ from headscope.app.report.docstrings import inline, render
 from headscope.app.report.findings import Finding, by_score, findings
 from headscope.app.report.scores import collect, indexed, interval_text
 from headscope.kernels.formatting import ordinal
-from headscope.viz import number
+from headscope.viz import bars, number
 
 PROVENANCE = (
     "model", "revision", "architecture", "attention", "dtype", "task", "seed", "register",
@@ -76,6 +76,7 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
         "figures": [_figure(name, result, key) for key in drawn],
         "alike": [_figure(name, result, key) for first in drawn for key in groups[first]],
         "heads": _heads(name, result),
+        "tables": [_entries(result, key) for key in drawn if _is_table(result, key)],
         "options": json.loads(result.attrs.get("options") or "{}"),
         "provenance": {} if result.attrs.get("skipped") and not groups else made,
     }
@@ -144,6 +145,39 @@ def _number(result: xr.Dataset, name: str) -> tuple[str, str, str]:
     interval = "" if lower is None or upper is None else interval_text(lower, upper)
     title = str(result[name].attrs.get("long_name", name))
     return title, number.words(result[name]), interval
+
+
+def _is_table(result: xr.Dataset, name: str) -> bool:
+    """Say whether a variable has bars in groups with intervals, which are too thin to write on."""
+    array = result[name]
+    known = viz.interval(result, name)[0] is not None and viz.choose(array) is bars
+    return known and array.ndim == 2 and array.size <= LISTED
+
+
+def _entries(result: xr.Dataset, name: str) -> dict[str, Any]:
+    """Return the numbers of a variable of two dims with their intervals: a row an entry.
+
+    Columns are the entries of its first dim; what was not measured is a dash.
+    """
+    group, along = result[name].dims
+    parts = [result[f"{name}{end}"] for end in ("", "_lower", "_upper")]
+    cells = [part.transpose(along, group).values.tolist() for part in parts]
+    rows = [
+        [(viz.amount(value), interval_text(low, high)) if value == value else ("–", "")
+         for value, low, high in zip(*row, strict=True)]
+        for row in zip(*cells, strict=True)
+    ]  # fmt: skip
+    labels, columns = (_labels(result[name], str(dim)) for dim in (along, group))
+    units = str(result[name].attrs.get("units", ""))
+    return {
+        "title": str(result[name].attrs.get("long_name", name)) + (f", {units}" if units else ""),
+        "head": [str(along), *columns],
+        "rows": list(zip(labels, rows, strict=True)),
+    }
+
+
+def _labels(array: xr.DataArray, dim: str) -> list[str]:
+    return list(map(str, array[dim].values if dim in array.coords else range(array.sizes[dim])))
 
 
 def _figure(analysis: str, result: xr.Dataset, name: str) -> page.Figure:

@@ -52,7 +52,44 @@ def test_the_untrained_lens_names_what_stands_in_plain_sight_and_the_trained_one
     np.testing.assert_allclose(result["lens_gain"].values[0, 1:], 0, atol=1e-5)
     assert result.attrs["verdict"] == "supported"
     assert "From 2 of 8 heads" in result.attrs["verdict_text"]
-    assert set(list(result.attrs["words"])[:2]) == {"L0H0", "L1H0"}
+    assert {tuple(head) for head in np.argwhere(result["trained_words"].values != "")} == {
+        WRITER, TURNER,
+    }  # fmt: skip
+
+
+def test_lift_is_the_log_probability_over_the_mean_prediction_of_plausible_words():
+    mean = torch.tensor([0.6, 0.3, 0.06, 0.0399, 0.0001]).log()
+    raised = torch.tensor([
+        [0.0, 0.5, 0.0, 0.0, 0.0],  # the first word stays the first, the second is raised
+        [0.0, 0.0, 2.0, 0.0, 2.4],  # the last is raised more, yet not plausible
+        [0.0, 0.0, 0.0, 0.0, 0.0],  # the mean prediction itself
+        [3.0, 3.0, 3.0, 3.0, 3.0],  # and so is one with a constant added
+    ])  # fmt: skip
+    logits = raised + mean
+    assert logits.argmax(-1).tolist() == [0, 0, 0, 0]
+    lift = _linear_lens.lift(logits, mean.expand(4, -1)).numpy()
+    assert (lift[:2] > 0).tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
+    lens = np.exp(logits[0].numpy()) / np.exp(logits[0].numpy()).sum()
+    assert lift[0, 1] == pytest.approx(np.log(lens[1] / 0.3), abs=1e-5)
+    np.testing.assert_allclose(lift[2:], 0, atol=1e-6)
+
+
+def test_distances_are_the_divergences_of_whole_distributions(model, held):
+    judge = _linear_lens.Judge(model, held, _prompt_folds.cut(held, 4, 0), 3, 0)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(judge.judged), judge.final.shape[1], generator=generator)
+    judged = judge.trained(rows)
+    own = judge.logits(judge.final[judge.judged]).double().log_softmax(-1)
+    mean = judge.average[judge.fold]
+    lens = (judge.logits(rows) + mean).double().log_softmax(-1)
+    distance = (own.exp() * (own - lens)).sum(-1)
+    agrees = (own.argmax(-1) == lens.argmax(-1)).double()
+    for prompt in range(held.sizes["prompt"]):
+        here = judge.folds.prompt[judge.judged] == prompt
+        assert float(judged.distance[prompt]) == pytest.approx(float(distance[here].mean()), 1e-4)
+        assert float(judged.agrees[prompt]) == pytest.approx(float(agrees[here].mean()))
+    whole = _linear_lens.lift(lens.float(), mean).mean(0)
+    np.testing.assert_allclose(judged.lift, whole, atol=1e-5)
 
 
 def test_tuned_lens_reads_the_stream_before_it_is_turned(result):
@@ -117,6 +154,12 @@ def test_heads_of_the_bundled_model_predict_on_texts_that_no_lens_has_seen(bundl
     # Targets of other positions teach nothing.
     assert float(np.abs(result["shuffled_kl"] - mean).max()) < 0.3 * mean
     assert np.isfinite(gain).all()
+    words = result["trained_words"]
+    assert "raises most over the mean prediction" in words.attrs["long_name"]
+    # Heads differ in their words, other than in the words that they put first.
+    firsts = [text.split(", ")[0] for text in words.values.ravel()]
+    assert max(map(firsts.count, firsts)) < len(firsts) / 2
+    assert len({word for text in words.values.ravel() for word in text.split(", ")}) > 20
     streams = result["stream_trained_kl"].values
     assert streams[-1] < streams[0]
     assert (result["stream_trained_kl"].values[:-1] < result["trained_kl"].values[:-1].min(1)).all()

@@ -10,6 +10,7 @@ from headscope.analyses import text_basis
 from headscope.analyses._measurements import residual_writes, word_tokens
 from headscope.analyses._measurements.residual_writes import Write
 from headscope.analyses.head_roles import _text_span
+from headscope.kernels.formatting import amount
 from headscope.probes import capture, load_model, tasks
 from headscope.probes.attention import projections
 
@@ -79,6 +80,24 @@ def test_keeping_to_words_moves_the_output_less_than_random_directions(result):
     words, random, mean = result["moved"].values
     assert words < random < mean
     assert result["moved"].attrs["evidence"] == "causal"
+
+
+def test_what_the_output_hangs_on_stands_with_the_labels_and_is_measured(result, model, texts):
+    rng = np.random.default_rng(0)
+    moved = rng.uniform(1, 1.1, (20, 3)) * [2.0, 1.0, 4.0]
+    assert "no less than random directions do" in text_basis._weight(moved)
+    assert "labels name variance" in text_basis._weight(moved)
+    for value in moved.mean(0):
+        assert amount(value) in text_basis._weight(moved)
+    assert ", less than random directions do" in text_basis._weight(moved[:, [1, 0, 2]])
+    assert "too few prompts" in text_basis._weight(moved[:3])
+    shown = result["first_label"].attrs["long_name"], result["label_share"].attrs["convention"]
+    assert all(", less than random directions do" in text for text in shown)
+    unmeasured = text_basis.run(
+        capture(model, texts[:8], stats=(), keep=("z",)), model, labels=1, checked=0
+    )
+    assert "was not measured" in unmeasured["first_label"].attrs["long_name"]
+    assert "No causal check" in unmeasured.attrs["note"]
 
 
 def test_greedy_choice_is_that_of_dense_residuals():

@@ -17,11 +17,12 @@ from headscope.analyses._sparse_autoencoders.autoencoder import (
 from headscope.analyses._sparse_autoencoders.site import Site
 from headscope.analyses._sparse_autoencoders.training import (
     Settings,
+    Training,
     fit,
     geometric_median,
-    shuffled,
     spread,
 )
+from headscope.analyses._sparse_autoencoders.vector_buffer import VectorBuffer
 
 SIZE, DIRECTIONS, ACTIVE = 32, 48, 3
 SPARSITY = {"relu": 0.3, "topk": 0.0, "batchtopk": 0.0, "jumprelu": 0.1}
@@ -180,20 +181,20 @@ def test_spread_makes_the_variance_one():
 
 
 def numbered(rows, part=10):
-    """A stream of vectors that say their own number, and how often it was begun."""
+    """A stream of vectors that say their own number, and where it was begun."""
     begun = []
 
-    def stream():
-        begun.append(1)
-        yield from torch.arange(float(rows))[:, None].split(part)
+    def stream(first):
+        begun.append(first)
+        return iter(torch.arange(float(rows))[:, None].split(part)[first:])
 
     return stream, begun
 
 
 def test_a_short_stream_is_run_once_and_drawn_over_and_over():
     stream, begun = numbered(100)
-    sample, batches = shuffled(stream, 1000, 20, torch.Generator().manual_seed(0))
-    assert len(sample) == 100
+    batches = VectorBuffer(stream, 1000, 20, torch.Generator().manual_seed(0))
+    assert len(batches.held) == 100
     drawn = torch.cat([next(batches) for _ in range(15)]).flatten()
     assert (torch.bincount(drawn.long(), minlength=100) == 3).all()
     assert len(begun) == 1
@@ -202,14 +203,62 @@ def test_a_short_stream_is_run_once_and_drawn_over_and_over():
 
 def test_a_long_stream_passes_through_a_buffer_of_bounded_size():
     stream, begun = numbered(1000)
-    sample, batches = shuffled(stream, 100, 20, torch.Generator().manual_seed(0), uses=2)
-    assert sample.flatten().tolist() == list(range(100))
+    batches = VectorBuffer(stream, 100, 20, torch.Generator().manual_seed(0), uses=2)
+    assert batches.held.flatten().tolist() == list(range(100))
     seen = torch.cat([next(batches) for _ in range(5 * 19)]).flatten()
     assert len(begun) == 1
     assert set(seen.long().tolist()) == set(range(1000))
     for _ in range(20):
         next(batches)
     assert len(begun) == 2
+
+
+@pytest.mark.parametrize("rows", [70, 1000])
+@pytest.mark.parametrize("steps", [0, 3, 17, 43])
+def test_a_buffer_goes_on_from_its_state_in_the_order_that_it_would_have_had(rows, steps):
+    """The stream has an order of its own, drawn from the same generator."""
+
+    def begin(state=None):
+        generator = torch.Generator().manual_seed(5)
+
+        def stream(first):
+            order = torch.randperm(rows, generator=generator)
+            return iter(order[:, None].float().split(7)[first:])
+
+        return VectorBuffer(stream, 100, 16, generator, 2, state)
+
+    whole = begin()
+    for _ in range(steps):
+        next(whole)
+    state = {name: part.clone() for name, part in whole.state().items()}
+    again = begin(state)
+    for _ in range(200):
+        assert torch.equal(next(whole), next(again))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_goes_on_from_its_state_to_the_same_weights(kind):
+    _, vectors = planted(2048)
+    settings = Settings(kind, 64, 3, 0.1, steps=140, batch=64, rate=3e-3)
+    batches = [next(endless(vectors, 64, seed)) for seed in range(settings.steps)]
+    training = Training.begin(vectors, Site(0), settings)
+    for batch in batches[:110]:  # some features are silent by then
+        training.step(batch)
+    state = {name: part.clone() for name, part in training.state().items()}
+    again = Training.resume(state, Site(0), settings)
+    for batch in batches[110:]:
+        training.step(batch)
+        again.step(batch)
+    assert training.complete
+    assert again.complete
+    one, other = (each.result().state_dict() for each in (training, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # Without the moments of Adam it is another one.
+    bare = {name: part for name, part in state.items() if not name.startswith("adam.")}
+    without = Training.resume(bare, Site(0), settings)
+    for batch in batches[110:]:
+        without.step(batch)
+    assert not torch.equal(without.result().decoder, one["decoder"])
 
 
 @pytest.mark.parametrize(

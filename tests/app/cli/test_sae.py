@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from headscope.analyses._sparse_autoencoders import saelens
 from headscope.app.pipeline import capture_run
@@ -45,6 +46,37 @@ def test_an_autoencoder_is_trained_and_measured_on_a_run(texts, tmp_path, headsc
     (tmp_path / "empty").mkdir()
     refused = headscope("analyze", run.path, "sae_features", "--sae", tmp_path / "empty").refusal()
     assert refused.startswith("error: sae: ")
+
+
+def test_a_stopped_training_goes_on_and_leaves_no_checkpoint(
+    texts, tmp_path, headscope, monkeypatch
+):
+    from headscope.analyses._sparse_autoencoders import checkpoint
+    from headscope.analyses._sparse_autoencoders.training import Training
+
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
+    given = ("sae", "train", MODEL, "--layer", 1, "--prompts", texts, *SMALL)
+    headscope(*given, "--out", tmp_path / "whole").printed()
+    step = Training.step
+
+    def stopped(self, vectors):
+        if self.done == 7:
+            raise KeyboardInterrupt
+        step(self, vectors)
+
+    out, kept = tmp_path / "sae", tmp_path / "sae.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", stopped)
+        headscope(*given, "--out", out)
+    assert kept.is_file()
+    assert not out.exists()
+    assert "seed: " in headscope(*given, "--out", out, "--seed", 1).refusal()
+    ended = headscope(*given, "--out", out)
+    assert any(f"goes on from {kept}" in line for line in ended.err)
+    ended.printed()
+    assert not kept.exists()
+    one, other = (saelens.load(folder) for folder in (tmp_path / "whole", out))
+    assert torch.equal(one.decoder, other.decoder)
 
 
 def test_what_cannot_be_trained_is_refused_before_it_runs(texts, tmp_path, headscope):

@@ -14,7 +14,7 @@ from refusals import check_message, check_refusal
 
 from headscope import analyses, viz
 from headscope.analyses._runtime import taxonomy
-from headscope.app.report import build, docstrings
+from headscope.app.report import build, docstrings, sections
 from headscope.probes.storage import run_folder
 from headscope.probes.storage.run_folder import REPORT, Run
 
@@ -175,6 +175,43 @@ def fake(tmp_path: Path, result: xr.Dataset, monkeypatch: pytest.MonkeyPatch) ->
     manifest |= dict.fromkeys(("revision", "n_prompts", "created", "headscope"), "x")
     monkeypatch.setattr(Run, "results", lambda self: {"mine": result} if result else {})
     return Run(tmp_path, manifest)
+
+
+def test_groups_of_bars_are_a_table_with_their_intervals():
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=(2, 3))
+    value[1, 2] = np.nan
+    named = {"task": ["ioi", "recall"], "explainer": ["Rollout", "LRP", "random"]}
+    about = {"long_name": "Answer regained", "units": "share", "scale": "diverging"}
+    parts = {"insertion": value, "insertion_lower": value - 1, "insertion_upper": value + 1}
+    result = xr.Dataset(
+        {name: (tuple(named), values, about) for name, values in parts.items()}, named
+    )
+    for end in ("lower", "upper"):
+        result[f"insertion_{end}"].attrs["interval_of"] = "insertion"
+    [table] = sections.section("own", result)["tables"]
+    assert table["head"] == ["explainer", "ioi", "recall"]
+    assert table["title"] == "Answer regained, share"
+    for at, (label, cells) in enumerate(table["rows"]):
+        assert label == named["explainer"][at]
+        number = float(value[0, at])
+        ends = f"[{viz.amount(number - 1)}, {viz.amount(number + 1)}]"
+        assert cells[0] == (viz.amount(number), ends)
+    assert table["rows"][2][1][1] == ("–", "")
+    without = result.drop_vars(["insertion_lower", "insertion_upper"])
+    assert sections.section("own", without)["tables"] == []
+
+
+def test_the_page_has_the_intervals_of_every_method_on_every_task(tmp_path, monkeypatch):
+    value = np.array([[0.25, 0.5], [0.125, 0.75]])
+    named = {"task": ["ioi", "recall"], "explainer": ["Rollout", "LRP"]}
+    parts = {"insertion": value, "insertion_lower": value - 1, "insertion_upper": value + 2}
+    result = xr.Dataset({name: (tuple(named), values) for name, values in parts.items()}, named)
+    for end in ("lower", "upper"):
+        result[f"insertion_{end}"].attrs["interval_of"] = "insertion"
+    path = build.write_report(fake(tmp_path, result, monkeypatch))
+    text = " ".join(read(path).text.split())
+    assert "LRP 0.500 [-0.500, 2.50] 0.750 [-0.250, 2.75]" in text
 
 
 def test_nothing_is_written_where_a_file_cannot_be(tmp_path, monkeypatch):
