@@ -15,9 +15,11 @@ from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, Array, diverges, fini
 
 EDGES = 60
 # Lines have one of so many widths in pixels.
-WIDTHS = np.linspace(0.8, 6.4, 8)
+WIDTHS = np.linspace(1.1, 6.7, 8)
 # Ground and text of the names of heads (and tokens, features), of other nodes, and of marked ones.
 HEAD, OTHER, RING = ("#37424e", "#ffffff"), ("#c3cad3", "#1b2026"), "#e8b400"
+BORDER = "#8a929c"
+"""Seen on light and on dark pages."""
 
 
 def accepts(array: xr.DataArray) -> bool:
@@ -94,6 +96,8 @@ def figure(
             mode="markers+text",
             marker={
                 "size": [14 if inputs[at] else 8 for at in order],
+                # Plotly's own is less where sizes differ, and letters could not be read.
+                "opacity": 1,
                 "color": [_colour(weights[at], signed) for at in order],
             },
             text=[inputs[at] for at in order],
@@ -178,7 +182,7 @@ def _lines(weights: Array, drawn: Array, signed: bool) -> list[Any]:
                         "color": _colour(-1.0 if negative else 1.0, signed),
                         "dash": "dot" if negative else "solid",
                     },
-                    opacity=0.75,
+                    opacity=0.85,
                     name=name,
                     showlegend=signed and width == levels[0],
                 )
@@ -198,7 +202,7 @@ def _name(node: Node, place: tuple[float, float], marked: Collection[str]) -> di
         "showarrow": False,
         "font": {"size": 11, "color": ink, "weight": "bold" if ringed else "normal"},
         "bgcolor": ground,
-        "bordercolor": RING if ringed else ground,
+        "bordercolor": RING if ringed else BORDER,
         "borderwidth": 3 if ringed else 1,
         "borderpad": 3,
     }
