@@ -1,16 +1,25 @@
 """Graph: which heads or features feed which, layer 0 at the top."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headscope.viz._frame import Bound, colour_bar, frame, marked
-from headscope.viz._labels import described, head_name, visible
-from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, diverges, finite, scale
+from headscope.viz import _graph_layout as layout
+from headscope.viz._frame import Bound, frame
+from headscope.viz._graph_layout import Node
+from headscope.viz._labels import described, head_name, measured, units, visible
+from headscope.viz._scale import GREY, NEGATIVE, POSITIVE, Array, diverges, finite
 
 EDGES = 60
+# Lines have one of so many widths in pixels.
+WIDTHS = np.linspace(1.1, 6.7, 8)
+# Ground and text of the names of heads (and tokens, features), of other nodes, and of marked ones.
+HEAD, OTHER, RING = ("#37424e", "#ffffff"), ("#c3cad3", "#1b2026"), "#e8b400"
+BORDER = "#8a929c"
+"""Seen on light and on dark pages."""
 
 
 def accepts(array: xr.DataArray) -> bool:
@@ -23,15 +32,24 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def figure(
-    array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
+    array: xr.DataArray,
+    *,
+    lower: Bound = None,
+    upper: Bound = None,
+    fit: bool = False,
+    edges: int = EDGES,
+    marked: Collection[str] = (),
 ) -> Any:
-    """Draw weighted edges between nodes, the strongest 60 of them.
+    """Draw weighted edges between nodes, the strongest ones.
 
-    Width is the size of the weight; negative edges are dotted as well as blue.
+    The wider a line, the larger the absolute weight; where signs mean something, negative edges are
+    dotted as well as blue. Every edge has a mark, which says its weight under the mouse and bears
+    the letter of the input that it leads to: q, k or v.
 
     The array has the dim edge. The coordinates ``source_layer``, ``source_head``,
-    ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others are
-    used when present.
+    ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others and
+    ``input`` are used when present. At most ``edges`` are drawn. Nodes with the names ``marked``
+    are ringed.
 
     >>> ends = {"source_layer": ("edge", [0]), "source_head": ("edge", [1]),
     ...         "target_layer": ("edge", [1]), "target_head": ("edge", [2])}
@@ -39,90 +57,171 @@ def figure(
     ('L0H1', 'L1H2')
     """
     weights = finite(array)
-    strength = np.abs(np.nan_to_num(weights))
-    ranked = np.argsort(-strength, kind="stable")
-    order = ranked[np.isfinite(weights[ranked])].tolist()
-    notes = ["negative edges are dotted"] if np.nanmin(weights, initial=0.0) < 0 else []
-    if len(order) > EDGES:
-        notes.append(f"strongest {EDGES} of {len(order)} edges")
-    order = order[:EDGES]
-    sides = {side: ends(array, side) for side in ("source", "target")}
-    used = {nodes[index] for nodes in sides.values() for index in order}
-    nodes = sorted(used)
-    place = _places(nodes)
-    layers = sorted({layer for layer, *_ in used})
+    ranked = np.argsort(-np.abs(np.nan_to_num(weights)), kind="stable")
+    known = ranked[np.isfinite(weights[ranked])]
+    order = known[:edges].tolist()
+    sources, targets = (ends(array, side) for side in ("source", "target"))
+    links = [(sources[at], targets[at]) for at in order]
+    nodes = sorted({node for link in links for node in link})
+    located = layout.places(nodes)
+    rows = layout.rows(nodes)
     fig = frame(
         array,
-        height=max(360, 110 + 80 * len(layers)),
-        notes=notes,
-        xaxis={"visible": False, "range": [-0.08, 1.08]},
+        height=max(300, 110 + layout.ROW * len(rows)),
+        notes=_notes(array, weights[order], known.size),
+        xaxis={"visible": False, "range": [-0.04, 1.04]},
         yaxis={
             "title": {"text": "layer"},
-            "tickvals": layers,
-            "ticktext": [_layer_name(layer, nodes) for layer in layers],
-            "autorange": "reversed",
+            "tickvals": list(range(len(rows))),
+            "ticktext": _row_names(nodes),
+            "range": [len(rows) - 0.5, -0.5],
             "zeroline": False,
         },
         hovermode="closest",
-        showlegend=False,
-    )
-    largest = max((abs(float(weights[index])) for index in order), default=1.0) or 1.0
+        legend={"orientation": "h", "x": 0, "y": 0, "yanchor": "top", "itemclick": False,
+                "itemdoubleclick": False},
+        annotations=[_name(node, located[node], marked) for node in nodes],
+    )  # fmt: skip
+    drawn = layout.curves(links, located)
+    signed = diverges(array) or bool((weights[order] < 0).any())
+    for trace in _lines(weights[order], drawn, signed):
+        fig.add_trace(trace)
     bounds = [] if lower is None or upper is None else [finite(lower), finite(upper)]
-    middles: list[tuple[float, float, float, str]] = []
-    for index in order:
-        start, end = sides["source"][index], sides["target"][index]
-        (x0, y0), (x1, y1), weight = place[start], place[end], float(weights[index])
-        fig.add_trace(
-            go.Scatter(
-                x=[x0, x1],
-                y=[y0, y1],
-                mode="lines",
-                hoverinfo="skip",
-                line={
-                    "width": 0.6 + 5 * abs(weight) / largest,
-                    "color": NEGATIVE if weight < 0 else POSITIVE if diverges(array) else GREY,
-                    "dash": "solid" if weight >= 0 else "dot",
-                },
-                opacity=0.7,
-            )
-        )
-        interval = [side[index] for side in bounds]
-        words = described(array, f"{node_name(start)} → {node_name(end)}", weight, interval)
-        # Off the middle, where edges of heads below each other would share one spot.
-        middles.append((x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0), weight, words))
-    x, y, shown, hover = zip(*middles, strict=True) if middles else ((), (), (), ())
+    inputs = _inputs(array)
+    x, y = layout.marks(drawn, located).T.tolist()
     fig.add_trace(
         go.Scatter(
             x=x,
             y=y,
-            mode="markers",
+            mode="markers+text",
             marker={
-                "size": 8,
-                **marked(shown, scale(array, fit)),
-                "colorbar": colour_bar(array),
-                "line": {"width": 1, "color": "rgba(128,128,128,0.9)"},
+                "size": [14 if inputs[at] else 8 for at in order],
+                # Plotly's own is less where sizes differ, and letters could not be read.
+                "opacity": 1,
+                "color": [_colour(weights[at], signed) for at in order],
             },
-            hovertext=hover,
+            text=[inputs[at] for at in order],
+            textfont={"size": 10, "color": "#000000"},
+            textposition="middle center",
+            hovertext=[
+                described(array, edge_name(sources[at], targets[at], inputs[at]), weights[at],
+                          [side[at] for side in bounds])
+                for at in order
+            ],
             hovertemplate="%{hovertext}<extra></extra>",
+            showlegend=False,
             name="edges",
         )
-    )
+    )  # fmt: skip
     fig.add_trace(
         go.Scatter(
-            x=[place[node][0] for node in nodes],
-            y=[place[node][1] for node in nodes],
-            mode="markers+text",
-            marker={"size": 16, "color": "#5b6470", "line": {"width": 1, "color": "#c9ced6"}},
+            x=[located[node][0] for node in nodes],
+            y=[located[node][1] for node in nodes],
+            mode="markers",
+            # What is seen of a node is its name, which is drawn above; this takes the mouse.
+            marker={"size": 30, "color": "rgba(0,0,0,0)"},
             text=[node_name(node) for node in nodes],
-            textposition="top center",
-            hovertemplate="%{text}<extra></extra>",
+            hovertext=[_sums(array, node, links, weights[order]) for node in nodes],
+            hovertemplate="%{hovertext}<extra></extra>",
+            hoverlabel={"bgcolor": HEAD[0], "font": {"color": HEAD[1]}},
+            showlegend=False,
             name="nodes",
         )
     )
     return fig
 
 
-Node = tuple[int, int, int, str]
+def _notes(array: xr.DataArray, weights: Array, known: int) -> list[str]:
+    """Say what the lines mean, and how many are left out."""
+    notes = []
+    if weights.size:
+        widest = measured(float(np.abs(weights).max()), units(array))
+        notes.append(f"width: absolute value, up to {widest}")
+    if _inputs_known(array):
+        notes.append("q, k, v: input of the head that the edge leads to")
+    if known > weights.size:
+        notes.append(f"strongest {weights.size} of {known} edges")
+    if array.size > known:
+        notes.append(f"{array.size - known} of {array.size} edges not measured")
+    return notes
+
+
+def _inputs_known(array: xr.DataArray) -> bool:
+    return "input" in array.coords
+
+
+def _inputs(array: xr.DataArray) -> list[str]:
+    """Return the input (q, k, v or empty) that every edge leads to."""
+    if not _inputs_known(array):
+        return [""] * array.size
+    return [str(name) for name in array["input"].values]
+
+
+def _colour(weight: float, signed: bool) -> str:
+    return NEGATIVE if weight < 0 else POSITIVE if signed else GREY
+
+
+def _lines(weights: Array, drawn: Array, signed: bool) -> list[Any]:
+    """Draw the edges of one sign and one width as one line; the widest of a sign is its legend."""
+    size = np.abs(weights)
+    level = np.rint((len(WIDTHS) - 1) * size / (size.max(initial=0) or 1.0)).astype(int)
+    lines = []
+    for negative, name in ((False, "positive"), (True, "negative (dotted)")):
+        levels = sorted(set(level[(weights < 0) == negative].tolist()), reverse=True)
+        for width in levels:
+            alike = (level == width) & ((weights < 0) == negative)
+            x, y = layout.joined(drawn[alike])
+            lines.append(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="lines",
+                    hoverinfo="skip",
+                    line={
+                        "width": WIDTHS[width],
+                        "color": _colour(-1.0 if negative else 1.0, signed),
+                        "dash": "dot" if negative else "solid",
+                    },
+                    opacity=0.85,
+                    name=name,
+                    showlegend=signed and width == levels[0],
+                )
+            )
+    # Thin lines last, so that wide ones do not cover them.
+    return sorted(lines, key=lambda line: -float(line.line.width))
+
+
+def _name(node: Node, place: tuple[float, float], marked: Collection[str]) -> dict[str, Any]:
+    """Write the name of a node on a ground of its own, which lines pass behind."""
+    ground, ink = HEAD if node[1] >= 0 or not _is_component(node) else OTHER
+    ringed = node_name(node) in marked
+    return {
+        "x": place[0],
+        "y": place[1],
+        "text": node_name(node),
+        "showarrow": False,
+        "font": {"size": 11, "color": ink, "weight": "bold" if ringed else "normal"},
+        "bgcolor": ground,
+        "bordercolor": RING if ringed else BORDER,
+        "borderwidth": 3 if ringed else 1,
+        "borderpad": 3,
+    }
+
+
+def _sums(
+    array: xr.DataArray, node: Node, links: Sequence[tuple[Node, Node]], weights: Array
+) -> str:
+    """Say how many edges lead to a node and from it, of those drawn, and their sums."""
+    words = [f"<b>{node_name(node)}</b>"]
+    for side, way in ((1, "in"), (0, "out")):
+        own = [
+            weight
+            for link, weight in zip(links, weights.tolist(), strict=True)
+            if link[side] == node
+        ]
+        if own:
+            words.append(f"{way}: {len(own)} drawn, sum {measured(sum(own), units(array))}")
+    return "<br>".join(words)
 
 
 def ends(array: xr.DataArray, side: str) -> list[Node]:
@@ -148,23 +247,26 @@ def node_name(node: Node) -> str:
     return f"{name}·{feature}" if feature >= 0 else name
 
 
-def _layer_name(layer: int, nodes: list[Node]) -> str:
-    """Name a layer; what stands before the first or behind the last has its own name alone."""
-    ends = {word for at, head, _, word in nodes if at == layer and head < 0}
-    return "" if ends and ends <= {"embedding", "logits"} else f"L{layer}"
+def edge_name(source: Node, target: Node, into: str = "") -> str:
+    """Name an edge, and the input that it leads to.
+
+    >>> edge_name((0, 1, -1, ""), (2, 3, -1, ""), "q")
+    'L0H1 → L2H3.q'
+    """
+    return f"{node_name(source)} → {node_name(target)}{f'.{into}' if into else ''}"
 
 
-def _places(nodes: list[Node]) -> dict[Node, tuple[float, float]]:
-    """Put heads of one number below each other; nodes that are no heads are spread evenly."""
-    heads = sorted({head for _, head, feature, _ in nodes if head >= 0 and feature < 0})
-    found: dict[Node, tuple[float, float]] = {}
-    for layer in sorted({layer for layer, *_ in nodes}):
-        # What is no head, such as an MLP, stands behind the heads of its layer.
-        row = sorted((node for node in nodes if node[0] == layer), key=lambda node: node[1] < 0)
-        aligned = all(node[1] >= 0 and node[2] < 0 for node in row)
-        slots = [heads.index(node[1]) for node in row] if aligned else list(range(len(row)))
-        count = len(heads) if aligned else len(row)
-        for slot, node in zip(slots, row, strict=True):
-            # A slight slant keeps the names of neighbours from running into each other.
-            found[node] = ((slot + 1) / (count + 1), layer + (0.12 if slot % 2 else -0.12))
-    return found
+def _is_component(node: Node) -> bool:
+    """Tell the MLPs, the embedding and the logits of a model from tokens."""
+    return node[3] in {"embedding", "logits"} or node[3].endswith(".mlp")
+
+
+def _row_names(nodes: list[Node]) -> list[str]:
+    """Name rows by their layer; what is no head says its layer itself, or is of none."""
+    own: dict[tuple[int, bool], list[Node]] = {row: [] for row in layout.rows(nodes)}
+    for node in nodes:
+        own[layout.row_of(node)].append(node)
+    return [
+        "" if all(map(_is_component, members)) else f"L{layer}"
+        for (layer, _), members in own.items()
+    ]

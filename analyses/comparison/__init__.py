@@ -8,7 +8,7 @@ a text is like under edits. On the command line: ``headscope compare RUN_A RUN_B
 """
 
 from headscope.analyses.comparison.circuit import Circuit, find, from_result, load, removed, save
-from headscope.analyses.comparison.circuit_graph import export, to_graph
+from headscope.analyses.comparison.circuit_export import export, to_graph
 from headscope.analyses.comparison.difference import compare
 from headscope.analyses.comparison.overlapping import overlap
 from headscope.analyses.comparison.question import what_if

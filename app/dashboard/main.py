@@ -15,7 +15,8 @@ STYLE = """<style>
 /* Streamlit's own are paler than can be read well. */
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.8; }
 /* White on the paler red of the dark theme cannot be read. */
-[data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"]:hover {
+[data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"]:hover,
+[data-testid="stMultiSelect"] [data-tag] {
   background-color: #c62839; border-color: #c62839; color: #fff;
 }
 /* Links to other screens look like the buttons beside them. */

@@ -108,9 +108,23 @@ def _elsewhere(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
     """
     largest, first = (_read(capture, name, at) for name in ("max_weight", "first_mass"))
     second = np.full_like(largest, np.nan)
-    if "topk" in capture and capture.sizes["rank"] > 1:
+    if keeps_second(capture):
         second = _read(capture, "topk", {**at, "rank": 1})
     return np.where(np.abs(largest - first) < 1e-6, second, largest)
+
+
+def keeps_second(capture: xr.Dataset) -> bool:
+    """Tell whether a capture keeps the second largest weight of every query."""
+    return "topk" in capture and capture.sizes["rank"] > 1
+
+
+def unknown(capture: xr.Dataset, layer: int, head: int) -> tuple[int, int]:
+    """Count the positions without a value of `ELSEWHERE`, and all, the first tokens left out."""
+    at = {"layer": layer, "head": head}
+    largest = _read(capture, "max_weight", at)[:, 1:]
+    values = _elsewhere(capture, at)[:, 1:]
+    positions = int(np.isfinite(largest).sum())
+    return positions - int(np.isfinite(values).sum()), positions
 
 
 def _read(capture: xr.Dataset, name: str, at: dict[str, Any]) -> NDArray[np.float64]:

@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 from dashboard_server import served
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
@@ -92,3 +94,12 @@ def settle() -> Callable[[Page], None]:
         page.wait_for_function("() => !document.querySelector('[data-stale=true]')")
 
     return run
+
+
+@pytest.fixture
+def pattern() -> xr.DataArray:
+    """The weights of four tokens, with names that are markup, a line end and a space."""
+    weights = np.array([[1, 0, 0, 0], [0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.05, 0.15, 0.3, 0.5]])
+    tokens = ("query", ["<bos>", "<b>bold</b>", "\n", " é"])
+    attrs = {"long_name": "Attention of L1H2", "units": "probability", "high": 1.0}
+    return xr.DataArray(weights, dims=("query", "key"), coords={"token": tokens}, attrs=attrs)

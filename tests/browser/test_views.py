@@ -8,6 +8,7 @@ import screen
 import xarray as xr
 from browser_views import dense_overview
 from playwright.sync_api import Page, expect
+from view_pages import opened
 
 from headscope import viz
 from headscope.kernels.formatting import amount
@@ -17,17 +18,6 @@ pytestmark = pytest.mark.browser
 RNG = np.random.default_rng(11)
 # Viridis at ninths of its range; every other head of a planted grid is at the low end.
 PLANTED = {1.0: (253, 231, 37), 5 / 9: (31, 158, 137), 7 / 9: (110, 206, 88)}
-PICKS = (
-    "window.picks = []; const on = {pick(at) { picks.push(at) }, state(to) { window.state = to }}"
-)
-
-
-def opened(page: Page, made: view.View, tmp_path) -> None:
-    text = made.page().replace("const on = {pick() {}, state() {}}", PICKS)
-    (tmp_path / "view.html").write_text(text)
-    page.goto((tmp_path / "view.html").as_uri())
-    page.wait_for_selector("canvas, [role=option]")
-    page.wait_for_timeout(50)
 
 
 def planted(layers: int, heads: int, places: dict[float, tuple[int, int]]) -> xr.DataArray:
@@ -96,112 +86,6 @@ def test_numbers_are_written_as_python_writes_them(new_page):
     page = new_page()
     written = page.evaluate(f"(values) => {{ {view.script()} return values.map(amount); }}", values)
     assert written == [amount(value) for value in values]
-
-
-@pytest.fixture
-def pattern() -> xr.DataArray:
-    weights = np.array([[1, 0, 0, 0], [0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.05, 0.15, 0.3, 0.5]])
-    tokens = ("query", ["<bos>", "<b>bold</b>", "\n", " é"])
-    attrs = {"long_name": "Attention of L1H2", "units": "probability", "high": 1.0}
-    return xr.DataArray(weights, dims=("query", "key"), coords={"token": tokens}, attrs=attrs)
-
-
-def shares(page: Page, side: str) -> list[int]:
-    """Read how strongly each token is coloured, in percent."""
-    read = f"all => all.map(one => parseInt(getComputedStyle(one).getPropertyValue('--{side}')))"
-    return page.locator("[role=option]").evaluate_all(read)
-
-
-def test_a_token_shows_what_it_attends_to_and_what_attends_to_it(pattern, new_page, tmp_path):
-    page = new_page()
-    opened(page, viz.token_view(pattern, state={"scale": "0–1"}), tmp_path)
-    tokens = page.locator("[role=option]")
-    assert tokens.all_text_contents() == ["<bos>", "<b>bold</b>", "⏎", "·é"]
-    tokens.nth(1).hover()
-    assert shares(page, "out") == [90, 10, 0, 0]
-    assert shares(page, "in") == [0, 0, 70, 15]
-    edges = "one => [getComputedStyle(one).borderBottomStyle, getComputedStyle(one).borderTopStyle]"
-    assert tokens.nth(0).evaluate(edges) == ["solid", "dashed"]
-    bottom = tokens.nth(0).evaluate("one => getComputedStyle(one).borderBottomColor")
-    assert bottom != tokens.nth(3).evaluate("one => getComputedStyle(one).borderTopColor")
-    expect(page.locator(".said.out")).to_have_text(
-        "1 <b>bold</b> attends to: 0 <bos>  0.900 · 1 <b>bold</b>  0.100"
-    )
-    expect(page.locator(".said.in")).to_contain_text("attended by: 2 ⏎  0.700 · 3 ·é  0.150")
-
-    tokens.nth(1).click()
-    tokens.nth(3).hover()
-    assert shares(page, "out") == [90, 10, 0, 0]
-    assert page.evaluate("state.token") == 1
-    page.get_by_role("listbox").focus()
-    page.keyboard.press("Escape")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
-    expect(page.get_by_role("status")).to_contain_text("attends to")
-    page.keyboard.press("Enter")
-    expect(page.locator("[role=option][aria-selected=true]")).to_have_count(1)
-
-    page.get_by_label("Hide first token (<bos>)").check()
-    assert shares(page, "out")[0] == 0
-    assert page.evaluate("state.hide") is True
-
-
-def test_the_map_is_square_and_says_the_weight_under_the_mouse(pattern, new_page, tmp_path):
-    page = new_page()
-    opened(page, viz.token_view(pattern), tmp_path)
-    page.get_by_role("tab", name="Map").click()
-    assert page.evaluate("state.mode") == "Map"
-    for scale, dark in (("0–1", 0.15), ("row max", 0.3), ("log", 1 + np.log10(0.15) / 4)):
-        page.get_by_role("combobox").select_option(scale)
-        page.mouse.move(0, 0)
-        # The mixture of the page's white and the ramp's blue, at query 3 and key 1.
-        blue = tuple(round(255 + (end - 255) * dark) for end in (8, 48, 107))
-        at = screen.off_centre(screen.pixels(page, ".cells canvas"), blue, 0.5, 0.5)
-        page.mouse.move(*at)
-        expect(page.locator(".tip")).to_have_text("0.150 probabilityquery 3 ·ékey 1 <b>bold</b>")
-    size = page.locator(".cursor").bounding_box()
-    assert size["width"] == pytest.approx(size["height"])
-    page.mouse.click(*at)
-    assert page.evaluate("state.token") == 3
-    grid = page.get_by_role("grid")
-    grid.focus()
-    page.keyboard.press("Home")
-    page.keyboard.press("ArrowUp")
-    expect(page.get_by_role("gridcell")).to_have_attribute(
-        "aria-label", "0.200 probability, query 2 ⏎, key 0 <bos>"
-    )
-    page.keyboard.press("End")
-    expect(page.get_by_role("gridcell")).to_have_attribute("aria-label", re.compile("0: masked"))
-
-
-def test_lines_are_solid_to_keys_and_dashed_from_queries(pattern, new_page, tmp_path):
-    page = new_page()
-    opened(page, viz.token_view(pattern, state={"mode": "Lines", "scale": "0–1"}), tmp_path)
-    canvas = page.locator("canvas")
-    before = canvas.screenshot()
-    frame = canvas.bounding_box()
-    page.mouse.move(frame["x"] + 5, frame["y"] + 17 * 2.5)
-    expect(page.locator(".said.out")).to_contain_text("1 <b>bold</b> attends to: 0 <bos>  0.900")
-    assert canvas.screenshot() != before
-    page.mouse.click(frame["x"] + 5, frame["y"] + 17 * 2.5)
-    assert page.evaluate("state.token") == 1
-
-
-def test_thumbnails_pick_the_head_that_is_drawn_on_its_tokens(new_page, tmp_path):
-    weights = np.tile(np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None], (5, 3, 1, 1))
-    weights[3, 1] = np.eye(6)
-    tokens = ("query", [f"t{at}" for at in range(6)])
-    maps = xr.DataArray(weights, dims=("layer", "head", "query", "key"), coords={"token": tokens})
-    page = new_page()
-    opened(page, viz.token_view(maps), tmp_path)
-    expect(page.locator(".said.out")).to_contain_text("attends to: 0 t0  0.167")
-    head = page.get_by_role("grid").bounding_box()
-    side = page.locator(".picked").bounding_box()
-    assert head["width"] > 3 * side["width"]
-    page.mouse.click(side["x"] + 1.9 * side["width"], side["y"] + 3.1 * side["height"])
-    expect(page.locator(".title").nth(1)).to_have_text("Attention: L3H1")
-    expect(page.locator(".said.out")).to_have_text("5 t5 attends to: 5 t5  1.00")
 
 
 WEIGHT = (8, 48, 107)
@@ -325,14 +209,3 @@ def test_a_page_holds_one_window_and_says_how_to_make_another(pattern, new_page,
     page.get_by_label("first of the queries").press("Tab")
     expect(page.locator(".note")).to_contain_text("queries=slice(19, 24), keys=slice(8, 12)")
     expect(page.get_by_role("option", name="<b>bold</b>")).to_be_hidden()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_seen_on_light_and_dark_pages(scheme, pattern, new_page, tmp_path):
-    page = new_page(color_scheme=scheme)
-    opened(page, viz.token_view(pattern, state={"mode": "Map"}), tmp_path)
-    picture = screen.pixels(page, "html").mean(axis=-1)
-    picture = picture[picture >= 0]
-    ground = 255 if scheme == "light" else 18
-    assert np.median(picture) == pytest.approx(ground, abs=3)
-    assert abs(picture - ground).max() > 120

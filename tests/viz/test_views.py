@@ -87,7 +87,7 @@ def test_a_figure_says_what_it_shows_in_which_units(view, drawn):
     heat, marked = traces(figure)
     scales = [trace.colorbar for trace in heat if trace.showscale is not False]
     scales += [trace.marker.colorbar for trace in marked if trace.marker.colorscale is not None]
-    if view in {"grid", "lane", "pattern", "graph", "points", "matrix"}:
+    if view in {"grid", "lane", "pattern", "points", "matrix"}:
         assert {scale.title.text for scale in scales} == {"share"}
     else:
         assert "share" in figure.to_json()
@@ -308,13 +308,6 @@ def test_lines_run_along_removed_heads():
     assert figure.data[0].y == pytest.approx(each[0].values)
     assert figure.layout.xaxis.title.text == "heads removed"
     assert "8 removed" in figure.data[1].hovertext[1]
-
-
-def test_negative_edges_differ_by_more_than_colour():
-    each = array(("edge", 3))
-    each[1] = -0.4
-    figure = viz.choose(each).figure(each)
-    assert {t.line.dash for t in figure.data if t.mode == "lines"} == {"solid", "dot"}
 
 
 def test_text_of_others_cannot_become_markup():

@@ -261,7 +261,7 @@ class TokenView {
         queries.forEach((_, query) =>
           keys.forEach((_, key) => {
             const value = this.at(query, key);
-            if (value > 0) {
+            if (value > 0 && !this.hidden(key)) {
               context.clearRect(left + key * cell, top + query * cell, cell, cell);
               image.data.set([...rgb, 255 * this.share(query, key)], 4 * (query * keys.length + key));
             }
@@ -274,13 +274,14 @@ class TokenView {
       describe: (query, key) => {
         const value = this.at(query, key);
         const words = value === 0 ? "0: masked, or too small for the model's numbers" : `${amount(value)} ${data.units}`;
-        return [words, `query ${named(queries, query, 0)}`, `key ${named(keys, key, 1)}`];
+        return [this.hidden(key) ? `hidden in the map: ${words}` : words, `query ${named(queries, query, 0)}`, `key ${named(keys, key, 1)}`];
       },
       onMove: (at) => this.look(at && at[0]),
       onPick: (query) => this.lock(query),
     });
     const ends = { "0–1": ["0", amount(data.high)], "row max": ["0", "largest of the row"], log: ["0.0001", amount(data.high)] };
-    legend(this.hint, [css(rgb, 0), css(rgb)], ends[state.scale], ["masked (exactly 0)"]);
+    const hatched = this.hidden(0) ? `masked (exactly 0), and the hidden token ${keys[0]}` : "masked (exactly 0)";
+    legend(this.hint, [css(rgb, 0), css(rgb)], ends[state.scale], [hatched]);
     element("span", {}, this.hint, "rows: query (destination), columns: key (source)");
   }
 

@@ -36,6 +36,14 @@ def draw(key: cache.RunKey, layer: int, head: int) -> None:
             "This run's capture lacks max_weight or first_mass, so positions cannot be ranked by "
             "their attention away from the first token; a new capture keeps both."
         )
+    if name == prompt_examples.ELSEWHERE and not prompt_examples.keeps_second(capture):
+        count, positions = prompt_examples.unknown(capture, layer, head)
+        if count:
+            st.caption(
+                f"{count} of {positions} positions are left out: their largest weight is on the "
+                "first token, and this run's capture lacks topk with two keys or more, which has "
+                "the weight after it. A new capture keeps it."
+            )
     statistic = statistics[name]
     top, deciles = prompt_examples.examples(statistic.read(capture, layer, head))
     if not top:

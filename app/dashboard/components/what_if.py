@@ -36,18 +36,20 @@ def draw(
     *,
     others: Sequence[str] = (),
     opens: Opens | None = None,
+    task: str | None = None,
 ) -> None:
     """Let the user edit heads, the picked one to begin with, and show the last answer.
 
     ``others`` are edited with it, unless the user takes them out; ``opens`` is where the answer is
-    shown, the screen of the head if not given.
+    shown, the screen of the head if not given. A screen without a text in view names the ``task``
+    that is offered first; one that only its file knows is not among those offered.
     """
     single = capture.attrs.get("attention", "self") == "self" and "token_id" in capture.coords
     if not (single and predicts(capture)):
         st.markdown("This model predicts no next token, so there is nothing to measure.")
         return
     try:
-        _ask(key, capture, layer, head, others, opens)
+        _ask(key, capture, layer, head, others, opens, task)
     except HeadscopeError as refusal:
         error(refusal)
     job = QUEUE.last(visitor(), KIND, key.path)
@@ -59,7 +61,7 @@ def draw(
 
 def _ask(
     key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, others: Sequence[str],
-    opens: Opens | None,
+    opens: Opens | None, task: str | None,
 ) -> None:  # fmt: skip
     """Draw the form, and queue the question when it is sent."""
     among = {label(place): place for place in heads(capture)}
@@ -76,11 +78,15 @@ def _ask(
         format_func=lambda name: edit_form.title(kinds[name]),
     )  # fmt: skip
     values = edit_form.ask(kinds[name])
+    measure = f"the metric of {TASK_PROMPTS} prompts of a task"
+    if task is None:
+        offered = [VIEW, *tasks.names()]
+        measure = f"the loss on every token of the text in view, or {measure}"
+    else:
+        offered = sorted(tasks.names(), key=lambda name: name != task)
     on = st.selectbox(
-        "Measured on", [VIEW, *tasks.names()], key="what_if_on",
-        help=f"The loss on every token of the text in view, or the metric of {TASK_PROMPTS} "
-        "prompts of a task.",
-    )  # fmt: skip
+        "Measured on", offered, key="what_if_on", help=f"{measure[0].upper()}{measure[1:]}."
+    )
     if not st.button("Run with and without", key="what_if_run", disabled=not names):
         return
     ids = [_ids(key, capture)] if on == VIEW else None

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import streamlit as st
 import xarray as xr
 
-from headscope import viz
 from headscope.analyses._runtime.results import GRID
 from headscope.analyses.comparison.circuit import from_result, to_json
 from headscope.app.dashboard import cache, state
@@ -29,8 +27,6 @@ OFFERED = {
     "sae_circuits": "Heads that say something only in the task were not looked for.",
 }
 COUNTS = (10, 20, 40, 60)
-LINKED = 8
-"""Heads that are linked."""
 
 
 def draw() -> None:
@@ -40,7 +36,7 @@ def draw() -> None:
     if read is None:
         return
     key, capture, results, name = read
-    complaints = st.container()
+    warnings = st.container()
     graphs = circuit_graph.graphs(results)
     if graphs:
         _graph(key, capture, results, graphs, f"{name}-circuit")
@@ -50,7 +46,7 @@ def draw() -> None:
         st.header("Other circuits" if graphs else "No circuit yet")
         for analysis, why in missing.items():
             run_button.offer(key, analysis, why)
-    with complaints:
+    with warnings:
         state.show_warnings()
 
 
@@ -61,52 +57,81 @@ def _graph(
     graphs: Mapping[str, xr.DataArray],
     name: str,
 ) -> None:
-    """Draw one graph: what is shown of it, the figure, its heads, and the same as a table."""
+    """Draw one graph: what is shown of it, the figure, the same as a table, and its heads."""
+
+    def words(graph: str) -> str:
+        analysis = graph.partition(".")[0].replace("_", " ").capitalize()
+        return f"{analysis}: {graphs[graph].attrs.get('long_name', graph)}"
+
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        state.take("graph", list(graphs))
-        chosen = str(st.selectbox("Graph", list(graphs), key="graph", persist_state="session"))
+        # The circuit that was run alone comes first, the scores of edges one by one later.
+        ranks = {analysis: rank for rank, analysis in enumerate(OFFERED)}
+        offered = sorted(graphs, key=lambda graph: ranks.get(graph.partition(".")[0], len(ranks)))
+        state.take("graph", offered)
+        chosen = str(
+            st.selectbox("Graph", offered, key="graph", persist_state="session", format_func=words)
+        )
         state.take("edges", COUNTS, COUNTS[1])
         count = st.segmented_control(
             "Strongest edges", COUNTS, key="edges", persist_state="session", required=True
         )
+    number = int(count or COUNTS[1])
     analysis, _, variable = chosen.partition(".")
-    array, result = graphs[chosen], results[analysis]
-    nodes = list(dict.fromkeys(each for side in circuit_graph.ends(array) for each in side))
+    result, nodes = results[analysis], circuit_graph.nodes(graphs[chosen])
     with st.container(horizontal=True):
-        pinned, expanded = (
-            _nodes(field, nodes, title, text)
-            for field, title, text in (
-                ("pin", "Ways through", "Only edges on a way through these nodes. A click in the "
-                 "figure adds one."),
-                ("expand", "All edges of", "Their weak edges are drawn, too."),
-            )
+        pinned = _nodes(
+            "pin", nodes, "Paths through",
+            "Of the strongest edges only those on a path through one of these nodes. A click on a "
+            "node in the figure, or on an edge for its source, adds the node or takes it out.",
+        )  # fmt: skip
+        expanded = _nodes(
+            "expand", nodes, "All edges of",
+            "All edges of these nodes in this result are drawn, the weak ones, too.",
         )  # fmt: skip
     (st.warning if is_doubtful(result) else st.markdown)(plain(result.attrs.get("note", "")))
-    places = circuit_graph.shown(array, int(count or COUNTS[1]), pinned, expanded)
+    places = circuit_graph.shown(graphs[chosen], number, pinned, expanded)
     if not places.size:
-        st.markdown("No edge that is shown lies on a way through these nodes; show more edges.")
+        st.info(
+            f"None of the strongest {number} edges lies on a path through {', '.join(pinned)}. "
+            "Show more edges, or all edges of a node."
+        )
         return
-    edges = array.isel(edge=places)
-    weakest = viz.measured(float(np.abs(edges.values).min()), str(array.attrs.get("units", "")))
-    st.caption(plain(f"{edges.size} of {array.size} edges, the weakest {weakest}."))
-    picked_head.chart(
-        circuit_graph.figure(edges), "circuit", name,
-        "Nodes by layer and the edges between them; the table below has the numbers.", _pin,
+    st.caption(plain(circuit_graph.summary(result, variable, places, number, pinned)))
+    drawn = result.isel(edge=places)
+    with st.container(key="stack_circuit"):
+        left, right = st.columns([3, 2], gap="medium")
+    with left:
+        picked_head.chart(
+            circuit_graph.figure(drawn, variable, pinned, results), "circuit", name,
+            "Nodes by layer and the edges between them; the table of edges has the numbers.", _pin,
+        )  # fmt: skip
+        st.caption(plain(drawn[variable].attrs.get("convention", "")))
+    with right:
+        _table(drawn, variable, name, Path(key.path).name)
+    _heads(key, capture, f"{analysis}.{_grid_score(result)}", drawn, variable, pinned)
+
+
+def _table(drawn: xr.Dataset, variable: str, name: str, run: str) -> None:
+    """Draw the edges of the figure as a table that can be sorted, and offer them as files."""
+    st.subheader("Edges")
+    table = circuit_graph.table(drawn, variable)
+    numbers = table.select_dtypes("float").columns
+    st.dataframe(
+        table, hide_index=True, key="edge_table", alt="The edges that are drawn.",
+        column_config={
+            column: st.column_config.NumberColumn(column, format="%.3g") for column in numbers
+        },
     )  # fmt: skip
-    st.caption(plain(array.attrs.get("convention", "")))
-    _heads(key, capture, f"{analysis}.{_grid_score(result)}", edges, pinned)
-    st.header("Edges")
-    table = circuit_graph.table(result.isel(edge=places), variable)
-    st.dataframe(table, hide_index=True, key="edge_table", alt="The edges that are drawn.")
     with st.container(horizontal=True):
         st.download_button(
-            "Edges as CSV", table.to_csv(index=False), f"{name}.csv", key="download_edges",
-            icon=":material/download:", on_click="ignore", help="The edges that are drawn.",
+            "Edges as CSV", circuit_graph.file(drawn, variable, run), f"{name}.csv",
+            key="download_edges", icon=":material/download:", on_click="ignore",
+            help="The edges that are drawn, with intervals, units, model, task and run.",
         )  # fmt: skip
-        if "input" in array.coords:
-            drawn = from_result(result.isel(edge=places), variable, len(places))
+        if "input" in drawn.coords:
+            circuit = from_result(drawn, variable, drawn.sizes["edge"])
             st.download_button(
-                "Circuit as JSON", to_json(drawn), f"{name}.json", key="download_circuit",
+                "Circuit as JSON", to_json(circuit), f"{name}.json", key="download_circuit",
                 icon=":material/download:", on_click="ignore",
                 help="The edges that are drawn and where they come from, as "
                 "analyses.comparison.load reads them.",
@@ -114,21 +139,32 @@ def _graph(
 
 
 def _heads(
-    key: cache.RunKey, capture: xr.Dataset, by: str, edges: xr.DataArray, pinned: Sequence[str]
+    key: cache.RunKey,
+    capture: xr.Dataset,
+    by: str,
+    drawn: xr.Dataset,
+    variable: str,
+    pinned: Sequence[str],
 ) -> None:
-    """Link the heads that are drawn, and let the user ablate them; those pinned, if any are."""
-    heads = circuit_graph.heads(edges)
-    own = {each: heads[each] for each in pinned if each in heads} or heads
-    if not own:
+    """Link the heads that are pinned, and let the user ablate them; all, if none is pinned."""
+    heads = circuit_graph.heads(drawn[variable])
+    if not heads:
         return
+    st.header("What if heads were ablated?")
+    own = {head: heads[head] for head in pinned if head in heads}
     run = Path(key.path).name
-    with st.container(horizontal=True):
-        for name, at in list(own.items())[:LINKED]:
-            picked_head.link(f"Open {name} in Heads", run, at, by)
-    with st.expander(f"What is lost without {', '.join(own)}?", key="what_if_circuit"):
-        first, *others = own
-        opens = ("circuit", {"run": run}, "See the answer")
-        what_if.draw(key, capture, *own[first], others=others, opens=opens)
+    if own:
+        with st.container(horizontal=True):
+            for head, place in own.items():
+                picked_head.link(f"Open {head} in Heads", run, place, by)
+    else:
+        st.caption("Heads chosen under Paths through stand here alone, with a link to Heads.")
+    first, *others = own or heads
+    opens = ("circuit", {"run": run}, "See the answer")
+    what_if.draw(
+        key, capture, *heads[first], others=others, opens=opens,
+        task=str(drawn.attrs.get("task", "")),
+    )  # fmt: skip
 
 
 def _grid_score(result: xr.Dataset) -> str:
@@ -137,12 +173,13 @@ def _grid_score(result: xr.Dataset) -> str:
 
 
 def _nodes(field: str, nodes: Sequence[str], title: str, text: str) -> list[str]:
+    """Let the user choose nodes, which live in the link."""
     state.take(field, nodes, [])
     return list(st.multiselect(title, nodes, key=field, persist_state="session", help=text))
 
 
 def _pin(name: str) -> None:
-    """Add a node to those that ways are drawn through, or take it out again, in a callback."""
+    """Add a node to those that paths are drawn through, or take it out again, in a callback."""
     pinned = list(st.session_state.get("pin") or [])
-    others = [each for each in pinned if each != name]
+    others = [node for node in pinned if node != name]
     st.session_state["pin"] = others if name in pinned else [*pinned, name]

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from headscope.app.dashboard import prompt_examples
 from headscope.app.dashboard.jobs import QUEUE
+from headscope.app.pipeline import capture_run
 from headscope.app.report import head_summary
 from headscope.app.report.scores import Score
 from headscope.probes import capture, pattern
@@ -133,6 +134,23 @@ def test_a_run_that_keeps_too_little_says_so(bundled):
     binned = capture(bundled, [list(range(40))], stats=("entropy",), bins=4)
     with pytest.raises(ValueError, match="every token"):
         prompt_examples.statistics(binned)
+
+
+def test_examples_say_which_positions_a_capture_without_second_weights_leaves_out(
+    dashboard, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("headscope.app.pipeline.needed", lambda model: ("max_weight", "first_mass"))
+    run = capture_run(tmp_path / "run", "headscope/bundled", task="story", number=2, seed=1)
+    weights, first = (run.capture[name][..., 1:] for name in ("max_weight", "first_mass"))
+    on_first = (weights == first).sum(["prompt", "query"])
+    layer, head = np.unravel_index(int(on_first.values.argmax()), on_first.shape)
+    count, positions = prompt_examples.unknown(run.capture, int(layer), int(head))
+    assert count == int(on_first.max()) > 0
+    assert positions == int(weights[:, layer, head].count())
+    app = dashboard(run.path, tab="Examples", layer=str(layer), head=str(head))
+    [caption] = [text.value for text in app.main.caption if "left out" in text.value]
+    assert caption.startswith(f"{count} of {positions} positions are left out")
+    assert "topk" in caption
 
 
 def test_the_terms_of_a_query_and_a_key_are_in_the_link(screen, demo_run, bundled):
