@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
 from headscope.analyses._interventions.edge_patching import patching
 from headscope.analyses._interventions.metrics import differentiable
-from headscope.analyses._interventions.screening import screen
+from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.results import label
 from headscope.analyses._stats.effect_size import told_above_zero, told_from_zero
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
@@ -102,45 +104,89 @@ def constructed_truth(circuit: known_circuit.KnownCircuit) -> Truth:
     )
 
 
+@dataclass(frozen=True)
+class PatchedHeads:
+    """What patching heads alone moves, and which of them are true.
+
+    Attributes
+    ----------
+    intact
+        Metric of the intact model (prompt,).
+    effect
+        Metric that is lost with a head's output on the corrupted prompt, mean over prompts (layer,
+        head); NaN where it was not patched.
+    true
+        Whether the effect is told from 0 and is more than a share of the intact metric; none where
+        that is not shown to lie above 0.
+    screened
+        Which heads were patched, and for how many each stands.
+    corrupted
+        What heads give on the corrupted prompts, which was put in their place.
+    """
+
+    intact: NDArray[np.float64]
+    effect: NDArray[np.float64]
+    true: NDArray[np.bool_]
+    screened: Screen
+    corrupted: Float[Tensor, "prompt layer head query size"]
+
+    @property
+    def solved(self) -> bool:
+        """Whether the intact metric is shown to lie above 0."""
+        return bool(told_above_zero(self.intact))
+
+
+def patch_heads(
+    model: Model, task: EncodedTask, threshold: float, *, exhaustive: bool = False, seed: int = 0
+) -> PatchedHeads:
+    """Patch one head at a time from the corrupted prompts.
+
+    Of many heads those that gradients rank first, and a random sample of the others.
+    """
+    intact = ablation.evaluate(model, task)
+    others = ablation.kept_z(ablation.capture_corrupted(model, task))
+    screened = screen(model, task, task.metric, (others,), exhaustive=exhaustive, seed=seed)
+    patched = ablation.ablate_each_head(model, task, task.metric, others, heads=screened.heads)
+    effect = intact[:, None, None] - patched
+    return PatchedHeads(intact, effect.mean(0), _true(effect, intact, threshold), screened, others)
+
+
+def _true(
+    effect: NDArray[np.float64], intact: NDArray[np.float64], share: float
+) -> NDArray[np.bool_]:
+    """Say which effects (prompt, ...) are told from 0 and more than a share of the metric."""
+    strong: NDArray[np.bool_] = np.abs(effect.mean(0)) > share * intact.mean()
+    # A share of a metric that is not above 0 says nothing, nor does an effect that may be none.
+    return told_from_zero(effect) & strong & bool(told_above_zero(intact))
+
+
 def patched_truth(
     model: Model, task: EncodedTask, threshold: float, edge_threshold: float, seed: int = 0
 ) -> Truth:
     """Patch heads and the edges between heads on some prompts.
 
-    A head or edge is true whose effect is told from 0 and is more than a share of the intact
-    metric, which must lie above 0 itself. Of many heads those are patched that gradients rank
-    first, and a random sample of the others; of many edges those that EAP-IG ranks first, those
-    between the heads that lose most, and a random sample.
+    Of many edges those are patched that EAP-IG ranks first, those between the heads that lose most,
+    and a random sample.
     """
-    intact = ablation.evaluate(model, task)
-    others = ablation.kept_z(ablation.capture_corrupted(model, task))
-    chosen = screen(model, task, task.metric, (others,), seed=seed)
-    patched = ablation.ablate_each_head(model, task, task.metric, others, heads=chosen.heads)
-    effect = intact[:, None, None] - patched
-    solved = bool(told_above_zero(intact))
-
-    def true(effect: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-        strong: NDArray[np.bool_] = np.abs(effect.mean(0)) > share * intact.mean()
-        return told_from_zero(effect) & strong & solved
-
+    heads = patch_heads(model, task, threshold, seed=seed)
     every = pairs(model)
     edges, weights = np.zeros(len(every), dtype=bool), np.full(len(every), np.nan)
     try:
-        if chosen.complete:
+        if heads.screened.complete:
             weights = np.ones(len(every))
         else:
-            weights = _screened_pairs(model, task, effect.mean(0), every, seed)
+            weights = _screened_pairs(model, task, heads.effect, every, seed)
         tried = np.flatnonzero(np.isfinite(weights))
         effects = patch_pairs(model, task, [every[at] for at in tried])
-        edges[tried] = true(effects, edge_threshold).any(-1)
+        edges[tried] = _true(effects, heads.intact, edge_threshold).any(-1)
         of_edges = f"of an edge {percent(edge_threshold)}, {len(tried)} of {len(every)} pairs"
     except (NotApplicable, UnsupportedModel) as refusal:
         of_edges = f"edges are not patched ({refusal})"
     criterion = (
         f"patching loses more than {percent(threshold)} of the {task.metric} on {len(task)} "
-        f"prompts, {chosen.convention}; {of_edges}"
+        f"prompts, {heads.screened.convention}; {of_edges}"
     )
-    return Truth(true(effect, threshold), chosen.weights, edges, weights, True, criterion)
+    return Truth(heads.true, heads.screened.weights, edges, weights, True, criterion)
 
 
 def patch_pairs(model: Model, task: EncodedTask, some: Sequence[Pair]) -> NDArray[np.float64]:

@@ -33,7 +33,6 @@ from scipy.special import softmax
 
 from headscope.analyses._interventions import ablation, head_gradients
 from headscope.analyses._interventions.metrics import differentiable
-from headscope.analyses._interventions.screening import screen
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
@@ -49,7 +48,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
-from headscope.analyses._stats.effect_size import told_above_zero, told_from_zero
+from headscope.analyses.circuits._circuit_truth import patch_heads
 from headscope.analyses.circuits._code_trials import METHODS, SHUFFLED, TRAINED, Trials, auc
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -141,16 +140,10 @@ def run(
     encoded = ablation.encode_task(model, task)
     negatives = ablation.capture_corrupted(model, encoded)
     some = encoded.part(range(len(task))[:truth_prompts])
-    intact = ablation.evaluate(model, some)
     # Of these prompts alone, as `importance` has them, so that their effects are the same.
-    others = ablation.kept_z(ablation.capture_corrupted(model, some))
-    screened = screen(model, some, task.metric, (others,), exhaustive=exhaustive, seed=seed)
-    patched = ablation.ablate_each_head(model, some, task.metric, others, heads=screened.heads)
-    effect = intact[:, None, None] - patched
-    clean_metric, moved = float(intact.mean()), effect.mean(0)
-    # A share of a metric that is not above 0 says nothing, nor does an effect that may be none.
-    solved = bool(told_above_zero(intact))
-    truth = told_from_zero(effect) & (np.abs(moved) > threshold * clean_metric) & solved
+    patched = patch_heads(model, some, threshold, exhaustive=exhaustive, seed=seed)
+    screened, truth, moved = patched.screened, patched.true, patched.effect
+    clean_metric = float(patched.intact.mean())
 
     names = heads(capture)
     known = np.zeros(truth.shape, dtype=bool)
@@ -173,7 +166,8 @@ def run(
         if names[source][0] < names[target][0]
     ]
     settings = {"features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity}
-    gradient = head_gradients.patch_gradient(model, some, differentiable(task.metric), others)
+    metric = differentiable(task.metric)
+    gradient = head_gradients.patch_gradient(model, some, metric, patched.corrupted)
     attribution = np.abs(gradient.mean(0))[known]
     trial = Trials(clean, corrupted, attribution, pairs, per_union, examples, settings, scaled)
     scores = []
@@ -223,9 +217,8 @@ def run(
         ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
         ("edge_auc", links, wanted_links, links_for, "edges"),
     ):
-        tried = ~np.isnan(each_for)
         aucs[name] = np.array([
-            [auc(wanted[tried], one[tried], each_for[tried]) for one in method] for method in values
+            [auc(wanted, scores, each_for) for scores in trial] for trial in values
         ])  # fmt: skip
         ends = t_interval(aucs[name])
         results.add_interval(
@@ -243,7 +236,7 @@ def run(
     circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
-        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum()), solved),
+        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum()), patched.solved),
         screened.missed(truth, "the threshold"),
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
