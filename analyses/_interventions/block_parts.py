@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.analyses._interventions import block_structure
+from headscope.analyses._interventions.module_call import ModuleCall
 from headscope.analyses._interventions.prefix_reuse import UNITS, answering
 from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
@@ -44,21 +45,6 @@ class _Reached(Exception):  # noqa: N818 - no error: it ends a pass that has don
         self.value = value
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """What a module was called with beside the stream, and what it gave."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-    def again(self, module: nn.Module, stream: Tensor) -> Any:
-        """Call the module on another stream."""
-        if "hidden_states" in self.kwargs:
-            return module(*self.args, **{**self.kwargs, "hidden_states": stream})
-        return module(stream, *self.args[1:], **self.kwargs)
-
-
 class BlockParts:
     """The parts of a model's blocks; to be used inside `running`.
 
@@ -72,7 +58,7 @@ class BlockParts:
         self.factors, self.parallel = structure.factors, structure.parallel
         self._projections = structure.projections
         self._blocks = blocks(model)
-        self._calls: dict[tuple[int, nn.Module], Arguments] = {}
+        self._calls: dict[tuple[int, nn.Module], ModuleCall] = {}
         self._attention: dict[int, nn.Module] = {}
         self._receive: Callable[[AttentionCall], Tensor] = Reader(PLAIN)
 
@@ -291,10 +277,10 @@ class BlockParts:
         """Keep what blocks and attention modules are called with on prompts of this length."""
         if (ids.shape[1], self._blocks[0]) in self._calls:
             return
-        calls: dict[nn.Module, Arguments] = {}
+        calls: dict[nn.Module, ModuleCall] = {}
 
         def keep(part: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            calls[part] = Arguments(args, dict(kwargs), result)
+            calls[part] = ModuleCall(args, dict(kwargs), result)
 
         def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
             self._attention[call.layer] = call.module
