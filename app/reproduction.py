@@ -10,7 +10,7 @@ import numpy as np
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.metrics import AnswerMetric
-from headscope.analyses._runtime.results import label
+from headscope.analyses._runtime.results import label, parse_head
 from headscope.analyses._stats.bootstrap import bootstrap
 from headscope.analyses.comparison import published
 from headscope.kernels.errors import InvalidInput
@@ -62,7 +62,7 @@ def of_circuit(
     encoded = ablation.encode_task(model, draw(n))
     others = ablation.kept_z(ablation.capture_corrupted(model, encoded))
     inside = ablation.head_sets(model, [circuit.heads])
-    roles = [[_head(name) for name in heads] for heads in circuit.roles.values()]
+    roles = [[parse_head(name) for name in heads] for heads in circuit.roles.values()]
     attending = ablation.every_head(model).any(0)
     sets = ablation.head_sets(model, [(), (), circuit.heads, *roles])
     sets[1] = attending & ~inside[0]
@@ -165,8 +165,3 @@ def _sae_auc(
 def _mean(values: Array, seed: int) -> tuple[float, float, float]:
     mean, lower, upper = bootstrap(values, seed=seed)
     return float(mean), float(lower), float(upper)
-
-
-def _head(name: str) -> tuple[int, int]:
-    layer, _, head = name[1:].partition("H")
-    return int(layer), int(head)

@@ -1,6 +1,7 @@
 """Results: variables with their meaning, companions for their intervals, provenance."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
-from headscope.kernels.errors import NotApplicable
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import percent
 
 # Units, scale and bounds of a share, and what follows other units of a share.
@@ -278,3 +279,15 @@ def first_few(names: Sequence[str], most: int = 8) -> str:
 def label(head: tuple[int, int]) -> str:
     """Name a head."""
     return f"L{head[0]}H{head[1]}"
+
+
+def parse_head(name: str) -> tuple[int, int]:
+    """Return layer and head of a name such as L5H1.
+
+    >>> parse_head(label((5, 1)))
+    (5, 1)
+    """
+    parts = re.fullmatch(r"L(\d+)H(\d+)", name)
+    if parts is None:
+        raise InvalidInput(f"head: {name!r} is no head; give one such as L5H1")
+    return int(parts[1]), int(parts[2])

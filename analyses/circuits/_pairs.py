@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,8 @@ from headscope.analyses._interventions.ablation import encode_task
 from headscope.analyses._interventions.head_gradients import gate_gradient
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import qk_rows
-from headscope.analyses._runtime.results import attending, top
-from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.analyses._runtime.results import attending, parse_head, top
+from headscope.kernels.errors import NotApplicable
 from headscope.probes.interventions.base import check_heads
 
 if TYPE_CHECKING:
@@ -106,10 +105,7 @@ def chosen(capture: xr.Dataset, model: Model, task: EncodedTask, name: str) -> t
     gradient and its mean weight on the key of the pair. The sentence says how it was chosen.
     """
     if name:
-        found = re.fullmatch(r"L(\d+)H(\d+)", name)
-        if found is None:
-            raise InvalidInput(f"head: {name!r} is no head; give one such as L5H1, or none")
-        head = (int(found[1]), int(found[2]))
+        head = parse_head(name)
         check_heads("head", [head], model.geometry)
         return head, "chosen by name"
     slopes = np.abs(gate_gradient(model, task, metric(task)).mean(0))

@@ -16,7 +16,7 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Array, Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import OneOf
-from headscope.analyses._runtime.results import label, top
+from headscope.analyses._runtime.results import label, parse_head, top
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
@@ -168,16 +168,11 @@ def _from_edges(result: xr.Dataset, array: xr.DataArray, count: int) -> Circuit:
         edges[f"{source}->{target}{'.' if into else ''}{into}"] = float(score)
         for node in {str(source), str(target)}:
             if HEAD.fullmatch(node):
-                scores[_head(node)] += abs(float(score))
+                scores[parse_head(node)] += abs(float(score))
     heads = tuple(top(scores, int((scores > 0).sum())))
     rule = f"the {count} edges of the highest absolute scores; of a head, the sum of its edges"
     provenance = _provenance(result, str(array.name), rule)
     return Circuit(heads, scores, provenance, edges=edges)
-
-
-def _head(name: str) -> Head:
-    layer, head = map(int, re.findall(r"\d+", name))
-    return layer, head
 
 
 def _provenance(result: xr.Dataset, variable: str, rule: str) -> dict[str, Any]:

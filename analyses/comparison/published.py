@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from headscope.analyses._runtime.results import parse_head
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.constructed.known_circuit import EMBEDDING, LOGITS, Edge
 
@@ -143,8 +144,7 @@ def _place(node: str) -> tuple[int, int]:
     """Return layer and head of a head, layer and -1 of an MLP."""
     if node.endswith(MLP):
         return int(node[1 : -len(MLP)]), -1
-    layer, _, head = node[1:].partition("H")
-    return int(layer), int(head)
+    return parse_head(node)
 
 
 def _order(node: str) -> tuple[float, int]:

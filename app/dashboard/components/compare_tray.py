@@ -1,6 +1,5 @@
 """Pinned heads side by side: their patterns on the prompt in view, and their key scores."""
 
-import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -8,6 +7,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
+from headscope.analyses._runtime.results import parse_head
 from headscope.app.dashboard import cache, state
 from headscope.app.dashboard.components import score_picker
 from headscope.app.dashboard.components.browser_view import mount
@@ -50,7 +50,7 @@ def draw(
     pins = st.session_state["pins"]
     if not pins:
         return
-    places = [(int(layer), int(head)) for layer, head in (re.findall(r"\d+", pin) for pin in pins)]
+    places = [parse_head(pin) for pin in pins]
     with st.container(key="compare_tray", border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**Pinned heads** ({len(pins)} of {MOST})", width="stretch")
