@@ -32,6 +32,7 @@ pages = screens.pages(cache.folder())
 named = screens.page(next(iter(pages)))
 page = st.navigation([*pages.values(), named], position="hidden")
 state.open_address(page.title)
+state.keep_address(drawn=False)
 with st.sidebar.container(key="navigation", gap="xxsmall"):
     first = next(iter(pages.values()))
     for each in pages.values():

@@ -12,8 +12,8 @@ from headscope.viz.component.long_view import MAPS, WIDEST
 from headscope.viz.component.token_view import MODES, SCALES
 
 # Of this session: the screen in view; its fields, with what they are where the address is silent;
-# and what the address says of those that have taken it.
-SCREEN, SHOWN, SAID = "screen", "shown_fields", "said_fields"
+# what the address says of those that have taken it; and those that others' options depend on.
+SCREEN, SHOWN, SAID, DECIDING = "screen", "shown_fields", "said_fields", "deciding_fields"
 # How the token view stands; the browser says so, and no widget has these.
 TOKEN_VIEW = ("mode", "scale", "hide", "token")
 # The same of a long view: blocks, words to find, and the window.
@@ -30,19 +30,28 @@ def open_address(screen: str) -> None:
     if back or st.session_state.get(SCREEN) != screen:
         st.session_state[SCREEN] = screen
         st.session_state[SHOWN], st.session_state[SAID] = {}, {}
+        st.session_state[DECIDING] = set()
 
 
-def take(field: str, known: Sequence[Any] | None = None, default: Any = ...) -> None:
+def take(
+    field: str,
+    known: Sequence[Any] | None = None,
+    default: Any = ...,
+    *,
+    decides: bool = False,
+) -> None:
     """Give a widget, before it is drawn, what the address asks for, or else its default.
 
     ``known`` are its options, the first of which is the default unless another is given; None is
     free text. A list as the default is a widget of several options. The widget keeps its value
     with ``persist_state="session"``; one that is not offered any more, such as a head of another
-    run, gives way to the default.
+    run, gives way to the default. ``decides`` says that what is offered elsewhere depends on it.
     """
     if default is ...:
         default = known[0] if known else ""
     st.session_state[SHOWN][field] = default
+    if decides:
+        st.session_state[DECIDING].add(field)
     several = isinstance(default, list)
     if field in st.session_state[SAID]:
         kept = st.session_state.get(field)
@@ -71,10 +80,16 @@ def _asked(field: str, known: Sequence[Any] | None) -> list[Any]:
     return [options[value] for value in values if value in options]
 
 
-def keep_address() -> None:
-    """Put into the address what is shown: one step of Back, however many widgets have changed."""
+def keep_address(*, drawn: bool = True) -> None:
+    """Put into the address what is shown: one step of Back, however many widgets have changed.
+
+    Before the screen is ``drawn``, too: until a change is in the address, Back leads to what was
+    before the view that the user goes back from. Where others' options depend on the change, they
+    have to be drawn first, or the one change would be two steps.
+    """
     said, shown = st.session_state[SAID], _shown()
-    if any(words != said[field] for field, words in shown.items()):
+    changed = {field for field, words in shown.items() if words != said[field]}
+    if changed and (drawn or not changed & st.session_state[DECIDING]):
         st.query_params.update(shown)
         said.update(shown)
 

@@ -84,6 +84,22 @@ def test_a_pick_of_another_row_and_column_is_one_step_back(new_page, runs_addres
     shows(page, "L2H4")
 
 
+def test_back_while_a_screen_is_drawn_leads_to_the_view_before(new_page, runs_address, settle):
+    page = new_page(1280, 1400)
+    page.goto(f"{runs_address}/?by=sinks.sink&layer=1&head=1")
+    settle(page)
+    start = page.evaluate("history.length")
+    pick(page, 2, 4, of=(1, 1))
+    # As soon as the address says so, long before the screen stands.
+    page.wait_for_function("location.search.includes('head=4')", polling=20)
+    page.evaluate("history.back()")
+    shows(page, "L1H1")
+    settle(page)
+    shows(page, "L1H1")
+    assert asked(page).items() >= {"layer": "1", "head": "1"}.items()
+    assert page.evaluate("history.length") == start + 1
+
+
 def test_keys_that_follow_each_other_quickly_end_where_they_lead(new_page, runs_address, settle):
     page = new_page()
     page.goto(f"{runs_address}/?layer=0&head=0&by=sinks.sink")

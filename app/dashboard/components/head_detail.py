@@ -79,7 +79,7 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     left, right = st.columns(2)
     with right:
         own = None if image else _own(paired=side is not None)
-    state.take("prompt", range(capture.sizes["prompt"]))
+    state.take("prompt", range(capture.sizes["prompt"]), decides=True)
     number = left.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", persist_state="session",
         disabled=own is not None,
@@ -97,7 +97,7 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
 
 def _own(*, paired: bool) -> str | Pair | None:
     """Ask for the user's own text, or for both of a pair; None while there is none."""
-    state.take("text")
+    state.take("text", decides=True)
     label = "Your own source" if paired else "Your own text"
     text = st.text_area(
         f"{label} (instead of a prompt of the run)", key="text", persist_state="session",

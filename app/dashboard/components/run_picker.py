@@ -37,7 +37,7 @@ def choose(folder: Path, place: Any = st) -> Path:
     """Let the user choose among the runs beside the one that was opened; all screens share it."""
     runs = cache.neighbours(folder)
     names = list(runs)
-    state.take("run", names, folder.name)
+    state.take("run", names, folder.name, decides=True)
     return runs[place.selectbox("Run", names, key="run", persist_state="session")]
 
 

@@ -33,7 +33,7 @@ def draw() -> None:
         left, right = st.columns([3, 1])
     path = run_picker.choose(folder, left)
     families = [ALL, *analyses.families()]
-    state.take("question", families)
+    state.take("question", families, decides=True)
     family = right.selectbox("Question", families, key="question", persist_state="session")
     key = cache.run_key(path)
     try:

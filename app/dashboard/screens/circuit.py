@@ -67,7 +67,7 @@ def _graph(
         # The circuit that was run alone comes first, the scores of edges one by one later.
         ranks = {analysis: rank for rank, analysis in enumerate(OFFERED)}
         offered = sorted(graphs, key=lambda graph: ranks.get(graph.partition(".")[0], len(ranks)))
-        state.take("graph", offered)
+        state.take("graph", offered, decides=True)
         chosen = str(
             st.selectbox("Graph", offered, key="graph", persist_state="session", format_func=words)
         )

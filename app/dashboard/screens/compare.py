@@ -78,7 +78,7 @@ def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
         return None
     shape = _shape(path)
     start = next((at for at, name in enumerate(others) if _shape(runs[name]) == shape), 0)
-    state.take("other", others, others[start])
+    state.take("other", others, others[start], decides=True)
     return runs[place.selectbox("Held against", others, key="other", persist_state="session")]
 
 

@@ -42,7 +42,7 @@ def draw() -> None:
         return
     names = list(paths)
     begin = folder.name if folder.name in names else names[0]
-    state.take("timeline", names, begin)
+    state.take("timeline", names, begin, decides=True)
     chosen = st.selectbox("Timeline", names, key="timeline", persist_state="session")
     path = paths[chosen]
     try:
@@ -69,7 +69,7 @@ def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
     note = plain(f"{whole.attrs['model']}: {whole.attrs['note']}")
     (st.warning if is_doubtful(whole) else st.caption)(note)
     shown = drawn(whole)
-    state.take("score", shown)
+    state.take("score", shown, decides=True)
     with st.container(key="stack_timeline"):
         left, right = st.columns([2, 3], gap="medium")
     # Not by their titles: the link would carry these.

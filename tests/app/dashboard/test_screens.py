@@ -4,7 +4,10 @@ import importlib
 import sys
 from pathlib import Path
 
+import streamlit as st
+
 from headscope.app.dashboard import screens
+from headscope.app.dashboard.screens import heads
 
 SCREEN = '''"""A screen of a test."""
 
@@ -51,3 +54,22 @@ def test_the_address_is_kept_by_us_alone():
     """Widgets that Streamlit binds lose the address on the way to another screen."""
     files = Path(screens.__file__).parents[1].rglob("*.py")
     assert [file.name for file in files if "bind=" in file.read_text()] == []
+
+
+def test_a_change_is_in_the_address_before_the_screen_is_drawn(dashboard, demo_run, monkeypatch):
+    """Else Back, pressed while it is drawn, leads to what was before the view in view."""
+    at_start: list[dict[str, str]] = []
+    draw = heads.draw
+
+    def noted() -> None:
+        at_start.append(st.query_params.to_dict())
+        draw()
+
+    monkeypatch.setattr(heads, "draw", noted)
+    app = dashboard(demo_run, by="head_types.induction")
+    app.selectbox(key="by").set_value("sinks.sink").run()
+    assert at_start[-1]["by"] == "sinks.sink"
+    # The tokens on offer depend on the prompt, and one change is one step of Back.
+    app.selectbox(key="prompt").set_value(1).run()
+    assert "prompt" not in at_start[-1]
+    assert app.query_params["prompt"] == "1"
