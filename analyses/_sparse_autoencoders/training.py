@@ -71,7 +71,7 @@ class Settings:
     sparsity: Annotated[float, AtLeast(0)] = 0.1
     steps: Annotated[int, AtLeast(1)] = 1000
     batch: Annotated[int, AtLeast(2)] = 512
-    rate: Annotated[float, Between(0, 1)] = 1e-3
+    rate: Annotated[float, Between(0, 1)] = 3e-3
     seed: int = 0
 
     def check(self) -> None:
