@@ -20,6 +20,7 @@ import numpy as np
 from headscope import analyses
 from headscope.analyses._interventions import ablation, causal_check, read_removal, screening
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
+from headscope.analyses._relevance import integrated_gradients
 from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
@@ -79,14 +80,15 @@ def rest(name, model, prompts):
 def row(name, model, prompts):
     """Return the row of an analysis."""
     number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
-    whole, swept, largest, read = count(name, model, prompts, None)
+    whole, deep, swept, largest, read = count(name, model, prompts, None)
     found = {
         "fixed": whole,
+        "deep": deep,
         "per_head": swept[0] / share(model.layers) / heads(model),
     }
     with suppress(NotApplicable):  # too few prompts for some
         if number > FEW[0]:
-            (few, few_swept, *_), (fewer, *_) = (count(name, model, prompts, n) for n in FEW)
+            (few, _, few_swept, *_), (fewer, *_) = (count(name, model, prompts, n) for n in FEW)
             part = (few - whole) / (1 - FEW[0] / number)
             kind = "each" if fewer[0] - few[0] > part[0] / 2 > 0.02 else "first"
             found |= {"fixed": few - part, kind: part}
@@ -97,10 +99,10 @@ def row(name, model, prompts):
             # These have a name of their own for it.
             for module in (_method_scores, _relevance_heads, logit_attribution):
                 stack.enter_context(patch.object(module, "FIRST", FIRST))
-            found["screened"], screened, *_ = count(name, model, prompts, None)
+            found["screened"], _, screened, *_ = count(name, model, prompts, None)
         chosen = screened[0] / swept[0] * heads(model)
         found["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
-    found["layers"] = len(model.geometry.attending) * (name in BY_LAYER)
+    found["layers"] = len(model.geometry.attending) * (name in BY_LAYER or deep.any())
     found |= {"most": largest, "head_asked": read[0], "head_rows": read[1]}
     if found["per_head"]:
         # Passes as a share of those where every ablation runs alone.
@@ -118,17 +120,21 @@ def heads(model):
 
 
 def count(name, model, prompts, number):
-    """Return work outside sweeps and in sweeps, the largest pass, and what no pass unembeds."""
+    """Return work outside sweeps, what grows with depth, in sweeps, the largest pass, and the rest.
+
+    The rest is what no pass unembeds.
+    """
     prompts = prompts if number is None else replace(prompts, prompts=prompts.prompts[:number])
-    fixed, swept = np.zeros(4), np.zeros(4)
+    fixed, deep, swept = np.zeros(4), np.zeros(4), np.zeros(4)
     # Sets of a causal check are as many in any model.
-    sums, inside = {"": fixed, "causal check": fixed, "sweep": swept}, [""]
+    sums = {"": fixed, "causal check": fixed, "deep": deep, "sweep": swept}
+    inside = [""]
     largest, running, read = [0], [], [0]
 
     def counted(tokens, backward):
         if inside[-1] in sums:
             sums[inside[-1]][:3] += work.weight(tokens, backward), tokens * backward, 1
-        if sums.get(inside[-1]) is fixed:
+        if inside[-1] in sums and inside[-1] != "sweep":
             largest[0] = max(largest[0], tokens)
 
     def unembedded(part, given, logits):
@@ -153,6 +159,9 @@ def count(name, model, prompts, number):
         module.register_forward_pre_hook(lambda *_: running.append(1)),
         module.register_forward_hook(lambda *_: running.clear(), always_call=True),
         patch.object(causal_check, "compare", marked(causal_check.compare, "causal check")),
+        patch.object(
+            integrated_gradients, "integrate", marked(integrated_gradients.integrate, "deep")
+        ),
         patch.object(splicing, "losses", marked(splicing.losses, "causal check")),
         patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
         patch.object(read_removal, "metric_with", marked(read_removal.metric_with, "causal check")),
@@ -169,9 +178,10 @@ def count(name, model, prompts, number):
     layers, total = len(model.geometry.attending), sum(lengths)
     units = np.array([layers * total, layers * total, layers, total])
     fixed[2] /= len(lengths)
+    deep[2] /= len(lengths)
     swept[2] /= len(set(lengths))
     direct = np.array([sum(read) / total, max(read)]) / heads(model)
-    return fixed / units, swept / units, largest[0] / max(lengths), direct
+    return fixed / units, deep / units, swept / units, largest[0] / max(lengths), direct
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # Many analyses check their finding causally on the first few prompts alone.
 FIRST_PROMPTS = 16
+# How passes grow with the layers where they follow the score: points of integrated gradients were
+# 9 to 14 in 4 layers and 165 to 227 in 30.
+DEPTH = 1.4
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Row:
     first, each
         Work on the first `FIRST_PROMPTS` prompts alone, and work that is as much as on so many
         prompts, however many there are.
+    deep
+        Work that grows with the layers to the power of `DEPTH`, of a method that follows the score.
     per_head, per_head_each, sweep_asked
         Ablations of each head, likewise on all prompts and on so many, and positions unembedded a
         token in one.
@@ -58,13 +63,15 @@ class Row:
     most
         Tokens of the largest pass outside ablations, as a multiple of the longest prompt.
     layers
-        Layers of the model that was counted, where ``first`` and ``each`` are once a layer.
+        Layers of the model that was counted, where ``first`` and ``each`` are once a layer, or work
+        is ``deep``.
     """
 
     fixed: Sequence[float] = (0.0,) * 4
     screened: Sequence[float] = (0.0,) * 4
     first: Sequence[float] = (0.0,) * 4
     each: Sequence[float] = (0.0,) * 4
+    deep: Sequence[float] = (0.0,) * 4
     per_head: float = 0.0
     per_head_each: float = 0.0
     sweep_asked: float = 0.0
@@ -136,6 +143,7 @@ def expect(
     if not screened:
         few, times = FIRST_PROMPTS / count, layers / row.layers if row.layers else 1.0
         work = work + times * (min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each))
+        work = work + times**DEPTH * np.asarray(row.deep)
     passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
     unembedded += heads * row.head_asked * total
     batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]

@@ -84,13 +84,14 @@ def firing(
         active = sae.encode(vectors)
         tokens[rows] = vectors.shape[1]
         fired[rows] = (active > 0).sum(1).numpy()
-        energy += active.double().square().sum((0, 1))
+        energy += active.square().sum((0, 1), dtype=torch.float64)
         for row, values in zip(rows, active, strict=True):
+            parts = [top]
             for start in range(0, len(values), BLOCK):
                 best = values[start : start + BLOCK].max(0)
                 place = torch.full_like(best.values, row), best.indices + start
-                fresh = torch.stack([best.values, *place]).double()[..., None]
-                top = torch.cat([top, fresh], 2)
+                parts.append(torch.stack([best.values, *place]).double()[..., None])
+            top = torch.cat(parts, 2)
         # The order of equals is that of the texts.
         order = top[0].argsort(dim=1, descending=True, stable=True)[:, :examples]
         top = top.gather(2, order.expand(3, -1, -1))

@@ -3,8 +3,12 @@
 Vectors are scaled so that their variance is 1 in all, and the scale is taken into the weights at
 the end. The loss is the share of variance that is not explained, plus what the kind asks for, plus
 the auxiliary loss of Gao et al. (2406.04093, A.2) in which features that have long been silent
-explain what is left. Rows of the decoder have norm 1, and no gradient along themselves. The
-thresholds of JumpReLU are trained as they are, not as logarithms, which Adam would hardly move.
+explain what is left. Rows of the decoder have norm 1, and no gradient along themselves. The rate is
+high because training is short: at 1e-3 and 500 steps the penalty of ReLU has not yet emptied the
+features (34 of 512 fire, as good as as many principal components), at 3e-3 it has (20, .93 of the
+variance to .80), and the other kinds explain more, too; a penalty that rises over the first steps
+changes neither. The thresholds of JumpReLU are trained as they are, not as logarithms, which Adam
+would hardly move.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ class Settings:
     sparsity: Annotated[float, AtLeast(0)] = 0.1
     steps: Annotated[int, AtLeast(1)] = 1000
     batch: Annotated[int, AtLeast(2)] = 512
-    rate: Annotated[float, Between(0, 1)] = 1e-3
+    rate: Annotated[float, Between(0, 1)] = 3e-3
     seed: int = 0
 
     def check(self) -> None:

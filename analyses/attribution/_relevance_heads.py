@@ -59,6 +59,15 @@ def mean_ablation(
     return Lost(lost, metric, "logits" if paired else "nats", chosen.convention)
 
 
+def add_effect(results: Results, lost: Lost) -> None:
+    """Add what the answer loses without each head."""
+    results.add_mean(
+        "ablation_effect", GRID, lost.values, "What the answer loses by mean ablation of the head",
+        lost.units, "diverging", evidence="causal", source="Wang et al. 2211.00593",
+        convention=f"intact − ablated {lost.metric.replace('_', ' ')}, {lost.heads}",
+    )  # fmt: skip
+
+
 def add_ablation(
     results: Results,
     capture: xr.Dataset,
@@ -72,11 +81,7 @@ def add_ablation(
 ) -> Verdict:
     """Add what the answer loses without a head, and how that ranks the heads against ``scores``."""
     lost = mean_ablation(capture, model, encoded, scores, exhaustive=exhaustive, seed=seed)
-    results.add_mean(
-        "ablation_effect", GRID, lost.values, "What the answer loses by mean ablation of the head",
-        lost.units, "diverging", evidence="causal", source="Wang et al. 2211.00593",
-        convention=f"intact − ablated {lost.metric.replace('_', ' ')}, {lost.heads}",
-    )  # fmt: skip
+    add_effect(results, lost)
     ends = agreement(scores, lost.values, seed)
     results.add_interval(
         "relevance_vs_ablation", (), ends, "Relevance of heads against mean ablation", "Spearman ρ",

@@ -28,6 +28,7 @@ from headscope.analyses._relevance import target as targets
 from headscope.analyses._relevance.perturbation import areas, order_of, perturb
 from headscope.analyses._relevance.target import Target
 from headscope.analyses._relevance.trace import Trace
+from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
@@ -118,8 +119,10 @@ def run(
     every = targets.of_task(encoded[task.name])
     Between(0, len(every) - 1).check("prompt", prompt)
     pool = [token for each in every for token in each.ids]
+    parts = _Parts(sum(len(ids) for part in encoded.values() for ids in part.ids))
     measured = {
-        name: _measure(model, each, names, draws, steps, seed) for name, each in encoded.items()
+        name: _measure(model, part, names, draws, steps, seed, parts)
+        for name, part in encoded.items()
     }
     found = measured[task.name]
     kept = [name for name in names if name in found.deletion]
@@ -212,15 +215,34 @@ def explain(
     )
 
 
+@dataclass
+class _Parts:
+    """How many of the tokens of all prompts are done."""
+
+    tokens: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Report some more tokens; how often they ran follows from the methods."""
+        self.done += count
+        progress.completed(self.done / self.tokens)
+
+
 def _measure(
-    model: Model, encoded: EncodedTask, names: Sequence[str], draws: int, steps: int, seed: int
+    model: Model,
+    encoded: EncodedTask,
+    names: Sequence[str],
+    draws: int,
+    steps: int,
+    seed: int,
+    parts: _Parts,
 ) -> _Measured:
     """Measure every method on the prompts of a task; one that refuses any of them is left out."""
     generator = np.random.default_rng(seed)
     pool = [token for ids in encoded.ids for token in ids]
     found = _Measured()
     known: dict[Callable[..., Any], Any] = {}
-    for target in targets.of_task(encoded):
+    for ids, target in zip(encoded.ids, targets.of_task(encoded), strict=True):
         held = perturb(model, target, pool, draws, generator)
         # Other draws than those of the curves, so that chance in them is not shared.
         effect = perturb(model, target, pool, draws, generator).effect()
@@ -241,6 +263,7 @@ def _measure(
             given = relevances.get(name, effect)
             rho = ranked(given[held.free], effect[held.free]) if name in relevances else np.nan
             found.agreement.setdefault(name, []).append(rho)
+        parts.add(len(ids))
     for part in (found.deletion, found.insertion, found.agreement):
         for name in found.refused:
             part.pop(name, None)

@@ -25,7 +25,7 @@ from headscope.analyses._runtime.results import GRID, Results, label, require, t
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.attribution import _promoted_words
-from headscope.analyses.attribution._relevance_heads import mean_ablation
+from headscope.analyses.attribution._relevance_heads import add_effect, mean_ablation
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -130,11 +130,7 @@ def run(
          "Contributions before the last norm by head and source token", unscaled,
          f"{one}; without the last norm"),
     )  # fmt: skip
-    results.add_mean(
-        "ablation_effect", GRID, lost.values, "What the answer loses by mean ablation of the head",
-        lost.units, "diverging", evidence="causal", source="Wang et al. 2211.00593",
-        convention=f"intact − ablated {lost.metric.replace('_', ' ')}, {lost.heads}",
-    )  # fmt: skip
+    add_effect(results, lost)
     ends = agreement(parts.heads, lost.values, seed)
     results.add_interval(
         "direct_vs_ablation", (), ends, "Direct logits against mean ablation", "Spearman ρ",

@@ -174,7 +174,6 @@ def test_a_model_whose_logits_are_scaled_is_refused(model, held):
     import copy
 
     module = copy.deepcopy(model.module)
-    module.lm_head.register_forward_pre_hook(lambda part, args: args)
     scaled = load_model(module, tokenizer=model.tokenizer)
     module.register_forward_hook(lambda part, args, out: setattr(out, "logits", out.logits / 2))
     check_refusal("model", head_lens.run, held, scaled)

@@ -8,7 +8,7 @@ from refusals import check_refusal, refusal
 
 from headscope import analyses
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option, checked, parse
-from headscope.analyses._runtime.progress import reporting
+from headscope.analyses._runtime.progress import completed, reporting
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.kernels.errors import InvalidInput
@@ -87,6 +87,20 @@ def test_work_of_unknown_size_is_reported_without_a_total():
     with reporting(lambda done, total: seen.append((done, total))):
         work.add(4, backward=False)
     assert seen == [(0, 0), (4, 0), (4, 4)]
+
+
+def test_a_bar_follows_the_share_of_parts_that_are_done():
+    seen: list[tuple[float, float]] = []
+    with reporting(lambda done, total: seen.append((done, total)), 20):
+        work.add(30, backward=False)
+        assert seen[-1][0] / seen[-1][1] == pytest.approx(0.95)
+        completed(0.25)
+        assert seen[-1] == (30, 120)
+        work.add(30, backward=False)
+        assert seen[-1] == (60, 120)
+    assert seen[-1] == (120, 120)
+    completed(0.5)
+    assert len(seen) == 5
 
 
 def test_joined_verdicts_keep_the_more_severe_state():

@@ -214,6 +214,22 @@ def test_training_on_a_model_explains_more_than_components_and_says_its_cost(bun
     check_message("sae: it reads vectors of", sae.check, 3, 5)
 
 
+def test_relu_at_its_defaults_beats_as_many_components_in_a_short_training(bundled):
+    site = Site(2)
+    stories = tasks.make("story", bundled.tokenizer, 96, 1)
+    texts = [bundled.encode(prompt.clean) for prompt in stories.prompts]
+    fitted, held = texts[:64], texts[64:]
+    sae = train(bundled, fitted, site, Settings("relu", 256, steps=300))
+    fires = evaluation.firing(stream(bundled, held, site), sae, len(held))
+    known = moments(batch for _, batch in stream(bundled, fitted, site))
+    rewrites = {"sae": sae, "components": known.components(round(float(fires.l0.mean())))}
+    squares = evaluation.squares(
+        stream(bundled, held, site), known.mean.float(), rewrites, len(held)
+    )
+    explained, low, _ = evaluation.share_kept(squares[:, :2], squares[:, 2:])
+    assert low[0] > explained[1] + 0.02
+
+
 def test_a_layer_or_head_that_is_not_there_is_refused():
     model = random_llama()
     for site in (Site(99), Site(0, 99)):
