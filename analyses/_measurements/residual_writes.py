@@ -73,50 +73,46 @@ class Write:
 def written(model: Model) -> dict[int, Write]:
     """Measure how the output of each layer's heads enters the residual stream.
 
-    A known vector is added to what the output projection gives while everything else in the blocks
-    is held at what it was, a norm that takes the projection's output at its scale; the stream after
-    the block must change by a multiple of that vector, or of what the norm makes of it.
+    A known vector is added to what the output projection gives while all other weights beside the
+    attention give what they gave, a norm that takes the projection's output at its scale; the
+    stream after the block must change by a multiple of that vector, or of what the norm makes of
+    it.
     """
-    found = weights.read(model, ("o",))
+    output = weights.read(model, ("o",))
     projections = {
-        layer: found.projections[layer, "o"].module for layer in model.geometry.attending
+        layer: output.projections[layer, "o"].module for layer in model.geometry.attending
     }
     generator = torch.Generator().manual_seed(0)
     ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
-    width = found.of(min(projections), "o").shape[-1]
+    width = output.of(min(projections), "o").shape[-1]
     pushes = {layer: torch.randn(width, generator=generator) for layer in projections}
     active: list[nn.Module] = []
     made: dict[nn.Module, Any] = {}
     entered: dict[nn.Module, Tensor] = {}
-    beside: dict[nn.Module, None] = {}
+    attention: set[nn.Module] = set(projections.values())
     around: set[nn.Module] = set()
 
     def leave(part: nn.Module, args: Any, result: Any) -> None:
         active.pop()
-        made[part] = result
+        if part not in weighted:
+            return
+        made[part] = _copied(result)
         if args and isinstance(args[0], Tensor) and is_norm(part):
-            entered[part] = args[0]
+            entered[part] = _copied(args[0])
 
     def meet(call: Any, outputs: Any, z: Tensor) -> None:
-        # What stands beside the attention in the modules around it, at every depth.
-        inside = set(call.module.modules())
+        attention.update(call.module.modules())
         around.update(active)
-        for part in active:
-            if part not in inside:
-                beside.update(dict.fromkeys(part.children()))
 
     every = [part for block in blocks(model) for part in block.modules()]
+    weighted = {part for part in every if next(part.parameters(recurse=False), None) is not None}
     hooks = [
         part.register_forward_pre_hook(lambda part, args: active.append(part)) for part in every
     ]
     hooks += [part.register_forward_hook(leave) for part in every]
     before = streams(model, ids, hooks, meet)
-    # Dropout and the like hand on what they are given, the push among it.
-    held = [
-        part
-        for part in beside
-        if part not in around and part in made and next(part.parameters(), None) is not None
-    ]
+    # Weights alone: a module around them may add the stream to what they give, the push with it.
+    held = [part for part in made if part not in attention | around]
     between = {
         layer: next((part for part in entered if equal(entered[part], made[module])), None)
         for layer, module in projections.items()
@@ -128,7 +124,9 @@ def written(model: Model) -> dict[int, Write]:
         for layer, part in frozen.items()
     }
     held = [part for part in held if part not in frozen.values()]
-    hooks = [part.register_forward_hook(lambda part, args, result: made[part]) for part in held]
+    hooks = [
+        part.register_forward_hook(lambda part, args, result: _copied(made[part])) for part in held
+    ]
     hooks += [
         module.register_forward_hook(_pushing(pushes[layer], made[module]))
         for layer, module in projections.items()
@@ -260,6 +258,13 @@ def is_norm(part: nn.Module) -> bool:
 def equal(one: Tensor, other: Any) -> bool:
     """Tell whether two tensors hold the same numbers."""
     return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.equal(one, other))
+
+
+def _copied(result: Any) -> Any:
+    """Copy tensors, into which some models add in place; those that are traced are no such."""
+    if type(result) is Tensor:
+        return result.clone()
+    return tuple(map(_copied, result)) if isinstance(result, tuple) else result
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What architectures call the norm after the last block.
 NORMS = (
     "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "embedding_norm",
+    "layer_norm",
 )  # fmt: skip
 
 

@@ -14,12 +14,10 @@ from headscope.analyses._measurements.score_terms import KEEP, Scores
 from headscope.probes import capture, load_model
 from headscope.probes.capturing.logit_terms import logit_terms
 
-# Heads of these do not write straight into the stream: a norm takes the sum (BERT and its like), or
-# the MLP's module or the block adds the stream (Bloom, MPT, Falcon). DeepSeek's compressed keys and
-# Qwen3-Next's gated outputs are no known linear map.
+# Heads of these do not write straight into the stream: a norm takes the sum (BERT and its like).
+# DeepSeek's compressed keys and Qwen3-Next's gated outputs are no known linear map.
 UNKNOWN = (
-    "bert", "roberta", "distilbert", "megatron-bert", "rembert", "roformer", "mpnet",
-    "bloom", "mpt", "falcon", "deepseek_v3", "qwen3_next",
+    "bert", "roberta", "distilbert", "rembert", "roformer", "mpnet", "deepseek_v3", "qwen3_next",
 )  # fmt: skip
 # The first GPT is not followed, DeBERTa's bias is no function of the distance, Mamba has no map.
 OTHERS = (
