@@ -60,7 +60,7 @@ def measure(model: str, task: str, varied: bool) -> dict[str, Any]:
     return {
         "truth": {
             "heads": int(case.heads.sum()), "of": int((~np.isnan(case.weights)).sum()),
-            "how": case.said, "edges": None if case.edges is None else len(case.edges),
+            "how": case.convention, "edges": None if case.edges is None else len(case.edges),
         },
         "prompts": PROMPTS,
         "trials": TRIALS,

@@ -14,7 +14,7 @@ Hanna et al., Have Faith in Faithfulness (2403.17806); Mueller et al., MIB (2504
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -131,7 +131,7 @@ def run(
     order = greedy_order(graph, mean)
     sizes = [max(1, round(share * graph.count)) for share in SHARES]
     nested = [circuit(graph, order, size) for size in sizes]
-    attributes: dict[str, float] = {}
+    attributes: dict[str, Any] = {}
     if method == "acdc":
         attributes["corrupted_divergence"] = corrupted_divergence(model, finding)
         nats = threshold * attributes["corrupted_divergence"]

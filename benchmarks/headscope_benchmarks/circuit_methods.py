@@ -65,7 +65,7 @@ class Case:
     heads: NDArray[np.bool_]
     weights: NDArray[np.float64]
     edges: frozenset[tuple[str, str]] | None
-    said: str
+    convention: str
     known: bool = False
 
     @property
