@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.analyses._interventions import block_structure
+from headscope.analyses._interventions.head_calls import PLAIN, of_heads, outputs
 from headscope.analyses._interventions.module_call import ModuleCall
 from headscope.analyses._interventions.prefix_reuse import UNITS, answering
-from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
 from headscope.probes.attention.interface import AttentionCall, intercept_attention
@@ -36,7 +35,6 @@ Stream = Float[Tensor, "row position residual"]
 Projected = Float[Tensor, "row position head size"]
 # Logits out of the parts must agree with the model's to this share of the largest.
 TOLERANCE = 1e-3
-PLAIN = Request(stats=())
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a pass that has done its work
@@ -184,16 +182,8 @@ class BlockParts:
 
     def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
         """Return the attention of one query head of every group; no key or value is copied."""
-        each = slice(member, None, self.group)
-        return replace(
-            call,
-            query=call.query[rows, each],
-            key=call.key[rows],
-            value=call.value[rows],
-            sinks=None if call.sinks is None else call.sinks[each],
-            slopes=None if call.slopes is None else call.slopes[each],
-            bias=None if call.bias is None else call.bias[:, each],
-        )
+        heads = slice(member, None, self.group)
+        return of_heads(call, heads, call.query[rows, heads], call.key[rows], call.value[rows])
 
     def writes(self, layer: int, z: Tensor) -> Float[Tensor, "row head position residual"]:
         """Return what every head writes into the stream, given its z."""
@@ -300,12 +290,6 @@ class BlockParts:
     def _again(self, module: nn.Module, stream: Stream) -> Any:
         """Call a module as the model does, on another stream."""
         return self._calls[stream.shape[1], module].again(module, stream)
-
-
-def outputs(call: AttentionCall) -> Float[Tensor, "row head position size"]:
-    """Return z of a call in the dtype of the model, as its output projection takes it."""
-    z: Tensor = call.attend(PLAIN)["z"]
-    return z.to(call.query.dtype)
 
 
 def _given(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:

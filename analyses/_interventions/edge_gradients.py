@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions.block_parts import outputs
+from headscope.analyses._interventions.head_calls import outputs
 
 if TYPE_CHECKING:
     from headscope.analyses._interventions.block_parts import BlockParts, Stream

@@ -138,9 +138,8 @@ class EdgeGraph:
         2
         """
         chosen = np.zeros_like(self.edges)
-        sources, targets = (
-            {name: at for at, name in enumerate(each)} for each in (self.sources, self.targets)
-        )
+        sources = {name: at for at, name in enumerate(self.sources)}
+        targets = {name: at for at, name in enumerate(self.targets)}
         for name in names:
             source, _, target = name.partition("->")
             if source not in sources or target not in targets:

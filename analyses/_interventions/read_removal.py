@@ -20,6 +20,7 @@ from torch import Tensor
 
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.batched_edits import RowWeights
+from headscope.analyses._interventions.head_calls import of_heads
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.kernels.api import Request, push
 from headscope.probes.attention.forward import Reader, run
@@ -106,18 +107,10 @@ def _rows(
 
 def _of_head(call: AttentionCall, number: int, queries: Tensor, keys: Tensor) -> AttentionCall:
     """Return the call of one head alone, with other queries and keys."""
-    pick = slice(number, number + 1)
-    bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else call.bias[:, pick]
-    return replace(
-        call,
-        query=queries[:, None].float(),
-        key=keys[:, None].float(),
-        value=keys[:, None].float(),
-        key_mask=None,
-        sinks=None if call.sinks is None else call.sinks[pick],
-        slopes=None if call.slopes is None else call.slopes[pick],
-        bias=None if bias is None else bias[:1],
-    )
+    query, key = queries[:, None].float(), keys[:, None].float()
+    alone = of_heads(call, slice(number, number + 1), query, key, key)
+    bias = None if alone.bias is None else alone.bias[:1]
+    return replace(alone, key_mask=None, bias=bias)
 
 
 def metric_with(

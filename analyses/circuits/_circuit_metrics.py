@@ -64,12 +64,12 @@ def measure(model: Model, task: EncodedTask, metric: str, circuits: list[Mask]) 
                 packed[key] = len(masks)
                 masks.append(edges & ~circuit)
             places.append(packed[key])
-        found = np.full((len(task), len(masks)), np.nan)
+        scores = np.full((len(task), len(masks)), np.nan)
         for prompts, run in split.batches():
-            found[prompts] = score(run, answers, prompts, np.stack(masks))
+            scores[prompts] = score(run, answers, prompts, np.stack(masks))
             del run
-    found = found[:, places]
-    return Measured(found[:, 0], found[:, 1], found[:, 2:])
+    scores = scores[:, places]
+    return Measured(scores[:, 0], scores[:, 1], scores[:, 2:])
 
 
 def cpr(faithfulness: Array) -> Array:

@@ -21,7 +21,7 @@ def greedy_order(graph: EdgeGraph, scores: NDArray[np.floating]) -> NDArray[np.i
     into: dict[str, list[int]] = {}
     for target, owner in enumerate(graph.owners):
         into.setdefault(owner, []).append(target)
-    found: list[tuple[int, int]] = []
+    joined_edges: list[tuple[int, int]] = []
     waiting: list[tuple[float, int, int]] = []
     joined: set[str] = set()
 
@@ -34,10 +34,10 @@ def greedy_order(graph: EdgeGraph, scores: NDArray[np.floating]) -> NDArray[np.i
     join(graph.owners[-1])
     while waiting:
         _, target, source = heapq.heappop(waiting)
-        found.append((target, source))
+        joined_edges.append((target, source))
         if graph.sources[source] not in joined:
             join(graph.sources[source])
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+    return np.array(joined_edges, dtype=np.int64).reshape(-1, 2)
 
 
 def circuit(graph: EdgeGraph, order: NDArray[np.int64], count: int) -> NDArray[np.bool_]:

@@ -176,8 +176,8 @@ def _choose(
     best, rest = order[:count], order[count:]
     generator = np.random.default_rng(seed)
     more = generator.choice(rest, min(sample, len(rest)), replace=False)
-    found = [divmod(int(at), graph.edges.shape[1]) for at in (*best, *more)]
-    return found, np.arange(len(found)) >= len(best)
+    chosen = [divmod(int(at), graph.edges.shape[1]) for at in (*best, *more)]
+    return chosen, np.arange(len(chosen)) >= len(best)
 
 
 def _input_shares(graph: EdgeGraph, scores: Array) -> tuple[list[str], Array]:

@@ -15,10 +15,13 @@ from headscope.analyses._interventions import ablation, edge_gradients
 from headscope.analyses._interventions.edge_effects import edge_effects, edge_scores
 from headscope.analyses._interventions.edge_graph import EdgeGraph
 from headscope.analyses._interventions.edge_patching import patching, score
+from headscope.analyses._interventions.head_calls import of_heads
 from headscope.analyses._interventions.metrics import AnswerMetric
+from headscope.kernels.api import Request
 from headscope.kernels.errors import NotApplicable
 from headscope.probes import load_model
 from headscope.probes.attention.forward import logits
+from headscope.probes.attention.interface import intercept_attention
 from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
 
 
@@ -150,6 +153,26 @@ def test_edges_of_a_model_in_half_precision(random_llama):
     _, exact = edge_scores(random_llama, task, "logit_difference", "eap")
     known = np.isfinite(exact)
     assert np.corrcoef(scores[known], exact[known])[0, 1] > 0.99
+
+
+def test_a_bias_that_all_heads_share_goes_with_every_one_of_them(random_llama):
+    calls = []
+
+    def receive(call):
+        calls.append(call)
+        return call.attend(Request(stats=()))["z"]
+
+    ids = torch.tensor([[3, 5, 9, 2]])
+    with torch.no_grad(), intercept_attention(random_llama, receive):
+        random_llama.module(ids)
+    bias = torch.randn(1, 4, 4, 4)
+    for shared in (bias[:, :1], bias):
+        call = replace(calls[0], bias=shared)
+        whole = call.attend(Request(stats=()))["z"]
+        for member in range(2):
+            heads = slice(member, None, 2)
+            own = of_heads(call, heads, call.query[:, heads], call.key, call.value)
+            torch.testing.assert_close(own.attend(Request(stats=()))["z"], whole[:, heads])
 
 
 class Same(nn.Module):
