@@ -43,9 +43,9 @@ def predicted(
     ``ridge`` is the penalty over the mean variance of a head's features.
     """
     features, targets = features.double(), targets.double()
-    found = torch.empty(len(judged), features.shape[1], targets.shape[1])
+    predictions = torch.empty(len(judged), features.shape[1], targets.shape[1])
     parts = [_moments(features[rows], targets[rows]) for rows in _by_fold(folds.fold)]
-    whole = [torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
+    whole = [torch.stack(part).sum(0) for part in zip(*parts, strict=True)]
     for fold, part in enumerate(parts):
         count, left, right, square, product = (a - b for a, b in zip(whole, part, strict=True))
         left, right = left / count, right / count
@@ -58,12 +58,12 @@ def predicted(
         map_ = torch.linalg.solve(square, product)
         here = (folds.fold[judged] == fold).nonzero().flatten()
         centred = features[judged[here]] - left
-        found[here] = torch.einsum("phs,hsc->phc", centred, map_).float()
-    return found
+        predictions[here] = torch.einsum("phs,hsc->phc", centred, map_).float()
+    return predictions
 
 
 def _by_fold(fold: Int[Tensor, " position"]) -> list[Tensor]:
-    return [(fold == each).nonzero().flatten() for each in range(int(fold.max()) + 1)]
+    return [(fold == number).nonzero().flatten() for number in range(int(fold.max()) + 1)]
 
 
 def _moments(features: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from headscope.kernels.errors import NotApplicable
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """All positions of some prompts, with the prompt and the fold of each.
+    """All positions of some prompts, one after another, with their prompt and fold (position,).
 
     ``inside`` marks which positions of a padded array (prompt, query) they are.
     """
@@ -35,14 +35,14 @@ class Folds:
         """Lay an array (prompt, query, ...) in a row (position, ...)."""
         return torch.from_numpy(np.ascontiguousarray(array.values[self.inside]))
 
-    def draw(self, each: int, seed: int) -> Int[Tensor, " drawn"]:
-        """Draw up to ``each`` positions of every prompt, in order."""
+    def draw(self, count: int, seed: int) -> Int[Tensor, " drawn"]:
+        """Draw up to ``count`` positions of every prompt, in order."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.prompt), generator=generator)
         by_prompt = order[self.prompt[order].argsort(stable=True)]
         starts = torch.bincount(self.prompt).cumsum(0) - torch.bincount(self.prompt)
         place = torch.arange(len(order)) - starts[self.prompt[by_prompt]]
-        return by_prompt[place < each].sort().values
+        return by_prompt[place < count].sort().values
 
     def by_prompt(
         self, values: Float[Tensor, " some"], at: Int[Tensor, " some"]

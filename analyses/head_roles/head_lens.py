@@ -35,7 +35,6 @@ from headscope.analyses._runtime.results import (
     SHARE,
     Results,
     first_few,
-    label,
     named,
     require,
     top,
@@ -212,16 +211,16 @@ def _heads(
 
 def _streams(model: Model, capture: xr.Dataset, judge: Judge, ridge: float) -> tuple[Array, Array]:
     """Return the KL of logit lens and tuned lens behind every layer (prompt, layer)."""
-    found = np.full((2, capture.sizes["prompt"], model.layers), np.nan)
+    distances = np.full((2, capture.sizes["prompt"], model.layers), np.nan)
     for layer in range(model.layers):
         stream = _linear_lens.stream(capture, judge.folds, layer + 1)
         normed = judge.normed(stream)
         fitted = _linear_lens.predicted(
             normed[:, None], judge.final, judge.folds, judge.judged, ridge
         )
-        found[0, :, layer] = judge.untrained(stream[judge.judged]).distance.numpy()
-        found[1, :, layer] = judge.trained(fitted[:, 0]).distance.numpy()
-    return found[0], found[1]
+        distances[0, :, layer] = judge.untrained(stream[judge.judged]).distance.numpy()
+        distances[1, :, layer] = judge.trained(fitted[:, 0]).distance.numpy()
+    return distances[0], distances[1]
 
 
 def _ablate(
@@ -270,15 +269,14 @@ def _readable(gain: Array) -> Verdict:
     known = int((~np.isnan(gain).any(0)).sum())
     if len(gain) < LEAST_PROMPTS:
         return Verdict("too_few", f"{len(gain)} of {LEAST_PROMPTS} prompts to judge a lens on.")
-    heads = [label(head) for head in top(gain.mean(0), gain[0].size)]
-    told = told_above_zero(gain)
-    if not told.any():
+    readable = told_above_zero(gain)
+    if not readable.any():
         return Verdict("not_supported", "From no head a trained lens reads more than by chance.")
-    best = [head for head in heads if head in set(named(gain.mean(0), told))]
+    best = named(np.where(readable, gain.mean(0), np.nan), readable)
     return Verdict(
         "supported",
-        f"From {told.sum()} of {known} heads a trained lens reads more of the prediction than with "
-        f"shuffled targets: {first_few(best)}.",
+        f"From {readable.sum()} of {known} heads a trained lens reads more of the prediction than "
+        f"with shuffled targets: {first_few(best)}.",
     )
 
 

@@ -140,7 +140,7 @@ def run(
     title = f"Word along which the output of the head varies most; {weight}"
     coords: dict[str, Any] = {
         "label": np.arange(1, labelled.count + 1),
-        "first_label": (GRID, labelled.first, {"long_name": title}),
+        "first_label": (GRID, labelled.first.astype(str), {"long_name": title}),
     }
     verdict = _verdict(advantage, shares)
     if moved is not None:
@@ -184,7 +184,7 @@ class _Labelled:
         shape = (len(held), model.layers, model.heads, self.count)
         self.shares = {kind: np.full(shape, np.nan) for kind in KINDS}
         self.labels: dict[str, list[str]] = {}
-        self.first = np.full(shape[1:3], "", dtype="<U24")
+        self.first = np.full(shape[1:3], "", dtype=object)
         size = capture.sizes["size"]
         random = _text_span.random_directions(len(words), towards.shape[1], seed)
         mean = torch.zeros(model.layers, model.heads, size, dtype=torch.float64)
@@ -213,9 +213,9 @@ class _Labelled:
                     )
                 for place, directions in enumerate(kept[:2]):
                     map_[place, head] = space.keeping(directions)
-                said = model.words([words[at] for at in chosen])
-                self.labels[label((layer, head))] = [word.strip() for word in said]
-                self.first[layer, head] = said[0].strip()
+                names = model.words([words[at] for at in chosen])
+                self.labels[label((layer, head))] = [word.strip() for word in names]
+                self.first[layer, head] = names[0].strip()
         self.edits = [
             KeepDirections(mean, {layer: map_[place] for layer, map_ in maps.items()})
             for place in range(len(CONDITIONS))
@@ -227,7 +227,7 @@ def _shares(vectors: Tensor, directions: Tensor, folds: Folds, held: Tensor) -> 
     at = (folds.fold == 1).nonzero().flatten()
     whole = folds.by_prompt(vectors[at].square().sum(-1), at)[held]
     along = (vectors[at] @ directions.T).square()
-    parts = torch.stack([folds.by_prompt(each, at)[held] for each in along.T], dim=1)
+    parts = torch.stack([folds.by_prompt(column, at)[held] for column in along.T], dim=1)
     return np.asarray((parts / whole[:, None]).numpy())
 
 
@@ -240,14 +240,14 @@ def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
     if len(advantage) < LEAST_PROMPTS:
         few = f"{len(advantage)} of {LEAST_PROMPTS} held-out prompts"
         return Verdict("too_few", f"{few} to tell words from random directions: {text}.")
-    told = told_above_zero(advantage)
+    better = told_above_zero(advantage)
     known = int((~np.isnan(advantage).any(0)).sum())
-    if not told.any():
+    if not better.any():
         return Verdict("not_supported", f"Words explain no head better than chance: {text}.")
-    best = first_few(named(np.where(told, advantage.mean(0), np.nan), told))
+    best = first_few(named(np.where(better, advantage.mean(0), np.nan), better))
     return Verdict(
         "supported",
-        f"Words explain {told.sum()} of {known} heads better than random directions ({best}): "
+        f"Words explain {better.sum()} of {known} heads better than random directions ({best}): "
         f"{text}.",
     )
 
