@@ -109,7 +109,7 @@ def score_by_codes(draw: Draw) -> Iterator[tuple[str, Scores]]:
 def score_by_probe(draw: Draw) -> Iterator[tuple[str, Scores]]:
     """Score a head by how well a linear probe tells its clean from its corrupted outputs.
 
-    Where it cannot, no code of the head's output can say that the head is in the circuit.
+    Where it cannot, codes that are a linear function of the output cannot either.
     """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score

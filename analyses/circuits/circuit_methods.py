@@ -8,8 +8,8 @@ linear probe) stand beside those that follow the metric (attribution, EAP, EAP-I
 truth is not itself found by patching, patching and ACDC. An AUC of .5 is chance.
 
 A method that reads only what heads write counts a head that the metric does not use like one that
-it does, and misses heads whose outputs are distributed alike on both sides; where the linear probe
-is at .5 on true heads, no code of their outputs can find them.
+it does, and misses heads whose outputs are distributed alike on both sides. The linear probe says
+how far that goes: it scores a head by how well its outputs alone tell the two sides apart.
 
 Sources: O'Neill & Bui (2405.12522) for the discrete SAE and the table; Syed et al. (2310.10348);
 Hanna et al. (2403.17806); Conmy et al. (2304.14997).
