@@ -10,13 +10,16 @@ of them. Beside the result stand the baselines: the dictionary before training, 
 (the largest coordinate), the trained codes with shuffled labels, their information on the label
 above chance, the difference of mean outputs, and attribution (gradient × difference).
 
-What limits the method, measured on models whose circuit is known (the page of benchmarks): λ is in
-units of the outputs, so that small outputs leave few features that fire (IOI: AUC .74 on outputs as
-they are, .99 on scaled ones); the count of unique codes grows by chance with the number of codes a
-head shows (repeated random words: .40, by information .93); training adds little to random
-directions (IOI .99 and .98); codes cannot tell heads whose outputs are distributed alike on both
-sides, such as previous-token heads of random words, nor heads that vary with the task and are not
-read. Attribution, which knows the metric, finds all of these circuits.
+What limits the method, measured on constructed models and SmolLM2 (page of benchmarks; AUC for
+heads): it finds circuits (IOI .97, greater-than .87, IOI of SmolLM2 .88, docstring .72 and .65) and
+beats shuffled labels on IOI, yet the same directions before training do as well (.99, .87, .89,
+.75, .78): ten examples teach little. λ is in units of the outputs, so that small outputs leave few
+features that fire (IOI: .75 on outputs as they are). The count of unique codes grows by chance with
+the number of codes a head shows, so that with repeated random words shuffled labels reach .87. Codes
+cannot tell heads whose outputs are distributed alike on both sides, such as previous-token heads of
+random words, nor heads that vary with the task and are not read. More examples, more features or
+another λ change none of this. Attribution, which knows the metric, finds all of these circuits
+(.98 and more); `circuit_methods` holds all methods against each other on a model of yours.
 
 Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
 Language Models (2405.12522).
