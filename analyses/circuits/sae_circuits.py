@@ -15,11 +15,11 @@ heads): it finds circuits (IOI .97, greater-than .87, IOI of SmolLM2 .88, docstr
 beats shuffled labels on IOI, yet the same directions before training do as well (.99, .87, .89,
 .75, .78): ten examples teach little. λ is in units of the outputs, so that small outputs leave few
 features that fire (IOI: .75 on outputs as they are). The count of unique codes grows by chance with
-the number of codes a head shows, so that with repeated random words shuffled labels reach .87. Codes
-cannot tell heads whose outputs are distributed alike on both sides, such as previous-token heads of
-random words, nor heads that vary with the task and are not read. More examples, more features or
-another λ change none of this. Attribution, which knows the metric, finds all of these circuits
-(.98 and more); `circuit_methods` holds all methods against each other on a model of yours.
+the number of codes a head shows, so that with repeated random words shuffled labels reach .87.
+Codes cannot tell heads whose outputs are distributed alike on both sides, such as previous-token
+heads of random words, nor heads that vary with the task and are not read. More examples, more
+features or another λ change none of this. Attribution, which knows the metric, finds all of these
+circuits (.98 and more); `circuit_methods` holds all methods against each other on a model of yours.
 
 Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
 Language Models (2405.12522).
