@@ -108,6 +108,7 @@ def run(
     """
     require(capture, NEEDS, "circuit_methods")
     require_maps(capture, "circuit_methods")
+    model.check_predicts()
     left = len(task) - truth_prompts
     if left < trials:
         raise NotApplicable(

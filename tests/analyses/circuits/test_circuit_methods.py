@@ -28,7 +28,7 @@ def turned(question):
 @pytest.fixture(scope="module")
 def known():
     """All methods on all constructed models."""
-    return circuit_methods.measure_known(96, 2, 0)
+    return circuit_methods.measure_known(64, 1, 0)
 
 
 @pytest.mark.requirement("E1", "E3")
