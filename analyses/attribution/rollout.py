@@ -190,8 +190,8 @@ def rows(
     --------
     >>> from headscope.probes import capture, load_model
     >>> model = load_model("headscope/bundled")
-    >>> found = rows(capture(model, [[0, 5, 6, 5]], stats=(), keep=("q", "k")))
-    >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
+    >>> result = rows(capture(model, [[0, 5, 6, 5]], stats=(), keep=("q", "k")))
+    >>> result["rollout"].dims, round(float(result["rollout"].sum()), 5)
     (('query', 'key'), 1.0)
     """
     OneOf(_attention_flow.FUSIONS).check("fusion", fusion)

@@ -44,8 +44,8 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     --------
     >>> import numpy as np
     >>> scores = np.array([[4.0, 3.0], [2.0, 1.0]])
-    >>> one, other = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
-    >>> result = overlap(one, other)
+    >>> first, second = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
+    >>> result = overlap(first, second)
     >>> float(result["jaccard"]), float(result["expected"]), round(float(result["p_value"]), 4)
     (0.3333333333333333, 1.0, 0.8333)
     """

@@ -169,7 +169,7 @@ def run(
          "rank of the absolute mean over prompts; 1: the most important; "
          f"the two components show {percent(explained)} of the variance of the patterns"),
         ("agreement", ("one", "other"),
-         [[_ranked(one, other) for other in compared.values()] for one in compared.values()],
+         [[_ranked(first, second) for second in compared.values()] for first in compared.values()],
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
          f"rank correlation over {len(names)} heads, with pruning {chosen.convention}"),
     )  # fmt: skip

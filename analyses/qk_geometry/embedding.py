@@ -187,8 +187,8 @@ class Joint:
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:
     """Bring the queries and keys of a head to one place and size.
 
-    >>> one = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
-    >>> one.factor, one.queries.tolist() == one.keys.tolist()
+    >>> joint = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
+    >>> joint.factor, joint.queries.tolist() == joint.keys.tolist()
     (2.0, True)
     """
     q, k = np.concatenate(queries), np.concatenate(keys)

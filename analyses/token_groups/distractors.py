@@ -128,7 +128,10 @@ def run(
         masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
     on_asked, entropies, groups, relevance = _summarize(sets, masses)
     sums = np.stack(
-        [_per_token(*each)[..., :-2].sum(-1) for each in zip(sets, masses, strict=True)],
+        [
+            _per_token(facts, mass)[..., :-2].sum(-1)
+            for facts, mass in zip(sets, masses, strict=True)
+        ],
         axis=-1,
     )
     share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
