@@ -87,8 +87,8 @@ def variants(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, An
     """Measure the trained SAE and what stands beside it with one thing changed."""
     heads, weights = truth.heads.ravel(), truth.weights.ravel()
     result = []
-    for title, given in CHANGES:
-        change = dict(given)
+    for title, settings in CHANGES:
+        change = dict(settings)
         last, scaled = change.pop("last", False), change.pop("scaled", True)
         values = []
         for number in range(FEW):
@@ -108,12 +108,12 @@ def variants(model: Model, task: EncodedTask, truth: Truth) -> list[dict[str, An
 def main(arguments: list[str]) -> None:
     """Measure cases, and keep each as soon as it is there."""
     torch.set_num_threads(1)
-    known = cases()
-    wanted = [each for each in arguments if not each.startswith("--")] or [
-        name for name in known if "--models" in arguments or "smollm2" not in name
+    by_name = cases()
+    names = [argument for argument in arguments if not argument.startswith("--")] or [
+        name for name in by_name if "--models" in arguments or "smollm2" not in name
     ]
-    for name in wanted:
-        model, task, truth = load(*known[name])
+    for name in names:
+        model, task, truth = load(*by_name[name])
         if "--variants" in arguments:
             result = {"variants": variants(model, task, truth)}
         else:
@@ -126,9 +126,9 @@ def main(arguments: list[str]) -> None:
                 },
                 "prompts": PROMPTS, "trials": TRIALS, "rows": rows(model, task, truth),
             }  # fmt: skip
-        kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
-        kept[name] = kept.get(name, {}) | result
-        FILE.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+        results = json.loads(FILE.read_text()) if FILE.is_file() else {}
+        results[name] = results.get(name, {}) | result
+        FILE.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
         for row in result.get("rows", result.get("variants")):
             print(name, row, flush=True)
 

@@ -64,8 +64,8 @@ def measure(
     every = sorted({*lengths, *bridged})
     for length in every:
         row: dict[str, Any] = {"length": length, "extra_bytes": {}, "not_run": {}}
-        for name, wanted in (("capture", lengths), ("bridge_cache", bridged)):
-            if length not in wanted:
+        for name, chosen_lengths in (("capture", lengths), ("bridge_cache", bridged)):
+            if length not in chosen_lengths:
                 continue
             # Asked again before every case, for others work on the machine too.
             reason = missing(name, length, memory.available())

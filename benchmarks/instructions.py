@@ -128,23 +128,23 @@ LATER = {
 """Passes over the weights, by what they are asked for."""
 
 
-def later_arguments(launch: Launch, wanted: str, arch: int) -> tuple[Any, dict, Configuration]:
+def later_arguments(launch: Launch, pass_name: str, arch: int) -> tuple[Any, dict, Configuration]:
     """Collect kernel, arguments and tiles of a pass over the weights."""
     lse = torch.zeros(launch.q.shape[:3])
     spans = torch.zeros(1, TOKENS, dtype=torch.int32)
     request = Request(stats=(), spans=spans)
-    names = LATER[wanted]
+    names = LATER[pass_name]
     if names[0] in declared("columns"):
         chosen = column_pass.choose(launch, arch)
-        tile = 7 if "7" in wanted else 16
+        tile = 7 if "7" in pass_name else 16
         return reduce_columns, column_pass.arguments(launch, lse, names, tile, chosen)[0], chosen
     if names[0] in declared("topk"):
         chosen = topk_pass.choose(launch, arch)
         return lead_rows, topk_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
-    found = row_pass.plan(launch, names, request)[1]
-    assert len(found) == 1
-    chosen = row_pass.choose(launch, found[0], arch)
-    return reduce_rows, row_pass.arguments(launch, lse, found[0], chosen), chosen
+    plans = row_pass.plan(launch, names, request)[1]
+    assert len(plans) == 1
+    chosen = row_pass.choose(launch, plans[0], arch)
+    return reduce_rows, row_pass.arguments(launch, lse, plans[0], chosen), chosen
 
 
 def later_cases(arch: int, names: Iterable[str] = LATER) -> Iterator[Case]:
@@ -155,13 +155,13 @@ def later_cases(arch: int, names: Iterable[str] = LATER) -> Iterator[Case]:
     for size in (64, 128):
         calls[f"fp32 D{size}"] = launch_of(size, single, AttentionSpec())
     for name, launch in calls.items():
-        for wanted in names:
-            kernel, _, chosen = later_arguments(launch, wanted, arch)
+        for pass_name in names:
+            kernel, _, chosen = later_arguments(launch, pass_name, arch)
 
-            def arguments(launch: Launch = launch, wanted: str = wanted) -> dict[str, Any]:
-                return later_arguments(launch, wanted, arch)[1]
+            def arguments(launch: Launch = launch, pass_name: str = pass_name) -> dict[str, Any]:
+                return later_arguments(launch, pass_name, arch)[1]
 
-            yield Case(f"{wanted} sm_{arch} {name}", arch, chosen, kernel, arguments)
+            yield Case(f"{pass_name} sm_{arch} {name}", arch, chosen, kernel, arguments)
 
 
 def cases() -> list[Case]:

@@ -80,38 +80,38 @@ def rest(name, model, prompts):
 def row(name, model, prompts):
     """Return the row of an analysis."""
     number = getattr(analyses.load(name), "PROMPTS", DEFAULT_PROMPTS)
-    whole, deep, swept, largest, read = count(name, model, prompts, None)
-    found = {
-        "fixed": whole,
+    fixed, deep, swept, largest, unembedded = count(name, model, prompts, None)
+    result = {
+        "fixed": fixed,
         "deep": deep,
         "per_head": swept[0] / share(model.layers) / heads(model),
     }
     with suppress(NotApplicable):  # too few prompts for some
         if number > FEW[0]:
             (few, _, few_swept, *_), (fewer, *_) = (count(name, model, prompts, n) for n in FEW)
-            part = (few - whole) / (1 - FEW[0] / number)
+            part = (few - fixed) / (1 - FEW[0] / number)
             kind = "each" if fewer[0] - few[0] > part[0] / 2 > 0.02 else "first"
-            found |= {"fixed": few - part, kind: part}
+            result |= {"fixed": few - part, kind: part}
             if few_swept[0] > 2 * swept[0]:
-                found["per_head_each"] = found["per_head"] * number / FEW[0]
+                result["per_head_each"] = result["per_head"] * number / FEW[0]
     if "exhaustive" in analyses.options(name):
         with patch.multiple(screening, FEW=0, FIRST=FIRST, SAMPLE=SAMPLE), ExitStack() as stack:
             # These have a name of their own for it.
             for module in (_method_scores, _relevance_heads, logit_attribution):
                 stack.enter_context(patch.object(module, "FIRST", FIRST))
-            found["screened"], _, screened, *_ = count(name, model, prompts, None)
+            result["screened"], _, screened, *_ = count(name, model, prompts, None)
         chosen = screened[0] / swept[0] * heads(model)
-        found["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
-    found["layers"] = len(model.geometry.attending) * (name in BY_LAYER or deep.any())
-    found |= {"most": largest, "head_asked": read[0], "head_rows": read[1]}
-    if found["per_head"]:
+        result["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
+    result["layers"] = len(model.geometry.attending) * (name in BY_LAYER or deep.any())
+    result |= {"most": largest, "head_asked": unembedded[0], "head_rows": unembedded[1]}
+    if result["per_head"]:
         # Passes as a share of those where every ablation runs alone.
-        alone = swept[2] / (found["per_head"] * heads(model) * share(model.layers))
-        found["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
-        found["sweep_asked"] = swept[3] / found["per_head"] / heads(model)
-    if "per_head_each" in found:
-        del found["per_head"]
-    return {key: np.round(value, 3).tolist() for key, value in found.items() if np.any(value)}
+        alone = swept[2] / (result["per_head"] * heads(model) * share(model.layers))
+        result["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
+        result["sweep_asked"] = swept[3] / result["per_head"] / heads(model)
+    if "per_head_each" in result:
+        del result["per_head"]
+    return {key: np.round(value, 3).tolist() for key, value in result.items() if np.any(value)}
 
 
 def heads(model):
@@ -129,7 +129,7 @@ def count(name, model, prompts, number):
     # Sets of a causal check are as many in any model.
     sums = {"": fixed, "causal check": fixed, "deep": deep, "sweep": swept}
     inside = [""]
-    largest, running, read = [0], [], [0]
+    largest, running, unembedded_rows = [0], [], [0]
 
     def counted(tokens, backward):
         if inside[-1] in sums:
@@ -139,7 +139,7 @@ def count(name, model, prompts, number):
 
     def unembedded(part, given, logits):
         if not running:
-            read.append(logits.shape[:-1].numel())
+            unembedded_rows.append(logits.shape[:-1].numel())
         elif inside[-1] in sums:
             sums[inside[-1]][3] += logits.shape[:-1].numel()
 
@@ -180,7 +180,7 @@ def count(name, model, prompts, number):
     fixed[2] /= len(lengths)
     deep[2] /= len(lengths)
     swept[2] /= len(set(lengths))
-    direct = np.array([sum(read) / total, max(read)]) / heads(model)
+    direct = np.array([sum(unembedded_rows) / total, max(unembedded_rows)]) / heads(model)
     return fixed / units, deep / units, swept / units, largest[0] / max(lengths), direct
 
 

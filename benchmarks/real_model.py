@@ -60,15 +60,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def analyses_of(model: Model, names: Sequence[str], n: int | None = None) -> dict[str, Any]:
     """Run analyses on a story, as `headscope demo` does: seconds, stated and taken, by analysis."""
     prompts = tasks.make("story", model.tokenizer)
-    stated = {each.analysis: each.seconds for each in cost.estimate(names, model, prompts, n=n)}
+    stated = {
+        estimate.analysis: estimate.seconds
+        for estimate in cost.estimate(names, model, prompts, n=n)
+    }
     rows, start = {}, time.perf_counter()
     for name, result in execute_many(names, model, prompts, n=n):
         now = time.perf_counter()
-        known = isinstance(result, Exception)
+        failed = isinstance(result, Exception)
         rows[name] = {
             "seconds": round(now - start, 2),
             "stated": None if stated[name] is None else round(stated[name], 2),
-            "verdict": type(result).__name__ if known else result.attrs.get("verdict", ""),
+            "verdict": type(result).__name__ if failed else result.attrs.get("verdict", ""),
         }
         print(name, rows[name], flush=True)
         start = now
@@ -106,21 +109,21 @@ def sweep(model: Model) -> dict[str, Any]:
     def theirs() -> NDArray[np.float64]:
         return naive(model, task)
 
-    left, right = ours(), theirs()
-    off = float(np.abs(left - right).max())
-    if not off <= TOLERANCE * float(np.abs(right).max()):
+    fused, hooked = ours(), theirs()
+    off = float(np.abs(fused - hooked).max())
+    if not off <= TOLERANCE * float(np.abs(hooked).max()):
         raise HeadscopeError(f"numbers: the sweeps differ by {off:.3g}; nothing is reported")
-    held: list[EffectsTable] = []
+    tables: list[EffectsTable] = []
 
     def low() -> NDArray[np.float64]:
         # Each with what it costs: the model in bfloat16, the sample in float32.
         with sharing(EffectsTable(dtype="bfloat16")) as table:
-            held.append(table)
+            tables.append(table)
             return ablation.ablate_each_head(model, task, METRIC)
 
     ways = {"headscope": ours, "headscope, bfloat16": low, "naive hooks": theirs}
     timing = interleave(ways, 2, warmup=0)
-    [agreement] = held[-1].agreements.values()
+    [agreement] = tables[-1].agreements.values()
     return {
         "prompts": 4, "tokens": len(task.ids[0]), "difference": off, "timing": timing,
         "bfloat16": agreement.numbers(),

@@ -29,33 +29,33 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the result")
-    asked = parser.parse_args()
-    terminal.check_folder(asked.out)
-    run = run_folder.open(asked.run)
-    texts = [f"Once upon a time {at} birds sang." for at in range(asked.sessions)]
+    options = parser.parse_args()
+    terminal.check_folder(options.out)
+    run = run_folder.open(options.run)
+    texts = [f"Once upon a time {at} birds sang." for at in range(options.sessions)]
     described = {**machine.describe(), "load_before": machine.load()}
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_playwright() as playwright, serve(asked.run) as (address, process):
+    with sync_playwright() as playwright, serve(options.run) as (address, process):
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        found = visit(browser, address, process, texts, asked.seconds)
+        visits = visit(browser, address, process, texts, options.seconds)
         browser.close()
-    for seconds, megabytes in found.megabytes:
+    for seconds, megabytes in visits.megabytes:
         print(f"{seconds:6.0f} s  {megabytes:7.0f} MB")
-    share = found.grown / found.megabytes[-1][1]
-    print(f"{found.opened} screens opened, {len(found.errors)} errors, {share:+.1%} memory")
-    print(*found.errors, sep="\n")
+    share = visits.grown / visits.megabytes[-1][1]
+    print(f"{visits.opened} screens opened, {len(visits.errors)} errors, {share:+.1%} memory")
+    print(*visits.errors, sep="\n")
     result = {
         "machine": {**described, "load_after": machine.load()},
         "model": run.manifest["model"],
-        "sessions": asked.sessions,
-        "seconds": round(found.megabytes[-1][0]),
-        "opened": found.opened,
-        "errors": found.errors,
+        "sessions": options.sessions,
+        "seconds": round(visits.megabytes[-1][0]),
+        "opened": visits.opened,
+        "errors": visits.errors,
         "grown": round(share, 4),
-        "megabytes": [(round(seconds), round(size)) for seconds, size in found.megabytes],
+        "megabytes": [(round(seconds), round(size)) for seconds, size in visits.megabytes],
     }
-    machine.save(result, f"sessions-{machine.slug(described).removeprefix('cpu-')}", asked.out)
-    return int(bool(found.errors) or share > SHARE)
+    machine.save(result, f"sessions-{machine.slug(described).removeprefix('cpu-')}", options.out)
+    return int(bool(visits.errors) or share > SHARE)
 
 
 if __name__ == "__main__":

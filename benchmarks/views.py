@@ -122,9 +122,9 @@ def overview(length: int, head: int, blocks: int) -> xr.Dataset:
     """Pool the pattern of one head into so many blocks a side."""
     layer, words = layer_of(length)
     tile = -(-len(words) // blocks)
-    found = layer.overview(head, tile)
+    pooled = layer.overview(head, tile)
     return xr.Dataset(
-        {name: (kernel_statistics.load(name).dims, found[name]) for name in found},
+        {name: (kernel_statistics.load(name).dims, pooled[name]) for name in pooled},
         coords={"token": ("query", words), "layer": LAYER, "head": head},
         attrs={"tile": tile},
     )
@@ -136,15 +136,15 @@ def measure_ours(browser: Browser, length: int, folder: Path) -> list[dict[str, 
     for kind, what, make in ours(length):
         start = time.perf_counter()
         file = make().save(folder / "ours.html")
-        made = time.perf_counter() - start
-        drawn = [pages.draw(browser, file, DRAWN[kind], folder) for _ in range(3)]
-        seconds = [each.seconds for each in drawn if each.seconds is not None]
+        seconds_made = time.perf_counter() - start
+        draws = [pages.draw(browser, file, DRAWN[kind], folder) for _ in range(3)]
+        seconds = [drawing.seconds for drawing in draws if drawing.seconds is not None]
         rows.append(
             {
                 "view": f"headscope, {kind}", "what": what, "tokens": length,
-                "bytes": file.stat().st_size, "made_s": round(made, 3),
+                "bytes": file.stat().st_size, "made_s": round(seconds_made, 3),
                 "drawn_s": statistics.median(seconds) if seconds else None,
-                "failed": drawn[-1].failed,
+                "failed": draws[-1].failed,
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
@@ -181,19 +181,20 @@ def _peer(
     np.savez(source, weights=weights.values[0], tokens=np.array(weights["token"].values.tolist()))
     line = [python, "-P", peer_pages.__file__, name, source, file]
     try:
-        made = subprocess.run(line, capture_output=True, text=True, timeout=MAKING)
+        process = subprocess.run(line, capture_output=True, text=True, timeout=MAKING)
     except subprocess.TimeoutExpired:
         return {"failed": f"its page was not written within {MAKING:g} s"}
-    if made.returncode:
-        return {"failed": (made.stderr.strip().splitlines() or ["killed"])[-1][:200]}
-    size, seconds = file.stat().st_size, round(float(made.stdout.split()[-1]), 3)
-    drawn = [pages.draw(browser, file, DRAWN[name], folder)]
-    while drawn[-1].seconds is not None and len(drawn) < 3:
-        drawn.append(pages.draw(browser, file, DRAWN[name], folder))
-    taken = [each.seconds for each in drawn if each.seconds is not None]
+    if process.returncode:
+        return {"failed": (process.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    size, seconds = file.stat().st_size, round(float(process.stdout.split()[-1]), 3)
+    draws = [pages.draw(browser, file, DRAWN[name], folder)]
+    while draws[-1].seconds is not None and len(draws) < 3:
+        draws.append(pages.draw(browser, file, DRAWN[name], folder))
+    seconds_drawn = [drawing.seconds for drawing in draws if drawing.seconds is not None]
     return {
-        "bytes": size + drawn[0].fetched, "made_s": seconds,
-        "drawn_s": statistics.median(taken) if taken else None, "failed": drawn[-1].failed,
+        "bytes": size + draws[0].fetched, "made_s": seconds,
+        "drawn_s": statistics.median(seconds_drawn) if seconds_drawn else None,
+        "failed": draws[-1].failed,
     }  # fmt: skip
 
 
@@ -215,21 +216,21 @@ WATCH = """([said, name]) => {
 
 def clicks(page: Page) -> list[float]:
     """Click heads here and there; returns seconds until each is drawn."""
-    rng, taken, at = random.Random(3), [], (0, 0)
+    rng, seconds, at = random.Random(3), [], (0, 0)
     for _ in range(CLICKS):
         to = rng.randrange(HEADS), rng.randrange(HEADS)
         page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
         picked = page.locator(".st-key-head_grid .picked").bounding_box()
-        said = page.locator(".st-key-token_view .said.out").element_handle()
+        sentence = page.locator(".st-key-token_view .said.out").element_handle()
         assert picked is not None
-        page.evaluate(WATCH, [said, f"L{to[0]}H{to[1]}"])
+        page.evaluate(WATCH, [sentence, f"L{to[0]}H{to[1]}"])
         side = picked["width"]
         page.mouse.click(
             picked["x"] + side * (to[1] - at[1] + 0.5), picked["y"] + side * (to[0] - at[0] + 0.5)
         )
-        taken.append(page.evaluate("window.took") / 1000)
+        seconds.append(page.evaluate("window.took") / 1000)
         at = to
-    return taken
+    return seconds
 
 
 def dashboard(browser: Browser, folder: Path) -> dict[str, Any]:
@@ -242,19 +243,24 @@ def dashboard(browser: Browser, folder: Path) -> dict[str, Any]:
     likewise = folder / "compressed.py"
     served = server.read_text(encoding="utf-8").replace("main.py", empty.name)
     likewise.write_text(served.replace("early=EARLY", ""), encoding="utf-8")
-    found: dict[str, Any] = {"first visit": None, "warm": [], "empty": [], "empty, compressed": []}
+    measures: dict[str, Any] = {
+        "first visit": None,
+        "warm": [],
+        "empty": [],
+        "empty, compressed": [],
+    }
     with (
         serve(run) as (address, _),
-        serve(run, empty) as (other, _),
-        serve(run, likewise) as (alike, _),
+        serve(run, empty) as (empty_address, _),
+        serve(run, likewise) as (compressed_address, _),
     ):
-        found["first visit"] = pages.visit(browser, address, GRID, TOKENS)
-        for each in (other, alike):
-            pages.visit(browser, each, EMPTY)
+        measures["first visit"] = pages.visit(browser, address, GRID, TOKENS)
+        for page_address in (empty_address, compressed_address):
+            pages.visit(browser, page_address, EMPTY)
         for _ in range(5):
-            found["warm"].append(pages.visit(browser, address, GRID, TOKENS))
-            found["empty"].append(pages.visit(browser, other, EMPTY))
-            found["empty, compressed"].append(pages.visit(browser, alike, EMPTY))
+            measures["warm"].append(pages.visit(browser, address, GRID, TOKENS))
+            measures["empty"].append(pages.visit(browser, empty_address, EMPTY))
+            measures["empty, compressed"].append(pages.visit(browser, compressed_address, EMPTY))
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         received: list[int] = []
         page.on(
@@ -265,23 +271,24 @@ def dashboard(browser: Browser, folder: Path) -> dict[str, Any]:
         page.wait_for_selector(TOKENS)
         page.wait_for_timeout(1000)
         before = sum(received)
-        taken = clicks(page)
-        found["clicks"] = [round(each, 3) for each in taken]
-        found["bytes a click"] = round((sum(received) - before) / len(taken))
+        seconds = clicks(page)
+        measures["clicks"] = [round(click, 3) for click in seconds]
+        measures["bytes a click"] = round((sum(received) - before) / len(seconds))
         page.close()
-    return found
+    return measures
 
 
-def bars(found: dict[str, Any]) -> dict[str, tuple[float, float]]:
+def bars(measures: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Return what was measured for each bar, and the bar."""
 
     def middle(visits: list[dict[str, Any]], name: str) -> float:
         return float(statistics.median(visit[name] for visit in visits))
 
     measured = (
-        statistics.median(found["clicks"]),
-        middle(found["warm"], "seconds"),
-        middle(found["warm"], "http_bytes") - middle(found["empty, compressed"], "http_bytes"),
+        statistics.median(measures["clicks"]),
+        middle(measures["warm"], "seconds"),
+        middle(measures["warm"], "http_bytes")
+        - middle(measures["empty, compressed"], "http_bytes"),
     )
     return {name: (value, BARS[name]) for name, value in zip(BARS, measured, strict=True)}
 
@@ -291,31 +298,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, help="a Python that has bertviz and circuitsvis")
     parser.add_argument("--only", choices=("pages", "dashboard"), help="measure one half anew")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise ResourceLimit("chromium: there is none on the path; install it")
     described = machine.describe()
     name = f"views-{machine.slug(described).removeprefix('cpu-')}"
     earlier = machine.RESULTS / f"{name}.json"
-    result = json.loads(earlier.read_text("utf-8")) if asked.only and earlier.exists() else {}
+    result = json.loads(earlier.read_text("utf-8")) if options.only and earlier.exists() else {}
     result |= {"schema": 1, "headscope": version("headscope"), "machine": described}
     load = machine.load()
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         folder = Path(place)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         result["machine"]["chromium"] = browser.version
-        if asked.only != "pages":
+        if options.only != "pages":
             result["dashboard"] = dashboard(browser, folder) | loads(load)
             result["bars"] = bars(result["dashboard"])
             for bar, (value, must) in result["bars"].items():
                 print(f"{bar}: {value:.3g} (must be at most {must:g})", flush=True)
-        if asked.only != "dashboard":
+        if options.only != "dashboard":
             rows = []
             for length in LENGTHS:
                 rows += measure_ours(browser, length, folder)
-                if asked.peers is not None:
-                    rows += measure_peers(browser, length, folder, asked.peers)
+                if options.peers is not None:
+                    rows += measure_peers(browser, length, folder, options.peers)
             result["pages"] = {"rows": rows, **loads(load)}
         browser.close()
     print(machine.save(result, name))

@@ -151,20 +151,20 @@ def ablate_sets(
     by_prompt = values is not None and values.ndim > 3
 
     def measure(
-        measuring: Model, prompts: list[int], some: Bool[Tensor, "set layer head"]
+        measuring: Model, prompts: list[int], head_sets: Bool[Tensor, "set layer head"]
     ) -> Array:
-        own = values[prompts] if by_prompt else values  # type: ignore[index]
+        stand_ins = values[prompts] if by_prompt else values  # type: ignore[index]
 
         def edit(rows: Bool[Tensor, "batch layer head"], batch: list[int]) -> Edit:
-            return ablate_rows(rows, own[batch] if by_prompt else own, first)  # type: ignore[index]
+            return ablate_rows(rows, stand_ins[batch] if by_prompt else stand_ins, first)  # type: ignore[index]
 
         part = [
-            replace(each, questions=[each.questions[prompt] for prompt in prompts])
-            if isinstance(each, AnswerMetric)
-            else each
-            for each in measures
+            replace(score, questions=[score.questions[prompt] for prompt in prompts])
+            if isinstance(score, AnswerMetric)
+            else score
+            for score in measures
         ]
-        return edit_sets(measuring, task.part(prompts), part, some, edit)
+        return edit_sets(measuring, task.part(prompts), part, head_sets, edit)
 
     return effects.shared(model, task, measures, sets, values, first, measure)
 
@@ -182,8 +182,8 @@ def edit_sets(
     and over.
     """
 
-    def of_rows(some: Int[Tensor, " set"], prompts: list[int]) -> Edit:
-        return edit(sets[some].repeat_interleave(len(prompts), dim=0), prompts)
+    def of_rows(numbers: Int[Tensor, " set"], prompts: list[int]) -> Edit:
+        return edit(sets[numbers].repeat_interleave(len(prompts), dim=0), prompts)
 
     return sweep(model, task.ids, task.asked, measures, first_layers(sets), of_rows)
 
@@ -230,13 +230,13 @@ def sweep(
             numbers = NUMBERS // (positions.numel() * model.vocabulary)
             together = most or max(1, min(tokens // batch.numel(), numbers))
             for layer in sorted(set(starts.tolist())):
-                for some in (starts == layer).nonzero().flatten().split(together):
-                    times = len(some)
-                    output = prefix.logits(layer, (edit(some, prompts),), times)
+                for variants in (starts == layer).nonzero().flatten().split(together):
+                    times = len(variants)
+                    output = prefix.logits(layer, (edit(variants, prompts),), times)
                     for number, measure in enumerate(measures):
                         scores = measure(output, prompts * times, positions.tolist() * times)
                         values = scores.cpu().numpy().reshape(times, -1).T
-                        result[number][np.ix_(prompts, some.numpy())] = values
+                        result[number][np.ix_(prompts, variants.numpy())] = values
     return result
 
 
@@ -251,9 +251,9 @@ def asked_batches(
         width = max(len(asked[prompt]) for prompt in prompts)
         room = max(1, NUMBERS // (width * model.vocabulary))
         for start in range(0, len(prompts), room):
-            some = prompts[start : start + room]
-            rows = [[*asked[at], *[asked[at][-1]] * (width - len(asked[at]))] for at in some]
-            yield some, torch.tensor([ids[prompt] for prompt in some]), torch.tensor(rows)
+            chosen = prompts[start : start + room]
+            rows = [[*asked[at], *[asked[at][-1]] * (width - len(asked[at]))] for at in chosen]
+            yield chosen, torch.tensor([ids[prompt] for prompt in chosen]), torch.tensor(rows)
 
 
 def every_head(model: Model) -> Bool[Tensor, "set layer head"]:

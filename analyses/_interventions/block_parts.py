@@ -95,24 +95,24 @@ class BlockParts:
     def mlp(self, layer: int, stream: Stream) -> Stream:
         """Return what the MLP of a layer writes, given the stream that it reads."""
         attention, block = self._attention[layer], self._blocks[layer]
-        held = self._calls[stream.shape[1], attention].result
+        recorded = self._calls[stream.shape[1], attention].result
         nothing = torch.zeros_like(stream)
-        silent = nothing if isinstance(held, Tensor) else (nothing, *held[1:])
+        silent = nothing if isinstance(recorded, Tensor) else (nothing, *recorded[1:])
         with answering([attention], lambda *args, **kwargs: silent):
             result = self._again(block, stream)
         return (result if isinstance(result, Tensor) else result[0]) - stream
 
     def attention_call(self, layer: int, q: Projected, k: Projected, v: Projected) -> AttentionCall:
         """Return what arrives at the attention where its projections give these numbers."""
-        made: dict[nn.Module, Tensor] = {}
+        by_module: dict[nn.Module, Tensor] = {}
         for part, values in (("q", q), ("k", k), ("v", v)):
-            found = self._projections[layer, part]
-            width = _width(found.module)
-            rows = found.rows.flatten().to(values.device)
-            whole = made.get(found.module)
-            if whole is None:
-                whole = values.new_zeros(*values.shape[:2], width)
-            made[found.module] = whole.index_copy(-1, rows, values.flatten(2))
+            projection = self._projections[layer, part]
+            width = _width(projection.module)
+            rows = projection.rows.flatten().to(values.device)
+            output = by_module.get(projection.module)
+            if output is None:
+                output = values.new_zeros(*values.shape[:2], width)
+            by_module[projection.module] = output.index_copy(-1, rows, values.flatten(2))
         attention = self._attention[layer]
         hidden = q.new_zeros(*q.shape[:2], self._output(layer).shape[-1])
 
@@ -122,8 +122,8 @@ class BlockParts:
         self._receive = stop
         try:
             with ExitStack() as stack:
-                for module, values in made.items():
-                    stack.enter_context(answering([module], partial(_given, values)))
+                for module, values in by_module.items():
+                    stack.enter_context(answering([module], partial(_constant, values)))
                 self._again(attention, hidden)
         except _Reached as reached:
             arrived: AttentionCall = reached.value
@@ -151,16 +151,16 @@ class BlockParts:
         The first dim holds the queries of all heads, their keys, and their values. Keys and values
         come out by query head.
         """
-        made = []
+        projected = []
         for part, inputs in zip("qkv", torch.unflatten(entered, 0, (3, -1)), strict=True):
             weight, bias = self._matrix(layer, part)
             if part != "q":
                 inputs = torch.unflatten(inputs, 0, (-1, self.group))
                 values = torch.einsum("hgbpr,hrs->bphgs", inputs, weight) + bias[:, None]
-                made.append(values.flatten(2, 3))
+                projected.append(values.flatten(2, 3))
             else:
-                made.append(torch.einsum("hbpr,hrs->bphs", inputs, weight) + bias)
-        return made[0], made[1], made[2]
+                projected.append(torch.einsum("hbpr,hrs->bphs", inputs, weight) + bias)
+        return projected[0], projected[1], projected[2]
 
     def heads(self, layer: int, q: Projected, k: Projected, v: Projected) -> Tensor:
         """Return z (row, head, position, size) of heads whose queries, keys and values these are.
@@ -172,8 +172,8 @@ class BlockParts:
             return outputs(self.attention_call(layer, q, k, v))
         rows, group = len(q), self.group
         lanes = [
-            torch.unflatten(each, 2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1)
-            for each in (k, v)
+            torch.unflatten(projected, 2, (-1, group)).permute(3, 0, 1, 2, 4).flatten(0, 1)
+            for projected in (k, v)
         ]
         arrived = self.attention_call(layer, q.repeat(group, 1, 1, 1), *lanes)
         parts = [slice(member * rows, (member + 1) * rows) for member in range(group)]
@@ -223,23 +223,23 @@ class BlockParts:
     ) -> Float[Tensor, "row asked vocab"]:
         """Return the logits at some positions, given the stream after the last block."""
         bare = isinstance(self._calls[ids.shape[1], self._blocks[-1]].result, Tensor)
-        given = stream if bare else (stream,)
+        replacement = stream if bare else (stream,)
         with (
-            answering(self._blocks, lambda *args, **kwargs: given),
+            answering(self._blocks, lambda *args, **kwargs: replacement),
             unembedding_at(self.model, positions) as finish,
         ):
             return finish(call(self.model, ids, head=True))
 
-    def check(self, made: Tensor, ids: Tensor, positions: Tensor) -> None:
+    def check(self, from_parts: Tensor, ids: Tensor, positions: Tensor) -> None:
         """Refuse a model whose own logits are others than those that came out of its parts."""
         with unembedding_at(self.model, positions) as finish:
-            own = finish(call(self.model, ids, head=True))
-        check_finite(self.model, own)
-        held = next(self.model.module.parameters())
+            logits = finish(call(self.model, ids, head=True))
+        check_finite(self.model, logits)
+        parameter = next(self.model.module.parameters())
         # Logits that are all 0 are sums of terms that are not, and round like these.
-        size = max(float(own.abs().max()), 1e-3)
-        bar = max(TOLERANCE, UNITS * torch.finfo(held.dtype).eps) * size
-        off = float((made - own).abs().max())
+        size = max(float(logits.abs().max()), 1e-3)
+        bar = max(TOLERANCE, UNITS * torch.finfo(parameter.dtype).eps) * size
+        off = float((from_parts - logits).abs().max())
         if not off <= bar:
             raise NotApplicable(
                 f"model: the logits of {self.model.name} ({self.model.architecture}) do not come "
@@ -249,17 +249,17 @@ class BlockParts:
 
     def _matrix(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
         """Return weight (head, residual, size) and bias (head, size) as the module has them."""
-        found: Any = self._projections[layer, part]
-        weight, bias = found.module.weight, found.module.bias
-        rows = found.rows.to(weight.device)
-        conv = type(found.module).__name__ == "Conv1D"
+        projection: Any = self._projections[layer, part]
+        weight, bias = projection.module.weight, projection.module.bias
+        rows = projection.rows.to(weight.device)
+        conv = type(projection.module).__name__ == "Conv1D"
         cut = weight[:, rows].permute(1, 0, 2) if conv else weight[rows].transpose(1, 2)
         return cut, (torch.zeros_like(cut[:, 0]) if bias is None else bias[rows])
 
     def _output(self, layer: int) -> Float[Tensor, "head size residual"]:
-        found: Any = self._projections[layer, "o"]
-        weight, rows = found.module.weight, found.rows.to(found.module.weight.device)
-        conv = type(found.module).__name__ == "Conv1D"
+        projection: Any = self._projections[layer, "o"]
+        weight, rows = projection.module.weight, projection.rows.to(projection.module.weight.device)
+        conv = type(projection.module).__name__ == "Conv1D"
         cut: Tensor = weight[rows] if conv else weight.T[rows]
         return cut
 
@@ -292,7 +292,7 @@ class BlockParts:
         return self._calls[stream.shape[1], module].again(module, stream)
 
 
-def _given(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _constant(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return values
 
 

@@ -86,8 +86,8 @@ def check(
     The variables, dims (condition,), with intervals over prompts; the conditions; a record with the
     heads of each condition, the accuracies, and the state and text of a verdict on the scores.
     """
-    rest = [head for head in pool if head not in set(top)]
-    if len(rest) < len(top):
+    remaining = [head for head in pool if head not in set(top)]
+    if len(remaining) < len(top):
         raise NotApplicable(
             f"heads: {len(top)} of {len(pool)} leave fewer than as many random others; "
             f"take {len(pool) // 2} or fewer"
@@ -95,15 +95,15 @@ def check(
     groups: dict[str, Sequence[Sequence[Head]]] = {
         f"{kind} heads ablated": [top],
         **{condition: [heads] for condition, heads in (others or {}).items()},
-        "random other heads ablated": random_sets(rest, len(top), draws, seed),
+        "random other heads ablated": random_sets(remaining, len(top), draws, seed),
     }
     samples = compare(measure or zero_ablation(model, task), groups)
     mean, lower, upper = bootstrap(samples, seed=seed)
     conditions = ["intact", *groups]
     record: dict[str, Any] = {
         "heads": {
-            condition: [[label(head) for head in heads] for heads in each]
-            for condition, each in groups.items()
+            condition: [[label(head) for head in heads] for heads in head_sets]
+            for condition, head_sets in groups.items()
         },
         "accuracy": dict(zip(conditions, mean.round(4).tolist(), strict=True)),
     }

@@ -76,10 +76,10 @@ def state(result: xr.Dataset, used: list[Agreement]) -> None:
         return
     null = float(result[NULL]) if NULL in result else float("nan")
     outcome = used[0].verdict(null)
-    for each in used[1:]:
-        outcome &= each.verdict(null)
+    for comparison in used[1:]:
+        outcome &= comparison.verdict(null)
     result.attrs["effects_dtype"] = "bfloat16"
-    result.attrs["effects_agreement"] = [each.numbers() for each in used]
+    result.attrs["effects_agreement"] = [comparison.numbers() for comparison in used]
     if outcome.state == "disagreement":
         result.attrs["verdict"] = "disagreement"
     result.attrs["note"] = f"{result.attrs.get('note', '')} {outcome.text}".strip()

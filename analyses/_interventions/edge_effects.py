@@ -69,10 +69,10 @@ def edge_effects(
     together = max(1, SETS // graph.edges.size)
 
     def sweep(rows: list[int], columns: list[int]) -> Array:
-        some = task.part(rows)
-        answers = AnswerMetric(metric, some.questions)
+        subset = task.part(rows)
+        answers = AnswerMetric(metric, subset.questions)
         lost = np.full((len(rows), len(columns)), np.nan)
-        with patching(model, some) as split:
+        with patching(model, subset) as split:
             for prompts, run in split.batches():
                 clean = score(run, answers, prompts, graph.edges[None] & False)
                 for start in range(0, len(columns), together):

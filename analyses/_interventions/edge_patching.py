@@ -66,7 +66,7 @@ class EdgeRun:
         self.parts, self.graph, self.positions = parts, graph, positions
         self.ids = ids[0]
         parts.record(self.ids)
-        clean, corrupted = (parts.embed(each) for each in ids)
+        clean, corrupted = (parts.embed(tokens) for tokens in ids)
         shape = (len(graph.sources), *clean.shape)
         self.corrupted = clean.new_empty(shape)
         self.streams: list[Stream] = []
@@ -94,10 +94,10 @@ class EdgeRun:
             z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
             first = graph.first(layer)
             writes[first : first + graph.heads] = parts.writes(layer, z).transpose(0, 1)
-            written = writes[first : first + graph.heads].sum(0) + parts.constant(layer)
-            read = stream if graph.parallel else stream + written
-            writes[first + graph.heads] = parts.mlp(layer, read)
-            stream = stream + written + writes[first + graph.heads]
+            attention_writes = writes[first : first + graph.heads].sum(0) + parts.constant(layer)
+            mlp_input = stream if graph.parallel else stream + attention_writes
+            writes[first + graph.heads] = parts.mlp(layer, mlp_input)
+            stream = stream + attention_writes + writes[first + graph.heads]
         if streams is not None:
             streams.append(stream)
         return stream
@@ -115,23 +115,23 @@ class EdgeRun:
         No target before layer ``start`` may have an edge removed.
         """
         graph, times = self.graph, len(removed)
-        known = graph.first(start)
-        fixed = self.difference[:known].flatten(1)
+        before = graph.first(start)
+        fixed = self.difference[:before].flatten(1)
         stream = self.streams[start].repeat(times, 1, 1)
-        size = (len(graph.sources) - known, *stream.shape)
+        size = (len(graph.sources) - before, *stream.shape)
         # What the sources behind the start write on the corrupted prompt, less what they write now.
-        moved = stream.new_empty(size) if self._reads(removed, known) else None
+        moved = stream.new_empty(size) if self._reads(removed, before) else None
         lacking = removed.to(stream.dtype)
 
         def shift(targets: slice, visible: int) -> Tensor:
             """Sum what the removed edges of some targets change (target, batch, position, ...)."""
             chosen = lacking[:, targets]
-            early = chosen[:, :, :known] @ fixed  # (variant, target, row · position · residual)
+            early = chosen[:, :, :before] @ fixed  # (variant, target, row · position · residual)
             early = torch.unflatten(early, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
-            if visible <= known or moved is None:
+            if visible <= before or moved is None:
                 return early
-            late = torch.unflatten(moved[: visible - known], 1, (times, -1)).flatten(2)
-            late = torch.bmm(chosen[:, :, known:visible], late.transpose(0, 1))
+            late = torch.unflatten(moved[: visible - before], 1, (times, -1)).flatten(2)
+            late = torch.bmm(chosen[:, :, before:visible], late.transpose(0, 1))
             late = torch.unflatten(late, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
             return early.add_(late)
 
@@ -140,7 +140,7 @@ class EdgeRun:
             if not bool(rest.any()):
                 stream = self.parts.block(layer, stream)
                 continue
-            stream = self._block(layer, stream, removed, shift, moved, known)
+            stream = self._block(layer, stream, removed, shift, moved, before)
         last = len(graph.targets) - 1
         if bool(removed[:, last].any()):
             stream = stream + shift(slice(last, None), len(graph.sources))[0]
@@ -154,7 +154,7 @@ class EdgeRun:
         removed: Removed,
         shift: Callable[[slice, int], Tensor],
         moved: Tensor | None,
-        known: int,
+        before: int,
     ) -> Stream:
         """Run one block whose inputs, or later ones, have edges removed; fill in ``moved``."""
         parts, graph = self.parts, self.graph
@@ -167,29 +167,33 @@ class EdgeRun:
         else:
             z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
         writes = parts.writes(layer, z).transpose(0, 1)
-        written = writes.sum(0) + parts.constant(layer)
+        attention_writes = writes.sum(0) + parts.constant(layer)
         rows = slice(first, first + graph.heads)
         if moved is not None:
-            wanted = self.corrupted[rows].repeat(1, len(removed), 1, 1)
-            moved[rows.start - known : rows.stop - known] = wanted - writes
-        read = stream if graph.parallel else stream + written
+            corrupted_writes = self.corrupted[rows].repeat(1, len(removed), 1, 1)
+            moved[rows.start - before : rows.stop - before] = corrupted_writes - writes
+        mlp_input = stream if graph.parallel else stream + attention_writes
         if bool(removed[:, mlp].any()):
-            read = read + shift(slice(mlp, mlp + 1), graph.before_mlp(layer))[0]
-        out = parts.mlp(layer, read)
+            mlp_input = mlp_input + shift(slice(mlp, mlp + 1), graph.before_mlp(layer))[0]
+        out = parts.mlp(layer, mlp_input)
         if moved is not None:
-            wanted = self.corrupted[rows.stop].repeat(len(removed), 1, 1)
-            moved[rows.stop - known] = wanted - out
-        return stream + written + out
+            corrupted_writes = self.corrupted[rows.stop].repeat(len(removed), 1, 1)
+            moved[rows.stop - before] = corrupted_writes - out
+        return stream + attention_writes + out
 
-    def _reads(self, removed: Removed, known: int) -> bool:
-        return bool(removed[:, :, known:].any())
+    def _reads(self, removed: Removed, before: int) -> bool:
+        return bool(removed[:, :, before:].any())
 
     def together(self, start: int, *, deep: bool) -> int:
         """Return how many sets of edges fit in one pass from a layer on."""
         numbers = self.streams[0].numel()
-        own = len(self.graph.sources) - self.graph.first(start) if deep else 0
+        later_sources = len(self.graph.sources) - self.graph.first(start) if deep else 0
         return max(
-            1, min(INPUTS // (3 * self.graph.heads * numbers), WRITES // ((own or 1) * numbers))
+            1,
+            min(
+                INPUTS // (3 * self.graph.heads * numbers),
+                WRITES // ((later_sources or 1) * numbers),
+            ),
         )
 
 
@@ -215,8 +219,8 @@ class EdgePatching:
         tokens = batch_tokens(model)
         parts = list(ablation.asked_batches(model, task.ids, task.asked, tokens))
         for prompts, ids, positions in parts:
-            other = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
-            pair = (ids.to(model.device), other.to(model.device))
+            corrupted_ids = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
+            pair = (ids.to(model.device), corrupted_ids.to(model.device))
             batch = prompts, EdgeRun(self.parts, self.graph, pair, positions)
             if len(parts) == 1:
                 self._whole = batch
@@ -241,22 +245,22 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
     width = int(model.module.config.get_text_config().hidden_size)
     sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
     parts = list(batches(ids, batch_tokens(model)))
-    tokens = max(len(some) * len(ids[some[0]]) for some in parts)
+    tokens = max(len(batch) * len(ids[batch[0]]) for batch in parts)
     sets = max(1, INPUTS // (inputs * tokens * width))
     arrays = 3 if circuits else 2
-    held = arrays * sources + model.layers + 1 + NORMED * inputs * sets
+    streams = arrays * sources + model.layers + 1 + NORMED * inputs * sets
     rows = 0 if circuits else len(ids) + COPIED * max(map(len, parts))
     scores = rows * (model.layers * (inputs + 1) + 1) * sources
     edges = EdgeGraph(model.layers, model.heads, parallel=False).count if circuits else 0
-    return 4 * (tokens * width * held + scores) + ORDERED * edges
+    return 4 * (tokens * width * streams + scores) + ORDERED * edges
 
 
 @contextmanager
 def patching(model: Model, task: EncodedTask) -> Iterator[EdgePatching]:
     """Take a model apart, to run a task's prompts with edges removed."""
-    made = EdgePatching(model, task)
-    with made.parts.running():
-        yield made
+    split = EdgePatching(model, task)
+    with split.parts.running():
+        yield split
 
 
 def score(
@@ -272,10 +276,10 @@ def score(
         at = np.flatnonzero(starts == start)
         deep = bool(removed[at][:, :, graph.first(start) :].any())
         step = run.together(min(start, graph.layers - 1), deep=deep)
-        for some in np.split(at, range(step, len(at), step)):
-            sets = torch.from_numpy(removed[some]).to(run.streams[0].device)
+        for variants in np.split(at, range(step, len(at), step)):
+            sets = torch.from_numpy(removed[variants]).to(run.streams[0].device)
             logits = run.logits(sets, start)
-            asked = run.positions.tolist() * len(some)
-            scores = measure(logits, list(prompts) * len(some), asked)
-            result[:, some] = scores.double().cpu().numpy().reshape(len(some), -1).T
+            positions = run.positions.tolist() * len(variants)
+            scores = measure(logits, list(prompts) * len(variants), positions)
+            result[:, variants] = scores.double().cpu().numpy().reshape(len(variants), -1).T
     return result

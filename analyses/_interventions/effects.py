@@ -109,11 +109,11 @@ class EffectsTable:
         if key not in self._kinds:
             self._kinds[key] = {}
             if self.folder is not None and (self.folder / f"{key}.safetensors").is_file():
-                held = dataset_file.load(self.folder / f"{key}.safetensors")["effect"]
-                rows, columns = np.isfinite(held.values).nonzero()
-                prompts, sets = held["prompt"].values[rows], held["set"].values[columns]
+                effect = dataset_file.load(self.folder / f"{key}.safetensors")["effect"]
+                rows, columns = np.isfinite(effect.values).nonzero()
+                prompts, sets = effect["prompt"].values[rows], effect["set"].values[columns]
                 names = zip(prompts.tolist(), sets.tolist(), strict=True)
-                values = held.values[rows, columns].tolist()
+                values = effect.values[rows, columns].tolist()
                 self._kinds[key] = dict(zip(names, values, strict=True))
         return self._kinds[key]
 
@@ -124,7 +124,7 @@ class EffectsTable:
         table = self._kinds[key]
         prompts, sets = (list(dict.fromkeys(name[at] for name in table)) for at in (0, 1))
         values = np.full((len(prompts), len(sets)), np.nan)
-        rows, columns = ({name: at for at, name in enumerate(each)} for each in (prompts, sets))
+        rows, columns = ({name: at for at, name in enumerate(names)} for names in (prompts, sets))
         for (prompt, name), value in table.items():
             values[rows[prompt], columns[name]] = value
         dataset_file.make_folder(self.folder)
@@ -170,7 +170,7 @@ def shared(
     import torch
 
     table, rows = _TABLE.get(), list(range(len(task)))
-    if table is None or not all(isinstance(each, AnswerMetric) for each in measures):
+    if table is None or not all(isinstance(measure, AnswerMetric) for measure in measures):
         return sweep(model, rows, sets)
     by_prompt = values is not None and values.ndim > 3
     stand_in = "zero" if values is None else "other prompts" if by_prompt else _digest(values)
@@ -182,9 +182,12 @@ def shared(
         }
         for measure in measures
     ]  # fmt: skip
-    own = [_digest(values[row]) if by_prompt else "" for row in rows]  # type: ignore[index]
+    value_digests = [_digest(values[row]) if by_prompt else "" for row in rows]  # type: ignore[index]
     prompts = [
-        [_digest([list(task.ids[row]), repr(measure.questions[row]), own[row]]) for row in rows]
+        [
+            _digest([list(task.ids[row]), repr(measure.questions[row]), value_digests[row]])
+            for row in rows
+        ]
         for measure in measures
     ]
     # The intact model is a set without heads.
@@ -194,10 +197,10 @@ def shared(
     together = len(names) if gradient else TOGETHER
 
     def measured(measuring: Model, chosen: Sequence[int], **changed: str) -> Array:
-        some = everything[list(chosen)]
+        chosen_sets = everything[list(chosen)]
         return table.complete(
             [kind | changed for kind in kinds], prompts, [names[at] for at in chosen],
-            lambda rows, part: sweep(measuring, rows, some[part]), together,
+            lambda rows, part: sweep(measuring, rows, chosen_sets[part]), together,
         )  # fmt: skip
 
     count = len(sets)
@@ -208,14 +211,14 @@ def shared(
     sample: list[int] = []
     if key not in table.agreements:
         sample = np.random.default_rng(0).permutation(count)[:SAMPLE].tolist()
-    whole = measured(model, [*sample, count])
-    changes = [each[..., -1:] - each[..., :-1] for each in (low, whole)]
+    exact_values = measured(model, [*sample, count])
+    changes = [scores[..., -1:] - scores[..., :-1] for scores in (low, exact_values)]
     if sample:
         pair = changes[0][0][:, sample], changes[1][0]
         table.agreements[key] = compare(*pair, measures[0].name)
     table.used.append(key)
     # What rounding does to the intact model is in every number, and cancels in the changes.
-    shifted = whole[..., -1:] - changes[0]
+    shifted = exact_values[..., -1:] - changes[0]
     exact = np.array([measure.name == "accuracy" for measure in measures])[:, None, None]
     return np.where(exact, low[..., :-1], shifted)
 
@@ -242,10 +245,10 @@ def shared_edges(
         _digest([list(task.ids[row]), list(task.corrupted_ids[row]), repr(task.questions[row])])
         for row in rows
     ]
-    found = table.complete(
-        [kind], [prompts], edges, lambda some, part: sweep(some, part)[None], TOGETHER
+    values = table.complete(
+        [kind], [prompts], edges, lambda numbers, part: sweep(numbers, part)[None], TOGETHER
     )
-    return np.asarray(found[0])
+    return np.asarray(values[0])
 
 
 def _digest(value: Any) -> str:

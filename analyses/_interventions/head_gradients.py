@@ -62,39 +62,39 @@ def integrated_gates(
     total = np.zeros((count, model.layers, model.heads))
     edges = np.linspace(0, 1, PARTS + 1)
     parts = [(row, low, high) for row in range(count) for low, high in pairwise(edges.tolist())]
-    bar, whole = -1.0, np.zeros(count)
-    known: dict[tuple[int, float], float] = {}
+    bar, change = -1.0, np.zeros(count)
+    level_at: dict[tuple[int, float], float] = {}
     for depth in range(DEPTH):
         rows = [row for row, _, _ in parts]
         low, high = (np.asarray([part[side] for part in parts]) for side in (1, 2))
         middle, half = (low + high) / 2, (high - low) / 2
         places = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
-        fresh = sorted({*places} - known.keys())
+        fresh = sorted({*places} - level_at.keys())
         levels = _levels(model, encoded, metric, *map(list, zip(*fresh, strict=True)))
-        known |= dict(zip(fresh, levels.tolist(), strict=True))
-        before, after = np.asarray([known[each] for each in places]).reshape(2, -1)
+        level_at |= dict(zip(fresh, levels.tolist(), strict=True))
+        before, after = np.asarray([level_at[place] for place in places]).reshape(2, -1)
         rise = after - before
         if not depth:
-            np.add.at(whole, rows, rise)
-            bar = tolerance * float(np.abs(whole).mean())
-        found = sum(
+            np.add.at(change, rows, rise)
+            bar = tolerance * float(np.abs(change).mean())
+        gradients = sum(
             half[:, None, None]
             * _gradients(model, encoded, metric, rows, middle + side * half / np.sqrt(3))
             for side in (-1, 1)
         )
-        missed = np.abs(np.nansum(found, axis=(1, 2)) - rise)
+        missed = np.abs(np.nansum(gradients, axis=(1, 2)) - rise)
         good = missed <= bar * np.maximum(high - low, LEAST)
         good |= depth == DEPTH - 1
-        np.add.at(total, np.asarray(rows)[good], found[good])
+        np.add.at(total, np.asarray(rows)[good], gradients[good])
         parts = [
             piece
-            for row, one, other, done in zip(rows, low, high, good, strict=True)
-            if not done
-            for piece in ((row, one, (one + other) / 2), (row, (one + other) / 2, other))
+            for row, start, stop, converged in zip(rows, low, high, good, strict=True)
+            if not converged
+            for piece in ((row, start, (start + stop) / 2), (row, (start + stop) / 2, stop))
         ]
         if not parts:
             break
-    return total, whole
+    return total, change
 
 
 def patch_gradient(
@@ -134,8 +134,8 @@ def _shared(
 
     answers = [AnswerMetric(metric, task.questions)]
     sets = ablation.every_head(model)
-    found = effects.shared(model, task, answers, sets, values, 0, sweep, gradient=name)
-    return ablation.fill_layers(model, found[0])
+    gradients = effects.shared(model, task, answers, sets, values, 0, sweep, gradient=name)
+    return ablation.fill_layers(model, gradients[0])
 
 
 def _gradients(
@@ -149,14 +149,14 @@ def _gradients(
     """Return gradients in a factor on every head of some prompts, at a number for each prompt."""
     result = np.full((len(rows), model.layers, model.heads), np.nan)
     answers = AnswerMetric(metric, task.questions)
-    for some, ids, positions in _batches(model, task, rows):
-        prompts = [rows[row] for row in some]
-        factors = _factors(model, [float(at[row]) for row in some]).requires_grad_()
+    for batch, ids, positions in _batches(model, task, rows):
+        prompts = [rows[row] for row in batch]
+        factors = _factors(model, [float(at[row]) for row in batch]).requires_grad_()
         edit: Any = RowGate(factors) if values is None else RowBlend(factors, values[prompts])
         with torch.enable_grad():
             scores = answers(logits(model, ids, (edit,), positions), prompts, positions.tolist())
             (slope,) = torch.autograd.grad(scores.sum(), factors)
-        result[some] = slope.double().cpu().numpy()
+        result[batch] = slope.double().cpu().numpy()
     result[:, list(model.geometry.without)] = np.nan
     return result
 
@@ -168,11 +168,11 @@ def _levels(
     result = np.full(len(rows), np.nan)
     answers = AnswerMetric(metric, task.questions)
     with torch.no_grad():
-        for some, ids, positions in _batches(model, task, rows):
-            edit = RowGate(_factors(model, [float(gates[row]) for row in some]))
+        for batch, ids, positions in _batches(model, task, rows):
+            edit = RowGate(_factors(model, [float(gates[row]) for row in batch]))
             output = logits(model, ids, (edit,), positions)
-            scores = answers(output, [rows[row] for row in some], positions.tolist())
-            result[some] = scores.double().cpu().numpy()
+            scores = answers(output, [rows[row] for row in batch], positions.tolist())
+            result[batch] = scores.double().cpu().numpy()
     return result
 
 

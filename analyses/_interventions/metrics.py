@@ -76,7 +76,9 @@ def score(
         raise InvalidInput(f"metric: no {metric!r}; choose one of {', '.join(UNITS)}")
     if not all(questions):
         raise NotApplicable("task: a prompt has no question, so it has no metric")
-    flat = [(row, question) for row, some in enumerate(questions) for question in some]
+    flat = [
+        (row, question) for row, row_questions in enumerate(questions) for question in row_questions
+    ]
     compares = metric in ("logit_difference", "probability_difference")
     if compares and not all(question.wrong_ids for _, question in flat):
         raise NotApplicable(
@@ -88,24 +90,24 @@ def score(
         question.at if positions is None else positions[row].index(question.at)
         for row, question in flat
     ]
-    asked = owner, torch.tensor(at, device=device)
+    index = owner, torch.tensor(at, device=device)
     right, is_right = _padded([question.answer_ids for _, question in flat], device)
     if metric == "accuracy":
         # Of all rows, which spares a copy of those that are asked.
-        hits = (logits.argmax(-1)[asked][:, None] == right) & is_right
+        hits = (logits.argmax(-1)[index][:, None] == right) & is_right
         values = hits.any(-1).float()
     elif metric == "log_probability":
-        logs = logits[asked].float().log_softmax(-1).gather(1, right)
+        logs = logits[index].float().log_softmax(-1).gather(1, right)
         values = logs.masked_fill(~is_right, -torch.inf).logsumexp(-1)
     else:
         wrong, is_wrong = _padded([question.wrong_ids for _, question in flat], device)
         summed = metric == "probability_difference"
-        source = logits[asked].float()
+        source = logits[index].float()
         source = source.softmax(-1) if summed else source
         values = _gathered(source, right, is_right, mean=not summed)
         values = values - _gathered(source, wrong, is_wrong, mean=not summed)
     total = values.new_zeros(len(questions)).index_add(0, owner, values)
-    return total / torch.tensor([len(some) for some in questions], device=device)
+    return total / torch.tensor([len(row_questions) for row_questions in questions], device=device)
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def tokens(capture: xr.Dataset) -> list[list[int]]:
         raise NotApplicable("capture: it holds no token ids, so no words to predict; capture texts")
     ids = capture["token_id"].transpose("prompt", "query").values
     lengths = capture["length"].values
-    return [[int(one) for one in row[:end]] for row, end in zip(ids, lengths, strict=True)]
+    return [[int(token) for token in row[:end]] for row, end in zip(ids, lengths, strict=True)]
 
 
 def losses(model: Model, ids: Sequence[int], edits: Sequence[Any] = ()) -> NDArray[np.float64]:
@@ -75,8 +75,8 @@ def sweep_measures(
         _check_next(ids)
         check_memory(model, len(ids))
 
-    asked = [range(len(ids)) for ids in prompts]
-    return np.asarray(sweep(model, prompts, asked, measures, starts, edit))
+    positions = [range(len(ids)) for ids in prompts]
+    return np.asarray(sweep(model, prompts, positions, measures, starts, edit))
 
 
 def mean_of(prompts: Sequence[Sequence[int]]) -> Measure:
@@ -84,11 +84,11 @@ def mean_of(prompts: Sequence[Sequence[int]]) -> Measure:
     import torch
 
     def mean(logits: Tensor, rows: Sequence[int], _: Sequence[Sequence[int]]) -> Tensor:
-        wanted = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
+        targets = torch.tensor([prompts[row][1:] for row in rows], device=logits.device)
         # A row a token: the words in the middle would take several times as long.
         inner = logits[:, :-1].flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(inner, wanted.flatten(), reduction="none")
-        return loss.view(wanted.shape).double().mean(1)
+        loss = torch.nn.functional.cross_entropy(inner, targets.flatten(), reduction="none")
+        return loss.view(targets.shape).double().mean(1)
 
     return mean
 
@@ -141,37 +141,37 @@ def observed(
     from headscope.probes.attention.forward import Reader, run
 
     check_memory(model, len(ids))
-    found: dict[str, NDArray[np.float64]] = {}
+    statistics: dict[str, NDArray[np.float64]] = {}
 
     def take(call: Any, outputs: Any, z: Any) -> None:
         for name in stats:
             values = outputs[name][0].double().cpu().numpy()
-            whole = found.setdefault(name, np.full((model.layers, *values.shape), np.nan))
-            whole[call.layer] = values
+            grid = statistics.setdefault(name, np.full((model.layers, *values.shape), np.nan))
+            grid[call.layer] = values
 
-    given = torch.tensor([list(ids)])
+    batch = torch.tensor([list(ids)])
     reader = Reader(Request(stats=stats), tuple(edits), take)
     places = None if positions is None else torch.tensor([list(positions)])
     with torch.no_grad():
-        logits = run(model, given, reader, head=True, positions=places)
-    wanted = given[0, 1:].to(logits.device)
-    loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, reduction="none")
-    return np.asarray(loss.cpu().numpy(), dtype=np.float64), found
+        logits = run(model, batch, reader, head=True, positions=places)
+    targets = batch[0, 1:].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="none")
+    return np.asarray(loss.cpu().numpy(), dtype=np.float64), statistics
 
 
 def contrast(
     model: Model, prompts: Sequence[Sequence[int]], sets: Sequence[Sequence[Any]]
 ) -> NDArray[np.float64]:
     """Return the mean loss a token of each prompt under each set of edits (prompt, condition)."""
-    usable = [one for one in prompts if len(one) > 1]
+    usable = [ids for ids in prompts if len(ids) > 1]
     if not usable:
         raise NotApplicable(
             "prompts: all have one token, so there is none to predict; give longer ones"
         )
-    found = np.empty((len(usable), len(sets)))
+    losses = np.empty((len(usable), len(sets)))
     for number, ids in enumerate(usable):
-        found[number] = [mean_loss(model, ids, edits) for edits in sets]
-    return found
+        losses[number] = [mean_loss(model, ids, edits) for edits in sets]
+    return losses
 
 
 def predicts(capture: xr.Dataset) -> bool:

@@ -93,7 +93,7 @@ class PrefixReuse:
             begin,
         ):
             output = finish(call(model, ids, head=True))
-        expected = [each for each in model.geometry.attending if each >= layer]
+        expected = [number for number in model.geometry.attending if number >= layer]
         if sorted(reader.layers) != expected:
             raise UnsupportedModel(
                 f"model: layers {sorted(reader.layers)} of {model.name} asked for attention, "
@@ -109,7 +109,7 @@ class PrefixReuse:
         def keep(part: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             self._streams.append(args[0] if args else kwargs["hidden_states"])
             bare = isinstance(result, Tensor)
-            self.resumes &= bare or all(each is None for each in result[1:])
+            self.resumes &= bare or all(extra is None for extra in result[1:])
 
         handles = [part.register_forward_hook(keep, with_kwargs=True) for part in self._parts]
         try:
@@ -126,8 +126,10 @@ class PrefixReuse:
         if len(self._streams) != len(self._parts):
             return False
         clean = self.clean[:1]
-        held = (*self.model.module.parameters(), *self.model.module.buffers())
-        unit = max(torch.finfo(each.dtype).eps for each in held if each.is_floating_point())
+        tensors = (*self.model.module.parameters(), *self.model.module.buffers())
+        unit = max(
+            torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()
+        )
         bar = max(TOLERANCE, UNITS * unit) * float(clean.abs().max())
         attending = [layer for layer in self.model.geometry.attending if layer]
         return all(

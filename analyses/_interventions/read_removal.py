@@ -93,15 +93,18 @@ def _rows(
         run(model, batch, Reader(Request(stats=()), take=take), head=False)
     (call,) = calls
     group = number // (call.query.shape[1] // call.key.shape[1])
-    made = call.query[:, number], call.key[:, group]
-    taken = tuple(each[:1].repeat(len(removals), 1, 1) for each in made)
+    computed = call.query[:, number], call.key[:, group]
+    changed_states = tuple(states[:1].repeat(len(removals), 1, 1) for states in computed)
     for row, (at, side, _) in enumerate(changes, 1):
-        taken[side][at, places[side]] = made[side][row, places[side]]
-    one = _of_head(call, number, *taken)
-    chosen = torch.zeros(len(removals), 1, len(ids), 1, device=one.query.device)
+        changed_states[side][at, places[side]] = computed[side][row, places[side]]
+    head_call = _of_head(call, number, *changed_states)
+    chosen = torch.zeros(len(removals), 1, len(ids), 1, device=head_call.query.device)
     chosen[:, :, query] = 1
-    weights = push(chosen, one.query, one.key, one.variant())[:, 0, :, 0]
-    scores = torch.einsum("rs,rks->rk", taken[0][:, query].double(), taken[1].double()) * call.scale
+    weights = push(chosen, head_call.query, head_call.key, head_call.variant())[:, 0, :, 0]
+    scores = (
+        torch.einsum("rs,rks->rk", changed_states[0][:, query].double(), changed_states[1].double())
+        * call.scale
+    )
     return scores.cpu().numpy(), weights.double().cpu().numpy()
 
 
@@ -126,9 +129,9 @@ def metric_with(
     ``weights`` has as many variants for every prompt.
     """
 
-    def edit(some: Int[Tensor, " variant"], prompts: list[int]) -> RowWeights:
-        rows = [weights[prompt][int(variant)] for variant in some for prompt in prompts]
-        places = torch.as_tensor(queries[prompts]).repeat(len(some))
+    def edit(variants: Int[Tensor, " variant"], prompts: list[int]) -> RowWeights:
+        rows = [weights[prompt][int(variant)] for variant in variants for prompt in prompts]
+        places = torch.as_tensor(queries[prompts]).repeat(len(variants))
         return RowWeights(head, places, torch.from_numpy(np.stack(rows)).float())
 
     starts = torch.full((len(weights[0]),), head[0])

@@ -122,7 +122,10 @@ def screen(
             values = values[None, :, :, None].expand(len(task), -1, -1, longest, -1)
         rankings.append(head_gradients.patch_gradient(model, task, smooth, values).mean(0))
     chosen = torch.zeros_like(attending)
-    for layer, head in (*also, *(head for each in rankings for head in top(np.abs(each), FIRST))):
+    for layer, head in (
+        *also,
+        *(head for ranking in rankings for head in top(np.abs(ranking), FIRST)),
+    ):
         chosen[layer, head] = True
     # In an order of all heads, so that screens of one model draw much the same.
     order = np.random.default_rng(seed).permutation(chosen.numel())

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._interventions.ablation import Array, encode_task
-from headscope.analyses._measurements.readout import Found, Readout
+from headscope.analyses._measurements.readout import QuestionCache, Readout
 from headscope.analyses._measurements.residual_writes import same
 from headscope.probes.prompts.prompt_batch import batches
 
@@ -98,24 +98,29 @@ def attribute(model: Model, task: Task | EncodedTask, reads: Readout | None = No
     after, before = (_empty(model, count) for _ in range(2))
     logit, stream = np.zeros(count), np.zeros(count)
     for rows in batches(encoded.ids, TOKENS):
-        asked = [encoded.questions[row] for row in rows]
-        flat = [(place, one) for place, each in enumerate(asked) for one in each]
-        where = torch.tensor([(place, one.at) for place, one in flat]).T
-        found = reads.read(torch.tensor([encoded.ids[row] for row in rows]), where)
-        direction = torch.stack([_difference(reads.table, one) for _, one in flat])
+        questions = [encoded.questions[row] for row in rows]
+        flat = [(place, question) for place, row in enumerate(questions) for question in row]
+        positions = torch.tensor([(place, question.at) for place, question in flat]).T
+        cache = reads.read(torch.tensor([encoded.ids[row] for row in rows]), positions)
+        direction = torch.stack([_difference(reads.table, question) for _, question in flat])
         share = torch.zeros(len(rows), len(flat), dtype=torch.float64)
         for at, (place, _) in enumerate(flat):
-            share[place, at] = 1 / len(asked[place])
+            share[place, at] = 1 / len(questions[place])
 
-        _fill(after, rows, reads, found, reads.before_norm(direction, found), share)
-        _fill(before, rows, reads, found, direction, share)
+        _fill(after, rows, reads, cache, reads.before_norm(direction, cache), share)
+        _fill(before, rows, reads, cache, direction, share)
         fixed = direction @ reads.norm.bias
         if reads.shift is not None:
-            fixed = fixed + torch.stack([_difference(reads.shift, one) for _, one in flat])
+            fixed = fixed + torch.stack(
+                [_difference(reads.shift, question) for _, question in flat]
+            )
         after.bias[rows] = (share @ fixed).numpy()
-        given = [_difference(row, one) for row, (_, one) in zip(found.logits, flat, strict=True)]
-        logit[rows] = (share @ torch.stack(given)).numpy()
-        stream[rows] = (share @ (found.streams[-1] * direction).sum(-1)).numpy()
+        logits = [
+            _difference(row, question)
+            for row, (_, question) in zip(cache.logits, flat, strict=True)
+        ]
+        logit[rows] = (share @ torch.stack(logits)).numpy()
+        stream[rows] = (share @ (cache.streams[-1] * direction).sum(-1)).numpy()
     same(torch.from_numpy(after.total()), torch.from_numpy(logit), "the unembedding", SUM)
     same(torch.from_numpy(before.total()), torch.from_numpy(stream), "the residual stream", SUM)
     return Parts(**vars(after), before=before, logit=logit, stream=stream, capped=reads.capped)
@@ -129,18 +134,18 @@ def _empty(model: Model, count: int) -> Split:
 
 
 def _fill(
-    split: Split, rows: Sequence[int], reads: Readout, found: Found,
+    split: Split, rows: Sequence[int], reads: Readout, cache: QuestionCache,
     towards: Float[Tensor, "question residual"], share: Float[Tensor, "row question"],
 ) -> None:  # fmt: skip
     """Write what components give along directions of the stream, averaged over questions."""
     for layer in range(reads.model.layers):
-        change = ((found.streams[layer + 1] - found.streams[layer]) * towards).sum(-1)
+        change = ((cache.streams[layer + 1] - cache.streams[layer]) * towards).sum(-1)
         if layer in reads.writes:
-            each = (found.z[layer] * reads.before_heads(towards, layer, found)).sum(-1)
-            split.heads[rows, layer] = (share @ each).numpy()
-            change = change - each.sum(-1)
+            heads = (cache.z[layer] * reads.before_heads(towards, layer, cache)).sum(-1)
+            split.heads[rows, layer] = (share @ heads).numpy()
+            change = change - heads.sum(-1)
         split.rest[rows, layer] = (share @ change).numpy()
-    split.embedding[rows] = (share @ (found.streams[0] * towards).sum(-1)).numpy()
+    split.embedding[rows] = (share @ (cache.streams[0] * towards).sum(-1)).numpy()
 
 
 @dataclass(frozen=True)
@@ -154,14 +159,14 @@ class OpenedPrompt:
     after, before
         What every head writes along the answer from every token (layer, head, key), in logits
         through the last norm, and without it.
-    found
+    cache
         What the pass gave at the question.
     """
 
     ids: Sequence[int]
     after: Array
     before: Array
-    found: Found
+    cache: QuestionCache
 
 
 def of_prompt(reads: Readout, task: EncodedTask, prompt: int) -> OpenedPrompt:
@@ -169,16 +174,16 @@ def of_prompt(reads: Readout, task: EncodedTask, prompt: int) -> OpenedPrompt:
     question = task.questions[prompt][-1]
     ids = task.ids[prompt][: question.at + 1]
     direction = _difference(reads.table, question)[None]
-    found = reads.read_one(ids, question.at)
+    cache = reads.read_question(ids, question.at)
     after, before = (
-        by_source(reads, found, each).numpy()
-        for each in (reads.before_norm(direction, found), direction)
+        by_source(reads, cache, towards).numpy()
+        for towards in (reads.before_norm(direction, cache), direction)
     )
-    return OpenedPrompt(ids, after, before, found)
+    return OpenedPrompt(ids, after, before, cache)
 
 
 def by_source(
-    reads: Readout, found: Found, towards: Float[Tensor, "1 residual"]
+    reads: Readout, cache: QuestionCache, towards: Float[Tensor, "1 residual"]
 ) -> Float[Tensor, "layer head key"]:
     """Split what every head writes along a direction of the stream by the token that it is from.
 
@@ -186,13 +191,13 @@ def by_source(
     Layers without an attention map are 0.
     """
     model = reads.model
-    size = next(iter(found.maps.values()))[0].shape[-1]
+    size = next(iter(cache.maps.values()))[0].shape[-1]
     shares = torch.zeros(model.layers, model.heads, size, dtype=torch.float64)
-    for layer, (row, value) in found.maps.items():
-        along = reads.before_heads(towards, layer, found)[0]
+    for layer, (row, value) in cache.maps.items():
+        along = reads.before_heads(towards, layer, cache)[0]
         value = value.repeat_interleave(len(row) // len(value), 0)
         shares[layer] = row * torch.einsum("hks,hs->hk", value, along)
-        same(shares[layer].sum(-1), (found.z[layer][0] * along).sum(-1), f"layer {layer}")
+        same(shares[layer].sum(-1), (cache.z[layer][0] * along).sum(-1), f"layer {layer}")
     return shares
 
 

@@ -17,8 +17,8 @@ def output_weights(model: Model) -> Float[Tensor, "layer head size residual"]:
     """Return each head's slice of the output projection; NaN in layers without an attention map."""
     from headscope.probes.attention import projections
 
-    found = projections.read(model, ("o",))
-    split = {layer: found.of(layer, "o").float() for layer in model.geometry.attending}
+    projected = projections.read(model, ("o",))
+    split = {layer: projected.of(layer, "o").float() for layer in model.geometry.attending}
     absent = torch.full_like(next(iter(split.values())), float("nan"))
     return torch.stack([split.get(layer, absent) for layer in range(model.layers)])
 

@@ -89,7 +89,7 @@ def rows(
 
     ``prompt`` and ``layer`` are indices. Without ``lse`` there are no weights.
     """
-    one = _at(capture, prompt, layer)
+    of_layer = _at(capture, prompt, layer)
     length = int(capture["length"].values[prompt])
     window = float(capture["window"].values[layer])
     place = {int(name): row for row, name in enumerate(capture["kv_head"].values)}
@@ -102,35 +102,35 @@ def rows(
     if not np.isnan(window):
         seen &= np.abs(distance) < window
     return Rows(
-        queries=one("q", "head", "query")[:, places],
-        keys=one("k", "kv_head", "key")[groups, :length],
+        queries=of_layer("q", "head", "query")[:, places],
+        keys=of_layer("k", "kv_head", "key")[groups, :length],
         places=places,
         scale=float(capture["logit_scale"].values[layer]),
         softcap=float(capture["softcap"].values[layer]),
         bias=_bias(capture, layer, -distance),
         seen=seen,
-        lse=one("lse", "head", "query")[:, places] if lse else np.empty(0),
+        lse=of_layer("lse", "head", "query")[:, places] if lse else np.empty(0),
     )
 
 
 def _bias(capture: xr.Dataset, layer: int, offset: NDArray[np.int64]) -> Array:
     """Return what is added to the logits at each offset of a key from its query."""
-    found = np.zeros((1, 1, 1))
+    bias = np.zeros((1, 1, 1))
     for name in ("position_bias", "alibi_slope"):
         if name not in capture.coords or np.isnan(capture[name].values[layer]).any():
             continue
         table = capture[name].values[layer].astype(np.float64)
         if name == "position_bias":
-            found = found + table[:, offset + capture.sizes["relative"] // 2]
+            bias = bias + table[:, offset + capture.sizes["relative"] // 2]
         else:
-            found = found - table[:, None, None] * np.abs(offset)
-    return np.asarray(found)
+            bias = bias - table[:, None, None] * np.abs(offset)
+    return np.asarray(bias)
 
 
 def _at(capture: xr.Dataset, prompt: int, layer: int) -> Any:
     def read(name: str, *dims: str) -> Array:
         # Variables, not the whole Dataset: a capture may be a file larger than memory.
-        found = capture.variables[name].isel(prompt=prompt, layer=layer)
-        return np.asarray(found.transpose(*dims, ...).values, dtype=np.float64)
+        variable = capture.variables[name].isel(prompt=prompt, layer=layer)
+        return np.asarray(variable.transpose(*dims, ...).values, dtype=np.float64)
 
     return read

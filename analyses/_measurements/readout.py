@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Found:
+class QuestionCache:
     """What a pass gave at the questions, in float64: streams by boundary, the rest by layer."""
 
     streams: list[Tensor] = field(default_factory=list)
@@ -43,74 +43,76 @@ class Readout:
         self.unembedding = module.get_output_embeddings()
         self.table = self.unembedding.weight.detach().cpu()
         self.norm = read_norm(self.last, model, self.table.shape[1])
-        added = getattr(self.unembedding, "bias", None)
-        self.shift = None if added is None else added.detach().double().cpu()
+        bias = getattr(self.unembedding, "bias", None)
+        self.shift = None if bias is None else bias.detach().double().cpu()
         self.capped = bool(getattr(model.module.config, "final_logit_softcapping", None))
         self.outwards = weights.read(model, ("o",))
 
     def before_norm(
-        self, direction: Float[Tensor, "question residual"], found: Found
+        self, direction: Float[Tensor, "question residual"], cache: QuestionCache
     ) -> Float[Tensor, "question residual"]:
         """Map directions of the unembedding to those before the last norm."""
-        last = found.streams[-1]
+        last = cache.streams[-1]
         scale = self.norm.scale(last, through(self.last, self.model, last))
         return self.norm.transposed(direction) * scale[:, None]
 
     def before_heads(
-        self, towards: Float[Tensor, "question residual"], layer: int, found: Found
+        self, towards: Float[Tensor, "question residual"], layer: int, cache: QuestionCache
     ) -> Float[Tensor, "question head size"]:
         """Map directions of the residual stream to those of the outputs of a layer's heads."""
         write = self.writes[layer]
         inner = towards * write.factor
         if write.norm is not None:
-            inner = write.norm.transposed(inner) * found.scales[layer][:, None]
+            inner = write.norm.transposed(inner) * cache.scales[layer][:, None]
         return torch.einsum("hsr,qr->qhs", self.outwards.of(layer, "o"), inner)
 
-    def writes_of(self, layer: int, found: Found) -> Float[Tensor, "question head residual"]:
+    def writes_of(
+        self, layer: int, cache: QuestionCache
+    ) -> Float[Tensor, "question head residual"]:
         """Return what a layer's heads write into the residual stream."""
         write = self.writes[layer]
-        vectors = torch.einsum("qhs,hsr->qhr", found.z[layer], self.outwards.of(layer, "o"))
+        vectors = torch.einsum("qhs,hsr->qhr", cache.z[layer], self.outwards.of(layer, "o"))
         if write.norm is not None:
-            vectors = write.norm.linear(vectors) * found.scales[layer][:, None, None]
+            vectors = write.norm.linear(vectors) * cache.scales[layer][:, None, None]
         return vectors * write.factor
 
-    def read_one(self, ids: Sequence[int], at: int) -> Found:
+    def read_question(self, ids: Sequence[int], at: int) -> QuestionCache:
         """Run the model on one text, and keep the maps and values of one question, too."""
         return self.read(torch.tensor([list(ids)]), torch.tensor([[0], [at]]), maps=True)
 
     def read(
-        self, ids: Int[Tensor, "batch token"], where: Int[Tensor, "2 question"],
+        self, ids: Int[Tensor, "batch token"], questions: Int[Tensor, "2 question"],
         *, maps: bool = False,
-    ) -> Found:  # fmt: skip
+    ) -> QuestionCache:  # fmt: skip
         """Run the model and keep what it gives at the questions; of one question, maps too."""
-        row, at = where
-        found = Found()
+        row, at = questions
+        cache = QuestionCache()
 
         def see(boundary: int, stream: Tensor) -> None:
-            found.streams.append(stream[row, at].double().cpu())
+            cache.streams.append(stream[row, at].double().cpu())
 
         def take(call: Any, outputs: Any, values: Tensor) -> None:
-            found.z[call.layer] = values[row, :, at].double().cpu()
+            cache.z[call.layer] = values[row, :, at].double().cpu()
             if maps:
-                one = torch.zeros(1, 1, values.shape[2], 1, device=values.device)
-                one[0, 0, at] = 1
-                rows = push(one, call.query, call.key, call.variant())[0, ..., 0]
-                found.maps[call.layer] = rows.double().cpu(), call.value[0].double().cpu()
+                one_hot = torch.zeros(1, 1, values.shape[2], 1, device=values.device)
+                one_hot[0, 0, at] = 1
+                rows = push(one_hot, call.query, call.key, call.variant())[0, ..., 0]
+                cache.maps[call.layer] = rows.double().cpu(), call.value[0].double().cpu()
 
         def freeze(layer: int, norm: Norm) -> Any:
             def hook(part: nn.Module, args: Any, result: Tensor) -> None:
-                entered, made = (each[row, at].double().cpu() for each in (args[0], result))
-                found.scales[layer] = norm.scale(entered, made)
+                before, after = (states[row, at].double().cpu() for states in (args[0], result))
+                cache.scales[layer] = norm.scale(before, after)
 
             return hook
 
         def uncap(part: nn.Module, args: Any, result: Tensor) -> None:
-            found.logits = result[row, at].double().cpu()
+            cache.logits = result[row, at].double().cpu()
 
         hooks = [
-            each.module.register_forward_hook(freeze(layer, each.norm))
-            for layer, each in self.writes.items()
-            if each.module is not None and each.norm is not None
+            write.module.register_forward_hook(freeze(layer, write.norm))
+            for layer, write in self.writes.items()
+            if write.module is not None and write.norm is not None
         ]
         if self.capped:
             hooks.append(self.unembedding.register_forward_hook(uncap))
@@ -121,5 +123,5 @@ class Readout:
             for hook in hooks:
                 hook.remove()
         if not self.capped:
-            found.logits = output[row, at].double().cpu()
-        return found
+            cache.logits = output[row, at].double().cpu()
+        return cache

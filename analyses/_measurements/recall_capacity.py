@@ -66,12 +66,12 @@ class Capacity:
 
 def draw(model: Model, n: int, seed: int) -> tuple[Task, Capacity | None]:
     """Draw the task recall with as many facts as a model holds; without answers, as it is drawn."""
-    made = tasks.make(TASK, model.tokenizer, n, seed, vocab_size=model.vocabulary or None)
-    if made.register == "plain" or not _predicts(model):
-        return made, None
-    found = find(model, seed, made.register)
-    pairs = found.pairs or COUNTS[0]
-    return tasks.make(TASK, model.tokenizer, n, seed, register=made.register, pairs=pairs), found
+    task = tasks.make(TASK, model.tokenizer, n, seed, vocab_size=model.vocabulary or None)
+    if task.register == "plain" or not _predicts(model):
+        return task, None
+    capacity = find(model, seed, task.register)
+    pairs = capacity.pairs or COUNTS[0]
+    return tasks.make(TASK, model.tokenizer, n, seed, register=task.register, pairs=pairs), capacity
 
 
 def find(model: Model, seed: int, register: str) -> Capacity:
@@ -82,10 +82,10 @@ def find(model: Model, seed: int, register: str) -> Capacity:
     """
     from scipy.stats import binomtest
 
-    known = _FOUND.setdefault(model.module, {})
+    capacities = _FOUND.setdefault(model.module, {})
     key = (seed, register, model.bos)
-    if key not in known:
-        accuracy, held = {}, 0
+    if key not in capacities:
+        accuracy, most = {}, 0
         for pairs in COUNTS:
             sample = tasks.make(
                 TASK, model.tokenizer, PROMPTS, seed + OTHER_SEED, register=register,
@@ -97,9 +97,9 @@ def find(model: Model, seed: int, register: str) -> Capacity:
             accuracy[pairs] = (share, float(ends.low), float(ends.high))
             if share < SOLVED or ends.low <= 1 / pairs:
                 break
-            held = pairs
-        known[key] = Capacity(accuracy, held)
-    return known[key]
+            most = pairs
+        capacities[key] = Capacity(accuracy, most)
+    return capacities[key]
 
 
 def _predicts(model: Model) -> bool:

@@ -52,28 +52,34 @@ def relations(model: Model) -> tuple[dict[str, list[tuple[int, int]]], dict[str,
     if model.tokenizer is None:
         raise NotApplicable("model: relations are pairs of words; load the model with a tokenizer")
     split = {name: text.split() for name, text in _WRITTEN.items()}
-    words = {name: list(zip(each[::2], each[1::2], strict=True)) for name, each in split.items()}
+    words = {
+        name: list(zip(listed[::2], listed[1::2], strict=True)) for name, listed in split.items()
+    }
     common = sorted({word for pairs in words.values() for pair in pairs for word in pair})
     common += [word for kind in ("keys", "values", "things") for word in KINDS[kind]]
     small = [word for word in common if word.islower()]
     words["upper_case"] = [(word, word.capitalize()) for word in dict.fromkeys(small)]
     words["copying"] = [(word, word) for word in dict.fromkeys(common)]
     words["name_copying"] = [(word, word) for word in KINDS["names"]]
-    found, refused = {}, {}
+    usable, refused = {}, {}
     for name, pairs in words.items():
-        tokens = [(_token(model, one), _token(model, other)) for one, other in pairs]
-        kept = [(one, other) for one, other in tokens if one is not None and other is not None]
-        kept = list(dict.fromkeys(kept))
-        if len(kept) < LEAST_PAIRS:
-            refused[name] = f"{len(kept)} of {LEAST_PAIRS} pairs of single tokens"
+        tokens = [(_token(model, source), _token(model, target)) for source, target in pairs]
+        token_pairs = [
+            (source, target)
+            for source, target in tokens
+            if source is not None and target is not None
+        ]
+        token_pairs = list(dict.fromkeys(token_pairs))
+        if len(token_pairs) < LEAST_PAIRS:
+            refused[name] = f"{len(token_pairs)} of {LEAST_PAIRS} pairs of single tokens"
         else:
-            found[name] = kept
-    if not found:
+            usable[name] = token_pairs
+    if not usable:
         raise NotApplicable(
             "model: the tokenizer holds too few words of the relations as single tokens "
             f"({'; '.join(f'{name}: {why}' for name, why in refused.items())})"
         )
-    return found, refused
+    return usable, refused
 
 
 def shuffled(count: int, draws: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -52,31 +52,31 @@ class Read:
         return self.norm.scale(stream, through(self.module, model, stream))
 
 
-def reads(model: Model, found: Weights) -> dict[int, Read]:
+def reads(model: Model, weights: Weights) -> dict[int, Read]:
     """Find what stands between the residual stream and the queries and keys of each layer.
 
-    ``found`` are the projections of both. What enters them must be the stream before the block, or
-    what a norm makes of it.
+    ``weights`` are the projections of both. What enters them must be the stream before the block,
+    or what a norm makes of it.
     """
     ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
-    given: dict[nn.Module, Tensor] = {}
-    made: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    inputs: dict[nn.Module, Tensor] = {}
+    norms: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def enter(part: nn.Module, args: Any) -> None:
-        given[part] = args[0].detach()
+        inputs[part] = args[0].detach()
 
     def leave(part: nn.Module, args: Any, result: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(result, Tensor):
-            made[part] = args[0].detach(), result.detach()
+            norms[part] = args[0].detach(), result.detach()
 
-    projections = {each.module for each in found.projections.values()}
+    projections = {projection.module for projection in weights.projections.values()}
     hooks = [part.register_forward_pre_hook(enter) for part in projections]
     hooks += [part.register_forward_hook(leave) for part in filter(is_norm, model.module.modules())]
     before = streams(model, ids, hooks)
     result = {}
     for layer in model.geometry.attending:
-        entered = [given[found.projections[layer, part].module] for part in ("q", "k")]
-        result[layer] = _between(model, layer, before[layer], entered, made)
+        entered = [inputs[weights.projections[layer, part].module] for part in ("q", "k")]
+        result[layer] = _between(model, layer, before[layer], entered, norms)
     return result
 
 
@@ -85,7 +85,7 @@ def _between(
     layer: int,
     stream: Tensor,
     entered: list[Tensor],
-    made: dict[nn.Module, tuple[Tensor, Tensor]],
+    norms: dict[nn.Module, tuple[Tensor, Tensor]],
 ) -> Read:
     """Find the norm that makes what enters the projections from the stream, or that none does."""
     vector = entered[0]
@@ -93,7 +93,7 @@ def _between(
         exact = partial(torch.equal, stream)
         if vector.shape == stream.shape and exact(vector.double().cpu()):
             return Read(None, None)
-        for part, (before, after) in made.items():
+        for part, (before, after) in norms.items():
             if (
                 before.shape == stream.shape
                 and equal(vector, after)

@@ -52,12 +52,12 @@ class Norm:
         return directions
 
     def scale(
-        self, entered: Float[Tensor, "*batch residual"], made: Float[Tensor, "*batch residual"]
+        self, entered: Float[Tensor, "*batch residual"], normed: Float[Tensor, "*batch residual"]
     ) -> Float[Tensor, "*batch"]:
         """Return the frozen scale of vectors that entered, from what the norm made of them."""
-        linear, made = self.linear(entered), made - self.bias
-        scale = (made * linear).sum(-1) / linear.square().sum(-1)
-        same(made, linear * scale[..., None], "a norm")
+        linear, normed = self.linear(entered), normed - self.bias
+        scale = (normed * linear).sum(-1) / linear.square().sum(-1)
+        same(normed, linear * scale[..., None], "a norm")
         return scale
 
 
@@ -87,7 +87,7 @@ def written(model: Model) -> dict[int, Write]:
     width = output.of(min(projections), "o").shape[-1]
     pushes = {layer: torch.randn(width, generator=generator) for layer in projections}
     active: list[nn.Module] = []
-    made: dict[nn.Module, Any] = {}
+    results: dict[nn.Module, Any] = {}
     entered: dict[nn.Module, Tensor] = {}
     attention: set[nn.Module] = set(projections.values())
     around: set[nn.Module] = set()
@@ -96,7 +96,7 @@ def written(model: Model) -> dict[int, Write]:
         active.pop()
         if part not in weighted:
             return
-        made[part] = _copied(result)
+        results[part] = _copied(result)
         if args and isinstance(args[0], Tensor) and is_norm(part):
             entered[part] = _copied(args[0])
 
@@ -112,31 +112,32 @@ def written(model: Model) -> dict[int, Write]:
     hooks += [part.register_forward_hook(leave) for part in every]
     before = streams(model, ids, hooks, meet)
     # Weights alone: a module around them may add the stream to what they give, the push with it.
-    held = [part for part in made if part not in attention | around]
+    fixed = [part for part in results if part not in attention | around]
     between = {
-        layer: next((part for part in entered if equal(entered[part], made[module])), None)
+        layer: next((part for part in entered if equal(entered[part], results[module])), None)
         for layer, module in projections.items()
     }
     frozen = {layer: part for layer, part in between.items() if part is not None}
     norms = {layer: read_norm(part, model, width) for layer, part in frozen.items()}
     scales = {
-        layer: norms[layer].scale(_exact(entered[part]), _exact(made[part]))[..., None]
+        layer: norms[layer].scale(_exact(entered[part]), _exact(results[part]))[..., None]
         for layer, part in frozen.items()
     }
-    held = [part for part in held if part not in frozen.values()]
+    fixed = [part for part in fixed if part not in frozen.values()]
     hooks = [
-        part.register_forward_hook(lambda part, args, result: _copied(made[part])) for part in held
+        part.register_forward_hook(lambda part, args, result: _copied(results[part]))
+        for part in fixed
     ]
     hooks += [
-        module.register_forward_hook(_pushing(pushes[layer], made[module]))
+        module.register_forward_hook(_pushing(pushes[layer], results[module]))
         for layer, module in projections.items()
     ]
 
     def freezing(layer: int) -> Any:
         def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
             moved = norms[layer].linear(_exact(args[0]) - _exact(entered[part])) * scales[layer]
-            whole: Tensor = made[part] + moved.to(result)
-            return whole
+            total: Tensor = results[part] + moved.to(result)
+            return total
 
         return hook
 
@@ -179,12 +180,12 @@ def parallel(model: Model) -> bool:
 
     A vector added to what the heads of a layer write then reaches no other weights of the block.
     """
-    found = weights.read(model, ("o",))
+    output = weights.read(model, ("o",))
     layer = min(model.geometry.attending)
     ids = (torch.arange(5) * 3 + 2).remainder(model.vocabulary)[None]
-    width = found.of(layer, "o").shape[-1]
+    width = output.of(layer, "o").shape[-1]
     push = torch.randn(width, generator=torch.Generator().manual_seed(0))
-    module: Any = found.projections[layer, "o"].module
+    module: Any = output.projections[layer, "o"].module
     weighted = [
         part for part in blocks(model)[layer].modules() if next(part.parameters(), None) is not None
     ]
@@ -193,8 +194,8 @@ def parallel(model: Model) -> bool:
         entered: dict[nn.Module, Tensor] = {}
 
         def keep(part: nn.Module, args: Any, kwargs: Any) -> None:
-            given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-            entered[part] = given[0]
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            entered[part] = tensors[0]
 
         handles = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in weighted]
         return entered, handles
@@ -210,14 +211,14 @@ def streams(
     model: Model, ids: Int[Tensor, "1 position"], hooks: Sequence[Any] = (), take: Any = None
 ) -> dict[int, Tensor]:
     """Return the residual stream at every boundary, in float64, and remove the hooks."""
-    seen: dict[int, Tensor] = {}
+    by_boundary: dict[int, Tensor] = {}
     try:
-        with torch.no_grad(), watching(model, lambda at, it: seen.update({at: it})):
+        with torch.no_grad(), watching(model, lambda at, stream: by_boundary.update({at: stream})):
             run(model, ids, Reader(Request(stats=()), take=take), head=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return {at: it.detach().double().cpu() for at, it in seen.items()}
+    return {at: stream.detach().double().cpu() for at, stream in by_boundary.items()}
 
 
 def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
@@ -225,17 +226,17 @@ def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
     probe = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0).double()
     probe = probe * (1 + torch.arange(width).double() / width)
     zero = through(norm, model, torch.zeros(1, width))[0]
-    one, moved = (through(norm, model, (1e3 * (probe + up))[None])[0] for up in (0.0, 1.0))
-    centred = float((one - moved).abs().max()) < 1e-3 * float(one.abs().max())
+    scaled, moved = (through(norm, model, (1e3 * (probe + up))[None])[0] for up in (0.0, 1.0))
+    centred = float((scaled - moved).abs().max()) < 1e-3 * float(scaled.abs().max())
     inner = probe - probe.mean() if centred else probe
-    gain = (one - zero) / (inner / inner.square().mean().sqrt())
+    gain = (scaled - zero) / (inner / inner.square().mean().sqrt())
     return Norm(gain, zero, centred)
 
 
-def same(one: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+def same(first: Tensor, second: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Refuse where two arrays that a linear map with a frozen scale makes equal are not."""
-    off = float((one - other).abs().max())
-    if off > tolerance * max(float(one.abs().max()), float(other.abs().max()), 1e-6):
+    off = float((first - second).abs().max())
+    if off > tolerance * max(float(first.abs().max()), float(second.abs().max()), 1e-6):
         raise NotApplicable(
             f"model: {what} of this model is no linear map with a frozen scale (off by {off:.2g}), "
             "so logits do not split into parts"
@@ -245,8 +246,8 @@ def same(one: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) ->
 def through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
     """Send vectors through a norm, in float64."""
     with torch.no_grad():
-        made: Tensor = norm(vectors.to(model.device, model.dtype)[None])[0]
-    return made.double().cpu()
+        normed: Tensor = norm(vectors.to(model.device, model.dtype)[None])[0]
+    return normed.double().cpu()
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -255,9 +256,13 @@ def is_norm(part: nn.Module) -> bool:
     return bool(sizes) and set(sizes) == {1}
 
 
-def equal(one: Tensor, other: Any) -> bool:
+def equal(first: Tensor, second: Any) -> bool:
     """Tell whether two tensors hold the same numbers."""
-    return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.equal(one, other))
+    return (
+        isinstance(second, Tensor)
+        and first.shape == second.shape
+        and bool(torch.equal(first, second))
+    )
 
 
 def _copied(result: Any) -> Any:
@@ -271,10 +276,10 @@ def _exact(values: Tensor) -> Tensor:
     return values.detach().double().cpu()
 
 
-def _pushing(push: Tensor, held: Tensor | None = None) -> Any:
+def _pushing(push: Tensor, recorded: Tensor | None = None) -> Any:
     """Add a vector to what a module gives, or to what it gave before."""
 
     def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
-        return (result if held is None else held) + push.to(result)
+        return (result if recorded is None else recorded) + push.to(result)
 
     return hook

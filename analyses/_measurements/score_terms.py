@@ -143,20 +143,20 @@ class Scores:
 
         The biases of a head's queries and keys write nothing to it.
         """
-        given = capture.isel(prompt=prompt, query=at)
+        prompt_data = capture.isel(prompt=prompt, query=at)
         if source.kind == "bias":
             raise InvalidInput("source: biases of a head are no part of the stream")
         layer = max(source.layer, 0)
-        stream = _exact(given["resid"].isel(boundary=slice(layer, layer + 2)), "boundary")
+        stream = _exact(prompt_data["resid"].isel(boundary=slice(layer, layer + 2)), "boundary")
         if source.kind in ("embedding", "position"):
             if not self.placed:
                 return stream[0]
-            token = _embedding(self.model, given["token_id"].values)
+            token = _embedding(self.model, prompt_data["token_id"].values)
             return token if source.kind == "embedding" else stream[0] - token
         change = stream[1] - stream[0]
         if layer not in self.writes:
             return change
-        z = _exact(given["z"].isel(layer=layer), "head")
+        z = _exact(prompt_data["z"].isel(layer=layer), "head")
         scale, outward = self._write_scale(layer, z), self._outward(layer)
         if source.kind == "head":
             return (z[source.head] @ outward[source.head]) * scale
@@ -173,23 +173,26 @@ class Scores:
         """
         require(capture, KEEP, "score_terms", ("self",))
         layer, number = head
-        given = capture.isel(prompt=prompt)
+        prompt_data = capture.isel(prompt=prompt)
         vectors, turned, factors = {}, {}, {}
         group = self.group(number)
         axes = {"q": {"head": number, "query": query}, "k": {"kv_head": group, "key": key}}
         for part, at in (("q", query), ("k", key)):
             side = self.side(head, part)
-            vectors[part] = self._written(given, head, part, at)
+            vectors[part] = self._written(prompt_data, head, part, at)
             turned[part] = self.rotations[layer].apply(side.factor.numpy(), at=at)
-            made = vectors[part].sum(0) @ turned[part]
-            arrived = given[part].isel({"layer": layer, **axes[part]}).values.astype(np.float64)
-            factors[part] = (made @ arrived) / max(made @ made, 1e-300), arrived
-        (one, q), (other, k) = factors["q"], factors["k"]
+            summed = vectors[part].sum(0) @ turned[part]
+            arrived = (
+                prompt_data[part].isel({"layer": layer, **axes[part]}).values.astype(np.float64)
+            )
+            factors[part] = (summed @ arrived) / max(summed @ summed, 1e-300), arrived
+        (query_factor, q), (key_factor, k) = factors["q"], factors["k"]
         scale = float(capture["logit_scale"].values[layer])
-        form = turned["q"] @ turned["k"].T * (one * other * scale)
+        form = turned["q"] @ turned["k"].T * (query_factor * key_factor * scale)
         split = Split(
             self.sources(layer), vectors["q"], vectors["k"], form, float(q @ k * scale),
-            float(np.linalg.norm(q) * np.linalg.norm(k) * scale), (float(one), float(other)),
+            float(np.linalg.norm(q) * np.linalg.norm(k) * scale),
+            (float(query_factor), float(key_factor)),
         )  # fmt: skip
         self._check(split, head)
         return split
@@ -204,31 +207,31 @@ class Scores:
                 "the residual stream and the score is not known"
             )
 
-    def _written(self, given: xr.Dataset, head: Head, part: str, at: int) -> Array:
+    def _written(self, prompt_data: xr.Dataset, head: Head, part: str, at: int) -> Array:
         """Return what each source gives at a position, in the basis of a side."""
         layer, side = head[0], self.side(head, part)
-        entered = _exact(given["resid"].isel(query=at, boundary=slice(layer + 1)), "boundary")
+        entered = _exact(prompt_data["resid"].isel(query=at, boundary=slice(layer + 1)), "boundary")
         scale = self.reads[layer].scale(self.model, entered[-1:])
         along = entered @ side.basis
         embedding = along[:1]
         if self.placed:
-            token = _embedding(self.model, given["token_id"].values[at])
+            token = _embedding(self.model, prompt_data["token_id"].values[at])
             embedding = torch.stack([token @ side.basis, along[0] - token @ side.basis])
-        given_by = [embedding]
+        terms = [embedding]
         for before in range(layer):
             change = along[before + 1] - along[before]
             if before in self.writes:
-                z = _exact(given["z"].isel(layer=before, query=at), "head")
+                z = _exact(prompt_data["z"].isel(layer=before, query=at), "head")
                 through, factor = self._through(head, part, before), self._write_scale(before, z)
                 heads = torch.einsum("hs,hsd->hd", z, through) * factor
-                given_by.append(heads[self._whole(before)])
+                terms.append(heads[self._whole(before)])
                 parts = self._parts(before)
                 if parts:
                     inward = through[list(parts.heads)]
-                    given_by.append(torch.einsum("phs,hsd->pd", parts.split(z), inward) * factor)
+                    terms.append(torch.einsum("phs,hsd->pd", parts.split(z), inward) * factor)
                 change = change - heads.sum(0)
-            given_by.append(change[None])
-        return np.asarray(torch.cat([torch.cat(given_by) * scale, side.bias[None]]).numpy())
+            terms.append(change[None])
+        return np.asarray(torch.cat([torch.cat(terms) * scale, side.bias[None]]).numpy())
 
     def _parts(self, layer: int) -> Parts | None:
         return self.parts if self.parts is not None and layer == self.parts.layer else None
@@ -256,13 +259,13 @@ class Scores:
         write = self.writes[layer]
         if write.norm is None or write.module is None:
             return 1.0
-        made = torch.einsum("h...s,hsr->...r", z, self.weights.of(layer, "o"))
+        writes = torch.einsum("h...s,hsr->...r", z, self.weights.of(layer, "o"))
         module: Any = self.weights.projections[layer, "o"].module
         if getattr(module, "bias", None) is not None:
-            made = made + module.bias.detach().double().cpu()
-        flat = made.reshape(-1, made.shape[-1])
+            writes = writes + module.bias.detach().double().cpu()
+        flat = writes.reshape(-1, writes.shape[-1])
         scale = write.norm.scale(flat, through(write.module, self.model, flat))
-        return scale.reshape(*made.shape[:-1], 1)
+        return scale.reshape(*writes.shape[:-1], 1)
 
 
 def _exact(array: xr.DataArray, first: str) -> Tensor:
@@ -274,19 +277,21 @@ def _embedding(model: Model, tokens: Any) -> Float[Tensor, "*position residual"]
     module: Any = model.module
     with torch.no_grad():
         ids = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=model.device)
-        made: Tensor = module.get_input_embeddings()(ids)
-    return made.double().cpu()
+        vectors: Tensor = module.get_input_embeddings()(ids)
+    return vectors.double().cpu()
 
 
 def _placed(model: Model) -> bool:
     """Tell whether the stream begins as embedding of token plus embedding of position."""
-    rest = []
+    differences = []
     for start in (2, 5):
         ids = (torch.arange(5) * 3 + start).remainder(model.vocabulary)
         begins = streams(model, ids[None])[0][0]
         tokens = _embedding(model, ids)
         if tokens.shape != begins.shape:
             return False
-        rest.append(begins - tokens)
-    gap, size = (float(each.abs().max()) for each in (rest[0] - rest[1], rest[0]))
+        differences.append(begins - tokens)
+    gap, size = (
+        float(values.abs().max()) for values in (differences[0] - differences[1], differences[0])
+    )
     return size > 0 and gap <= 1e-5 * size

@@ -55,10 +55,10 @@ class Pairs:
         """List the pairs of the largest logits."""
         order = np.argsort(-self.logits, axis=None, kind="stable")[:count]
         rows, ranks = np.unravel_index(order, self.logits.shape)
-        found = self.tokens[rows], self.others[rows, ranks], self.logits[rows, ranks]
+        columns = self.tokens[rows], self.others[rows, ranks], self.logits[rows, ranks]
         return [
             (int(token), int(other), float(logit))
-            for token, other, logit in zip(*found, strict=True)
+            for token, other, logit in zip(*columns, strict=True)
         ]
 
 
@@ -74,9 +74,9 @@ class Vectors:
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that has done its work
-    def __init__(self, found: Any) -> None:
+    def __init__(self, value: Any) -> None:
         super().__init__()
-        self.found = found
+        self.value = value
 
 
 @torch.no_grad()
@@ -93,35 +93,35 @@ def vectors(model: Model, layer: int, head: int, tokens: Sequence[int]) -> Vecto
     parts: list[list[Tensor]] = []
     for start in range(0, len(tokens), BLOCK):
         call = _arrived(model, layer, tokens[start : start + BLOCK])
-        found = (call.query[:, head, 0], call.key[:, group, 0], call.value[:, group, 0])
-        parts.append([each.float().cpu() for each in found])
-    query, key, value = (torch.cat(each) for each in zip(*parts, strict=True))
+        projected = (call.query[:, head, 0], call.key[:, group, 0], call.value[:, group, 0])
+        parts.append([part.float().cpu() for part in projected])
+    query, key, value = (torch.cat(part) for part in zip(*parts, strict=True))
     return Vectors(query, key, value, call.scale, call.softcap)
 
 
 def promoted(
-    model: Model, layer: int, head: int, found: Vectors, tokens: Sequence[int], k: int,
+    model: Model, layer: int, head: int, projected: Vectors, tokens: Sequence[int], k: int,
     report: Report | None = None,
 ) -> Pairs:  # fmt: skip
     """Find the k tokens that a head promotes most where it attends to each of some tokens."""
     projection = projections.read(model, ("o",)).of(layer, "o")[head].float()
-    left, right, constant = _readable(model, found.value @ projection)
+    left, right, constant = _readable(model, projected.value @ projection)
     return largest(tokens, left, right, constant, k, report)
 
 
 def looked_for(
-    found: Vectors, tokens: Sequence[int], keys: Vectors, k: int, report: Report | None = None
+    queries: Vectors, tokens: Sequence[int], keys: Vectors, k: int, report: Report | None = None
 ) -> Pairs:
     """Find the k tokens, by their places among the keys, that query tokens attend to most."""
-    pairs = largest(tokens, found.query * found.scale, keys.key.T, torch.zeros(()), k, report)
-    if found.softcap is None:
+    pairs = largest(tokens, queries.query * queries.scale, keys.key.T, torch.zeros(()), k, report)
+    if queries.softcap is None:
         return pairs
-    return replace(pairs, logits=found.softcap * np.tanh(pairs.logits / found.softcap))
+    return replace(pairs, logits=queries.softcap * np.tanh(pairs.logits / queries.softcap))
 
 
 @torch.no_grad()
 def values(
-    model: Model, layer: int, tokens: Sequence[int], found: projections.Weights
+    model: Model, layer: int, tokens: Sequence[int], weights: projections.Weights
 ) -> Float[Tensor, "kv_head token value_size"]:
     """Read the values of tokens at a layer, without bias, each behind the MLP of the first block.
 
@@ -129,7 +129,7 @@ def values(
     """
     if model.attention != SELF or model.reads != "tokens":
         raise NotApplicable(f"model: {model.name} does not read one text; relations are of one")
-    projection = found.projections[layer, "v"]
+    projection = weights.projections[layer, "v"]
     bias = getattr(projection.module, "bias", None)
     parts = []
     for start in range(0, len(tokens), BLOCK):
@@ -152,8 +152,8 @@ def _arrived(
     def receive(call: AttentionCall) -> Tensor:
         if call.layer == layer and entering is not None:
             raise _Reached(call)
-        made = reader(call)
-        return torch.zeros_like(made) if entering is None else made
+        output = reader(call)
+        return torch.zeros_like(output) if entering is None else output
 
     def stop(boundary: int, stream: Tensor) -> Tensor | None:
         entered.append(stream)
@@ -168,8 +168,8 @@ def _arrived(
     ids = torch.tensor(tokens)[:, None]
     entering: Tensor | None = None
     entering = _until(model, ids, stop, receive)
-    found: AttentionCall = _until(model, ids[:1], swap, receive)
-    return found
+    arrived: AttentionCall = _until(model, ids[:1], swap, receive)
+    return arrived
 
 
 def _until(model: Model, ids: Tensor, take: Any, receive: Any) -> Any:
@@ -177,7 +177,7 @@ def _until(model: Model, ids: Tensor, take: Any, receive: Any) -> Any:
         with intercept_attention(model, receive), watching(model, take):
             call_model(model, ids, head=False)
     except _Reached as reached:
-        return reached.found
+        return reached.value
     raise UnsupportedModel(f"model: {model.name} asked for no attention; refused")
 
 
@@ -194,8 +194,8 @@ def _readable(model: Model, outputs: Float[Tensor, "token residual"]) -> tuple[T
     with torch.no_grad():
         normed = final_norm(model)(outputs.to(model.device, model.dtype)).float().cpu()
         centre = normed.mean(0)
-        some = normed[:: max(1, len(normed) // 2048)] - centre
-        _, sizes, basis = torch.linalg.svd(some, full_matrices=False)
+        sample = normed[:: max(1, len(normed) // 2048)] - centre
+        _, sizes, basis = torch.linalg.svd(sample, full_matrices=False)
         basis = basis[sizes > 1e-5 * sizes[0]]
         shares = (normed - centre) @ basis.T
         if (shares @ basis + centre - normed).abs().max() > 1e-3 * normed.abs().max():

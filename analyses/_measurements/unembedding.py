@@ -26,14 +26,16 @@ def read_out(model: Model, vectors: Float[Tensor, "*batch residual"]) -> Float[T
     The norm is that of the vector alone, so only its direction counts.
     """
     module: Any = model.module
-    found = module.get_output_embeddings()
-    if found is None:
+    unembedding = module.get_output_embeddings()
+    if unembedding is None:
         raise NotApplicable(
             f"model: {model.name} has no unembedding, so no logits; give one with a head"
         )
     norm = final_norm(model)
     with torch.no_grad():
-        return torch.as_tensor(found(norm(vectors.to(model.device, model.dtype)))).float().cpu()
+        return (
+            torch.as_tensor(unembedding(norm(vectors.to(model.device, model.dtype)))).float().cpu()
+        )
 
 
 def final_norm(model: Model) -> nn.Module:

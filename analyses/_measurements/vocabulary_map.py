@@ -70,12 +70,12 @@ class VocabularyMap:
         self, sources: Sequence[int], targets: Sequence[int], most: int
     ) -> Iterator[tuple[int, int, Rows]]:
         """Give rows at targets, with their ``most`` outermost logits, as (layer, head, rows)."""
-        wanted = self.table[list(targets)].float().cpu()
+        target_rows = self.table[list(targets)].float().cpu()
         for layer in self.model.geometry.attending:
             values = token_pairs.values(self.model, layer, sources, self.weights)
             for head in range(self.model.heads):
                 left, right = self._factors(values, layer, head)
-                yield layer, head, self._rows(left, right, wanted, most)
+                yield layer, head, self._rows(left, right, target_rows, most)
 
     @torch.no_grad()
     def salient(
@@ -105,7 +105,7 @@ class VocabularyMap:
 
     def _rows(
         self, left: Float[Tensor, "source size"], right: Float[Tensor, "size residual"],
-        wanted: Float[Tensor, "target residual"], most: int,
+        target_rows: Float[Tensor, "target residual"], most: int,
     ) -> Rows:  # fmt: skip
         largest, smallest = (torch.empty(len(left), 0) for _ in range(2))
         width = max(1, CELLS // (len(left) + len(right)))
@@ -120,4 +120,4 @@ class VocabularyMap:
         largest = largest.topk(count).values
         smallest = smallest.topk(count, largest=False).values
         slack = 1e-5 * torch.maximum(largest[:, 0].abs(), smallest[:, 0].abs())
-        return Rows((left @ right) @ wanted.T, largest, smallest, slack)
+        return Rows((left @ right) @ target_rows.T, largest, smallest, slack)

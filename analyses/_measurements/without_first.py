@@ -46,27 +46,27 @@ def mass(capture: xr.Dataset) -> Array:
 
 def leads(capture: xr.Dataset) -> bool:
     """Tell whether so much mass lies on the first token that numbers without it come first."""
-    got, even = _shares(capture)
-    return got - even > LARGE
+    mass, even = _shares(capture)
+    return mass - even > LARGE
 
 
 def remark(capture: xr.Dataset, outcome: str = "heads are judged without it") -> str:
     """Say what leads and why; nothing where it is the whole rows."""
     if not leads(capture):
         return ""
-    got, even = map(percent, _shares(capture))
+    mass, even = map(percent, _shares(capture))
     return (
-        f"{got} of the attention lies on the first token ({even} if it were even), so {outcome}. "
+        f"{mass} of the attention lies on the first token ({even} if it were even), so {outcome}. "
     )
 
 
 def _shares(capture: xr.Dataset) -> tuple[float, float]:
     """Return the mean mass on the first token, and that of even rows; of rows that see others."""
-    masses, seen = per_query(capture, "first_mass"), visible(capture)[:, :, None]
+    masses, keys = per_query(capture, "first_mass"), visible(capture)[:, :, None]
     rows = ~np.isnan(masses) & (others(capture) > 0)[:, :, None]
-    even = np.where(_sees_first(capture)[:, :, None], 1 / seen, 0.0)
-    got, even = (mean(np.where(rows, each, np.nan).ravel()) for each in (masses, even))
-    return float(got), float(even)
+    even = np.where(_sees_first(capture)[:, :, None], 1 / keys, 0.0)
+    mass, even = (mean(np.where(rows, shares, np.nan).ravel()) for shares in (masses, even))
+    return float(mass), float(even)
 
 
 def entropy(raw: Array, first: Array) -> Array:

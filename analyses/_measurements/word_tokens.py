@@ -17,16 +17,14 @@ def word_tokens(model: Model) -> list[int]:
     """
     if model.tokenizer is None:
         raise NotApplicable("model: labels are words; load the model with a tokenizer")
-    written = [model.words([token])[0] for token in range(model.vocabulary)]
-    marked = any(word.startswith(" ") and len(word) > 1 for word in written)
-    return [token for token, word in enumerate(written) if _is_word(word, marked)]
+    words = [model.words([token])[0] for token in range(model.vocabulary)]
+    marked = any(word.startswith(" ") and len(word) > 1 for word in words)
+    return [token for token, word in enumerate(words) if _is_word(word, marked)]
 
 
-def _is_word(written: str, marked: bool) -> bool:
-    word = written[1:] if marked else written
+def _is_word(text: str, marked: bool) -> bool:
+    word = text[1:] if marked else text
     # A letter of the Latin alphabet alone is a part of words most often.
     return (
-        written.startswith(" ") >= marked
-        and word.isalpha()
-        and (len(word) > 1 or not word.isascii())
+        text.startswith(" ") >= marked and word.isalpha() and (len(word) > 1 or not word.isascii())
     )

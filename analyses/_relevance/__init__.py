@@ -51,25 +51,25 @@ def methods() -> dict[str, Method]:
     >>> all(method.title for method in methods().values())
     True
     """
-    found = {}
-    for each in pkgutil.iter_modules(__path__):
-        if each.name in SHARED or each.name.startswith("_"):
+    by_name = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.name in SHARED or module.name.startswith("_"):
             continue
-        tree = ast.parse((Path(__path__[0]) / f"{each.name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((Path(__path__[0]) / f"{module.name}.py").read_text(encoding="utf-8"))
         first = (ast.get_docstring(tree) or "").split("\n")[0]
-        found[each.name] = Method(each.name, first.split(":")[0])
-    return found
+        by_name[module.name] = Method(module.name, first.split(":")[0])
+    return by_name
 
 
 def measure(trace: "Trace", names: Sequence[str]) -> tuple[dict[str, "Array"], dict[str, str]]:
     """Return the relevances of some methods by name, and why others refuse this text."""
-    found, refused = {}, {}
+    relevances, refused = {}, {}
     for name in names:
         try:
-            found[name] = method(name).relevance(trace)
+            relevances[name] = method(name).relevance(trace)
         except NotApplicable as refusal:
             refused[name] = str(refusal)
-    return found, refused
+    return relevances, refused
 
 
 def method(name: str) -> Method:

@@ -144,13 +144,13 @@ def step(
     ends = torch.ones(1, 1, size, 2)
     ends[0, 0, 1:, 1] = 0.0
     whole, sunk = torch.split(pull(ends, q, k, spec, heads=mean), 1, dim=-1)
-    left = whole - sunk
-    left[0, 0, 0] = whole[0, 0, 0]
-    stays = left <= NOTHING
-    given = torch.where(stays, 0.0, rows / 2 / left.clamp_min(NOTHING))
-    moved = push(given, q, k, spec, heads=mean)
+    share_left = whole - sunk
+    share_left[0, 0, 0] = whole[0, 0, 0]
+    stays = share_left <= NOTHING
+    passed = torch.where(stays, 0.0, rows / 2 / share_left.clamp_min(NOTHING))
+    moved = push(passed, q, k, spec, heads=mean)
     # Of what the first token receives, only what it has from itself arrives.
-    moved[0, 0, 0] = given[0, 0, 0] * sunk[0, 0, 0]
+    moved[0, 0, 0] = passed[0, 0, 0] * sunk[0, 0, 0]
     return rows / 2 + torch.where(stays, rows / 2, 0.0) + moved
 
 
@@ -162,18 +162,18 @@ def _step_by_rows(
     at_once = max(1, NUMBERS // (q.shape[1] * k.shape[2]))
 
     def joined(queries: Tensor) -> Iterator[tuple[Tensor, Array]]:
-        for some in torch.split(queries, at_once):
-            weights = weights_of(q, k, spec, some).float().cpu().numpy()
-            yield some, join(weights, some.numpy(), fusion, first=first)
+        for part in torch.split(queries, at_once):
+            weights = weights_of(q, k, spec, part).float().cpu().numpy()
+            yield part, join(weights, part.numpy(), fusion, first=first)
 
     def positive() -> Iterator[Any]:
-        return (each[each > 0] for _, each in joined(torch.arange(q.shape[2])))
+        return (map_[map_ > 0] for _, map_ in joined(torch.arange(q.shape[2])))
 
     cut = quantile(positive, discard) if discard else 0.0
     result = torch.zeros(k.shape[2], rows.shape[-1], dtype=torch.float64)
-    for some, each in joined((rows[0, 0] != 0).any(-1).nonzero()[:, 0].cpu()):
-        mixed = torch.from_numpy(_stochastic(each, some.numpy(), residual, cut))
-        result += mixed.double().T @ rows[0, 0, some].double().cpu()
+    for part, map_ in joined((rows[0, 0] != 0).any(-1).nonzero()[:, 0].cpu()):
+        mixed = torch.from_numpy(_stochastic(map_, part.numpy(), residual, cut))
+        result += mixed.double().T @ rows[0, 0, part].double().cpu()
     return result[None, None].to(rows)
 
 

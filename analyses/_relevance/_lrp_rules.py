@@ -90,9 +90,9 @@ class LinearTrace(Trace):
     def tokens(self) -> Array:
         """Return the relevance of every token (token,); refuse a model where a part is missing."""
         parts = self.embedding.double() * self.embedding_gradient.double()
-        found = np.asarray(parts.sum(-1).cpu().numpy())
+        relevance = np.asarray(parts.sum(-1).cpu().numpy())
         size = float(parts.abs().sum()) + self.ledger.size
-        gap = self.gap(found)
+        gap = self.gap(relevance)
         if abs(gap) > GAP * abs(self.score) + ROUNDING * size:
             raise NotApplicable(
                 f"model: relevance of {self.model.name} ({self.model.architecture}) misses "
@@ -100,7 +100,7 @@ class LinearTrace(Trace):
                 "rules of LRP do not know, such as a soft cap of the logits or experts; use "
                 "another method"
             )
-        return found
+        return relevance
 
     def gap(self, tokens: Array) -> float:
         """Return what of the score neither tokens nor biases nor ε have, in logits."""
@@ -108,12 +108,12 @@ class LinearTrace(Trace):
 
     def heads(self) -> Array:
         """Return the relevance that passes through every head (layer, head); NaN without a map."""
-        found = np.full((self.model.layers, self.model.heads), np.nan)
+        relevance = np.full((self.model.layers, self.model.heads), np.nan)
         for number, layer in self.graded_layers.items():
             assert layer.dz is not None
             parts = layer.z.double() * layer.dz.double()
-            found[number] = parts.sum((0, 2, 3)).cpu().numpy()
-        return found
+            relevance[number] = parts.sum((0, 2, 3)).cpu().numpy()
+        return relevance
 
     def _pass(self, *, gradients: bool) -> Passed:
         self.ledger.bias = self.ledger.absorbed = self.ledger.size = 0.0
@@ -179,13 +179,13 @@ def _linear(ledger: Ledger, epsilon: float) -> Any:
     def rule(part: Any, args: Any, result: Tensor) -> None:
         if not result.requires_grad or (part.bias is None and not epsilon):
             return
-        made = result.detach()
+        outputs = result.detach()
 
         def back(gradient: Tensor) -> Tensor:
             if epsilon:
-                whole = gradient
-                gradient = whole * made.abs() / (made.abs() + epsilon)
-                ledger.absorbed += float(((whole - gradient) * made).double().sum())
+                incoming = gradient
+                gradient = incoming * outputs.abs() / (outputs.abs() + epsilon)
+                ledger.absorbed += float(((incoming - gradient) * outputs).double().sum())
             if part.bias is not None:
                 ledger.add(gradient, part.bias)
             return gradient

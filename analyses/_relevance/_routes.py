@@ -56,8 +56,8 @@ class Blocks:
                 f"model: routes go through the attention of every layer, and layer {min(absent)} "
                 f"of {model.name} has no attention weights"
             )
-        factors, found = straight(model), projections.read(model, ("o",))
-        outwards = {layer: found.of(layer, "o").float() * factors[layer] for layer in factors}
+        factors, outputs = straight(model), projections.read(model, ("o",))
+        outwards = {layer: outputs.of(layer, "o").float() * factors[layer] for layer in factors}
         return cls(outwards, factors, parallel(model))
 
 
@@ -100,16 +100,16 @@ def read(model: Model, ids: Sequence[int], blocks: Blocks) -> Streams:
     streams: dict[int, Tensor] = {}
     added: dict[int, Tensor] = {}
     calls: dict[int, AttentionCall] = {}
-    found = projections.read(model, ("o",))
+    outputs = projections.read(model, ("o",))
     hooks = []
     for layer in blocks.factors:
 
         def keep(part: object, args: object, result: Tensor, layer: int = layer) -> None:
             added[layer] = result.float() * blocks.factors[layer]
 
-        hooks.append(found.projections[layer, "o"].module.register_forward_hook(keep))
+        hooks.append(outputs.projections[layer, "o"].module.register_forward_hook(keep))
     try:
-        with watching(model, lambda at, it: streams.update({at: it[0].float()})):
+        with watching(model, lambda at, stream: streams.update({at: stream[0].float()})):
             reader = Reader(
                 Request(stats=()), (), lambda call, *_: calls.update({call.layer: call})
             )
@@ -137,19 +137,19 @@ def trace(streams: Streams, blocks: Blocks, at: int, threshold: float) -> Routes
     for layer in reversed(range(layers)):
         below = torch.zeros_like(importance)
         for rows in torch.split(importance.nonzero()[:, 0], ROWS):
-            weights, own = layer_shares(streams, blocks, layer, rows, threshold)
+            weights, shares = layer_shares(streams, blocks, layer, rows, threshold)
             arriving = importance[rows]
-            bias[layer] += float((arriving * own[BIAS]).sum())
+            bias[layer] += float((arriving * shares[BIAS]).sum())
             for name, into in ((MLP, mlp), (RESIDUAL, residual)):
-                through = arriving * own[name]
+                through = arriving * shares[name]
                 into[layer] += float(through.sum())
                 edges += [
-                    (layer, name, int(row), int(row), float(each))
-                    for row, each in zip(rows, through, strict=True) if each > 0
+                    (layer, name, int(row), int(row), float(value))
+                    for row, value in zip(rows, through, strict=True) if value > 0
                 ]  # fmt: skip
             # What an MLP writes, it made of the stream of the same position; in a block in turn,
             # of the stream after the attention, whose shares are of the whole.
-            below[rows] += arriving * (own[RESIDUAL] + (own[MLP] if blocks.parallel else 0))
+            below[rows] += arriving * (shares[RESIDUAL] + (shares[MLP] if blocks.parallel else 0))
             moved = arriving[None, :, None] * weights
             heads[layer] += moved.sum((1, 2)).numpy()
             below += moved.sum((0, 1))
@@ -174,54 +174,54 @@ def layer_shares(
     before, after = (streams.at[at][rows] for at in (layer, layer + 1))
     added = streams.added[layer][rows]
     through_mlp = after - before - added
-    whole = after if blocks.parallel else before + added
-    parts, written_by_heads = _head_parts(streams, blocks, layer, rows, whole)
+    total = after if blocks.parallel else before + added
+    parts, written_by_heads = _head_parts(streams, blocks, layer, rows, total)
     # The biases come from no token; what is left by rounding is none.
-    rest = added - written_by_heads
-    rest = torch.where(rest.abs() > 1e-5 * added.abs().amax(-1, keepdim=True), rest, 0)
-    beside = [before, rest] + [through_mlp] * blocks.parallel
+    biases = added - written_by_heads
+    biases = torch.where(biases.abs() > 1e-5 * added.abs().amax(-1, keepdim=True), biases, 0)
+    beside = [before, biases] + [through_mlp] * blocks.parallel
     size = parts.shape[-1]
     flat = [parts.transpose(0, 1).flatten(1)]
-    flat += [_part(whole, each)[:, None] for each in beside]
+    flat += [_part(total, vectors)[:, None] for vectors in beside]
     shares = _kept(torch.cat(flat, dim=1).double(), threshold)
     heads = shares[:, : len(parts) * size].view(len(rows), len(parts), size).transpose(0, 1)
-    own = {RESIDUAL: shares[:, len(parts) * size], BIAS: shares[:, len(parts) * size + 1]}
+    row_shares = {RESIDUAL: shares[:, len(parts) * size], BIAS: shares[:, len(parts) * size + 1]}
     if blocks.parallel:
-        own[MLP] = shares[:, -1]
+        row_shares[MLP] = shares[:, -1]
     else:
-        both = torch.stack([_part(after, whole), _part(after, through_mlp)], dim=1)
-        own[MLP] = _kept(both.double(), threshold)[:, 1]
-    return heads, own
+        block_shares = torch.stack([_part(after, total), _part(after, through_mlp)], dim=1)
+        row_shares[MLP] = _kept(block_shares.double(), threshold)[:, 1]
+    return heads, row_shares
 
 
 def _head_parts(
-    streams: Streams, blocks: Blocks, layer: int, rows: Tensor, whole: Tensor
+    streams: Streams, blocks: Blocks, layer: int, rows: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return c of what every head writes from every key (head, row, key), and the sum of that."""
     call, outwards = streams.calls[layer], blocks.outwards[layer]
     weights = weights_of(call.query, call.key, call.variant(), rows)
     values = call.value[0].float()
     group = len(outwards) // len(values)
-    parts, total = torch.zeros_like(weights), torch.zeros_like(whole)
-    step = max(1, NUMBERS // (len(rows) * whole.shape[1]))
-    norm = whole.abs().sum(-1, keepdim=True)
+    parts, written = torch.zeros_like(weights), torch.zeros_like(total)
+    step = max(1, NUMBERS // (len(rows) * total.shape[1]))
+    norm = total.abs().sum(-1, keepdim=True)
     for head in range(len(outwards)):
-        seen = (weights[head] > 0).any(0).nonzero()[:, 0]
-        for keys in torch.split(seen, step):
+        visible = (weights[head] > 0).any(0).nonzero()[:, 0]
+        for keys in torch.split(visible, step):
             vectors = values[head // group, keys] @ outwards[head]
-            some = weights[head][:, keys]
-            total += some @ vectors
-            less = torch.addcmul(-whole[:, None], some[:, :, None], vectors)
+            head_weights = weights[head][:, keys]
+            written += head_weights @ vectors
+            less = torch.addcmul(-total[:, None], head_weights[:, :, None], vectors)
             off = torch.linalg.vector_norm(less, ord=1, dim=-1)
             # A weight of 0 is a part that does not exist, so no floor.
-            parts[head][:, keys] = torch.where(some > 0, (norm - off).clamp_min(FLOOR), 0)
-    return parts, total
+            parts[head][:, keys] = torch.where(head_weights > 0, (norm - off).clamp_min(FLOOR), 0)
+    return parts, written
 
 
-def _part(whole: Tensor, part: Tensor) -> Tensor:
+def _part(total: Tensor, part: Tensor) -> Tensor:
     """Return c of one part of every row; none of a part that is 0."""
-    found = whole.abs().sum(-1) - (whole - part).abs().sum(-1)
-    return torch.where((part != 0).any(-1), found.clamp_min(FLOOR), 0)
+    closeness = total.abs().sum(-1) - (total - part).abs().sum(-1)
+    return torch.where((part != 0).any(-1), closeness.clamp_min(FLOOR), 0)
 
 
 def _kept(parts: Float[Tensor, "row part"], threshold: float) -> Float[Tensor, "row part"]:

@@ -103,22 +103,22 @@ def _rules(name: str) -> Any:
 
     They import the rules of every architecture, of which some do not load with transformers 5.
     """
-    found = importlib.util.find_spec("lxt")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("lxt")
+    if spec is None or not spec.submodule_search_locations:
         raise NotApplicable(f"lxt: AttnLRP needs this optional package; {INSTALL}")
-    place = found.submodule_search_locations[0]
-    before = {each: sys.modules.pop(each, None) for each in PACKAGES}
+    place = spec.submodule_search_locations[0]
+    before = {package_name: sys.modules.pop(package_name, None) for package_name in PACKAGES}
     try:
-        for each in PACKAGES:
-            package = types.ModuleType(each)
-            package.__path__ = [place + each.removeprefix("lxt").replace(".", "/")]
-            sys.modules[each] = package
+        for package_name in PACKAGES:
+            package = types.ModuleType(package_name)
+            package.__path__ = [place + package_name.removeprefix("lxt").replace(".", "/")]
+            sys.modules[package_name] = package
         return importlib.import_module(f"lxt.efficient.{name}")
     finally:
-        for each, module in before.items():
-            del sys.modules[each]
+        for package_name, module in before.items():
+            del sys.modules[package_name]
             if module is not None:
-                sys.modules[each] = module
+                sys.modules[package_name] = module
 
 
 @cache

@@ -26,5 +26,5 @@ def relevance(trace: Trace) -> Array:
             f"text: {size} tokens, and flow is computed for up to {LONGEST}; use rollout or routes"
         )
     layers = [trace.layers[number] for number in range(trace.model.layers)]
-    maps = [mean_map(each.call.query, each.call.key, each.spec) for each in layers]
+    maps = [mean_map(layer.call.query, layer.call.key, layer.spec) for layer in layers]
     return np.asarray(flow(mix(np.stack(maps)[:, None]), [trace.target.at])[0])

@@ -32,13 +32,13 @@ TOKENS, BUDGET = 2048, 16384
 
 def relevance(trace: Trace) -> Array:
     """Return the integrated gradient of every token (token,), logits."""
-    found, missing = integrate(trace)
+    integral, missing = integrate(trace)
     if missing > TOLERANCE:
         raise NotApplicable(
             f"model: integrated gradients of {trace.model.name} miss {percent(missing)} of the "
             "score's change, and more points on the way would cost too much; use another method"
         )
-    return found
+    return integral
 
 
 def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
@@ -49,33 +49,33 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
     """
     points = min(points, max(4 * START, BUDGET // len(trace.target.ids)))
     way = trace.embedding - trace.embedding.mean(0)
-    known: dict[float, tuple[float, Array]] = {}
+    evaluated: dict[float, tuple[float, Array]] = {}
 
     def visit(places: list[float]) -> None:
         size = max(1, TOKENS // len(way))
         for at in range(0, len(places), size):
-            some = places[at : at + size]
-            scores, slopes = _at(trace, way, some)
+            chunk = places[at : at + size]
+            scores, slopes = _at(trace, way, chunk)
             parts = torch.einsum("std,td->st", slopes, way).double().cpu().numpy()
-            known.update({each: (score, part) for each, score, part
-                          in zip(some, scores.tolist(), parts, strict=True)})  # fmt: skip
+            evaluated.update({place: (score, part) for place, score, part
+                              in zip(chunk, scores.tolist(), parts, strict=True)})  # fmt: skip
 
     visit(np.linspace(0, 1, START + 1).tolist())
     while True:
-        ends = sorted(known)
+        ends = sorted(evaluated)
         parts = list(pairwise(ends))
-        sums = [(known[a][1] + known[b][1]) * (b - a) / 2 for a, b in parts]
-        missed = [abs(known[b][0] - known[a][0] - each.sum())
-                  for (a, b), each in zip(parts, sums, strict=True)]  # fmt: skip
-        scale = max(abs(known[1.0][0] - known[0.0][0]), abs(trace.score), 1e-12)
-        left = points - len(known)
+        sums = [(evaluated[a][1] + evaluated[b][1]) * (b - a) / 2 for a, b in parts]
+        missed = [abs(evaluated[b][0] - evaluated[a][0] - area.sum())
+                  for (a, b), area in zip(parts, sums, strict=True)]  # fmt: skip
+        scale = max(abs(evaluated[1.0][0] - evaluated[0.0][0]), abs(trace.score), 1e-12)
+        remaining = points - len(evaluated)
         missing = sum(missed) / scale
         # A long text may have few points: what they will miss shows after the first.
-        hopeless = points < POINTS and missing * len(known) / points > 2 * TOLERANCE
-        if missing <= TOLERANCE or left <= 0 or hopeless:
+        hopeless = points < POINTS and missing * len(evaluated) / points > 2 * TOLERANCE
+        if missing <= TOLERANCE or remaining <= 0 or hopeless:
             return np.sum(sums, axis=0), missing
         # The worst parts, a batch or so at a time.
-        worst = np.argsort(missed)[::-1][: min(left, max(START, TOKENS // len(way)))]
+        worst = np.argsort(missed)[::-1][: min(remaining, max(START, TOKENS // len(way)))]
         visit([sum(parts[at]) / 2 for at in worst if missed[at] > 0.5 * missed[worst[0]]])
 
 
@@ -85,12 +85,12 @@ def _at(trace: Trace, way: Tensor, places: list[float]) -> tuple[Tensor, Tensor]
     back = 1 - torch.tensor(places).to(way)
     stream = (trace.embedding - back[:, None, None] * way).requires_grad_(True)
     ids = torch.tensor([target.ids]).expand(len(places), -1)
-    where = torch.full((len(places), 1), target.at)
+    positions = torch.full((len(places), 1), target.at)
 
     def enter(boundary: int, entered: Tensor) -> Tensor | None:
         return None if boundary else stream
 
-    with torch.enable_grad(), watching(model, enter), unembedding_at(model, where) as finish:
+    with torch.enable_grad(), watching(model, enter), unembedding_at(model, positions) as finish:
         logits = finish(run(model, ids, Reader(Request(stats=())), head=True))[:, 0]
         score = target.score(logits)
     return score.detach(), torch.autograd.grad(score.sum(), stream)[0]

@@ -22,6 +22,6 @@ def relevance(trace: Trace) -> Array:
     target = trace.target
     reads = trace.of_model(Readout)
     along = direction_of(trace.model, target.answer_ids, target.wrong_ids)[None]
-    found = reads.read_one(target.ids, target.at)
-    shares = by_source(reads, found, reads.before_norm(along, found))
+    cache = reads.read_question(target.ids, target.at)
+    shares = by_source(reads, cache, reads.before_norm(along, cache))
     return np.asarray(shares.sum((0, 1)).numpy())

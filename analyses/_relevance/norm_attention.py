@@ -21,8 +21,8 @@ CHUNK = 2**24
 
 def relevance(trace: Trace) -> Array:
     """Return the mean share of every token (token,), which sum to 1."""
-    found = norms(trace)
-    shares = found / found.sum(1, keepdims=True).clip(1e-30)
+    norm_rows = norms(trace)
+    shares = norm_rows / norm_rows.sum(1, keepdims=True).clip(1e-30)
     return np.asarray(shares.mean(0))
 
 
@@ -37,9 +37,9 @@ def norms(trace: Trace) -> Array:
         kv_heads, tokens = call.value.shape[1:3]
         groups = len(row) // kv_heads
         parts = []
-        for some in torch.split(torch.arange(tokens), max(1, CHUNK // out[0].numel())):
-            value = call.value[0, :, some].double().cpu()
-            mixed = row[:, some, None] * value.repeat_interleave(groups, 0)
+        for keys in torch.split(torch.arange(tokens), max(1, CHUNK // out[0].numel())):
+            value = call.value[0, :, keys].double().cpu()
+            mixed = row[:, keys, None] * value.repeat_interleave(groups, 0)
             # All heads at once: their outputs lie side by side in front of one matrix.
             parts.append((mixed.permute(1, 0, 2).flatten(1) @ out.flatten(0, 1)).norm(dim=-1))
         rows.append(torch.cat(parts))

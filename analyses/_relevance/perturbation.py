@@ -51,21 +51,21 @@ class Perturbation:
     def scores(self, replaced: NDArray[np.bool_]) -> Array:
         """Return the target's score with sets of tokens replaced (set, token), mean over draws."""
         replaced = replaced & self.free
-        keys = [each.tobytes() for each in replaced]
+        keys = [mask.tobytes() for mask in replaced]
         fresh = {key: row for key, row in zip(keys, replaced, strict=True) if key not in self.known}
         if fresh:
             masks = np.stack(list(fresh.values()))
-            own = np.asarray(self.target.ids)
-            rows = np.where(masks[:, None], self.others[None], own).reshape(-1, len(own))
-            size = max(1, TOKENS // len(own))
-            found = np.concatenate(
+            ids = np.asarray(self.target.ids)
+            rows = np.where(masks[:, None], self.others[None], ids).reshape(-1, len(ids))
+            size = max(1, TOKENS // len(ids))
+            values = np.concatenate(
                 [
                     self.target.scores(self.model, torch.from_numpy(rows[at : at + size]))
                     .double().cpu().numpy()
                     for at in range(0, len(rows), size)
                 ]
             )  # fmt: skip
-            means = found.reshape(len(masks), -1).mean(1)
+            means = values.reshape(len(masks), -1).mean(1)
             self.known |= dict(zip(fresh, means.tolist(), strict=True))
         return np.array([self.known[key] for key in keys])
 
@@ -145,10 +145,10 @@ def areas(
     tokens, so that both lie between 0 and what the intact text has where curves are monotonic.
     """
     _, empty = perturbation.ends()
-    found = {}
+    by_name = {}
     for name, order in orders.items():
         deleted, inserted = perturbation.curves(order, steps)
-        found[name] = tuple(
+        by_name[name] = tuple(
             float(np.trapezoid(curve - empty, dx=1 / steps)) for curve in (deleted, inserted)
         )
-    return found  # type: ignore[return-value]
+    return by_name  # type: ignore[return-value]

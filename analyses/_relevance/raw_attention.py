@@ -19,5 +19,5 @@ def relevance(trace: Trace) -> Array:
     layer = trace.layers[max(trace.layers)]
     heads = layer.z.shape[1]
     mean = torch.full((heads,), 1 / heads)
-    found = push(one_hot(trace), layer.call.query, layer.call.key, layer.spec, heads=mean)
-    return np.asarray(found[0, 0, :, 0].double().cpu().numpy())
+    row = push(one_hot(trace), layer.call.query, layer.call.key, layer.spec, heads=mean)
+    return np.asarray(row[0, 0, :, 0].double().cpu().numpy())

@@ -47,8 +47,8 @@ class Target:
     @torch.no_grad()
     def scores(self, model: Model, rows: Int[Tensor, "batch token"]) -> Float[Tensor, " batch"]:
         """Score other texts of the same length."""
-        where = torch.full((len(rows), 1), self.at)
-        return self.score(model_logits(model, rows, (), where)[:, 0])
+        positions = torch.full((len(rows), 1), self.at)
+        return self.score(model_logits(model, rows, (), positions)[:, 0])
 
 
 def of_question(ids: Sequence[int], question: EncodedQuestion) -> Target:

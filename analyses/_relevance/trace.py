@@ -74,8 +74,8 @@ class Trace:
         """Return what is measured of the model, once for all traces that share ``known``."""
         if measure not in self._known:
             self._known[measure] = measure(self.model)
-        found: T = self._known[measure]
-        return found
+        value: T = self._known[measure]
+        return value
 
     @cached_property
     def layers(self) -> dict[int, LayerTrace]:
@@ -111,7 +111,7 @@ class Trace:
     def _pass(self, *, gradients: bool) -> Passed:
         model, target = self.model, self.target
         entered: list[Tensor] = []
-        met: dict[int, tuple[AttentionCall, Tensor]] = {}
+        calls: dict[int, tuple[AttentionCall, Tensor]] = {}
 
         def enter(boundary: int, stream: Tensor) -> Tensor | None:
             if boundary:
@@ -121,21 +121,21 @@ class Trace:
 
         def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
             still = {name: getattr(call, name).detach() for name in ("query", "key", "value")}
-            met[call.layer] = replace(call, **still), z
+            calls[call.layer] = replace(call, **still), z
 
-        ids, where = torch.tensor([target.ids]), torch.tensor([[target.at]])
+        ids, positions = torch.tensor([target.ids]), torch.tensor([[target.at]])
         reader = self.reader(Request(stats=()), (), take)
         with torch.set_grad_enabled(gradients), watching(model, enter):
-            with unembedding_at(model, where) as finish:
+            with unembedding_at(model, positions) as finish:
                 logits = finish(run(model, ids, reader, head=True))[:, 0]
             score = target.score(logits)
-        slopes: list[Tensor | None] = [None] * (len(met) + 1)
+        slopes: list[Tensor | None] = [None] * (len(calls) + 1)
         if gradients:
-            outputs = [z for _, z in met.values()]
+            outputs = [z for _, z in calls.values()]
             slopes = list(torch.autograd.grad(score.sum(), [*outputs, entered[0]]))
         layers = {
             layer: LayerTrace(call, z.detach(), slope)
-            for (layer, (call, z)), slope in zip(met.items(), slopes[:-1], strict=True)
+            for (layer, (call, z)), slope in zip(calls.items(), slopes[:-1], strict=True)
         }
         last = slopes[-1]
         return (

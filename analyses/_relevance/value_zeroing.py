@@ -43,18 +43,18 @@ class Mixing:
         # Refuses models whose heads do not write straight into the residual stream.
         self.factors = trace.of_model(straight)
         self.weights = trace.of_model(outwards)
-        found = streams(trace.model, torch.tensor([trace.target.ids]))
-        self.streams = {boundary: stream[0] for boundary, stream in found.items()}
+        by_boundary = streams(trace.model, torch.tensor([trace.target.ids]))
+        self.streams = {boundary: stream[0] for boundary, stream in by_boundary.items()}
 
     def push(self, row: Float[Tensor, " query"], number: int) -> Float[Tensor, " key"]:
         """Multiply a row by C of one layer; queries that it does not hold are not computed."""
         layer = self.trace.layers[number]
         result = torch.zeros_like(row)
-        held = row.nonzero()[:, 0]
+        queries = row.nonzero()[:, 0]
         size = max(1, CHUNK // (layer.z.shape[1] * len(row)))
-        written = self._written(layer, number)
-        for some in torch.split(held, size):
-            result += row[some] @ self.rows(layer, number, some, *written)
+        writes = self._written(layer, number)
+        for part in torch.split(queries, size):
+            result += row[part] @ self.rows(layer, number, part, *writes)
         return result
 
     def rows(

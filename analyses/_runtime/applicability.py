@@ -17,8 +17,8 @@ def refusal(name: str, capture: xr.Dataset) -> str:
     say when it runs.
 
     >>> from headscope.probes import capture
-    >>> seen = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
-    >>> refusal("importance", seen), refusal("importance", seen.assign_coords(causal=("layer", [0] * 4)))
+    >>> data = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
+    >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] * 4)))
     ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
     """  # noqa: E501
     module = analyses.load(name)
@@ -26,10 +26,10 @@ def refusal(name: str, capture: xr.Dataset) -> str:
     for kind, why in _kinds(name, capture):
         if kind not in supports:
             return why
-    asks = hasattr(module, "TASK")
-    if asks and capture.attrs.get("attention", "self") != "self":
+    needs_task = hasattr(module, "TASK")
+    if needs_task and capture.attrs.get("attention", "self") != "self":
         return f"task: {name} asks for the next word of single texts; see sinks"
-    if asks and "pixels" in capture.coords:
+    if needs_task and "pixels" in capture.coords:
         return f"task: {name} asks in words, and this model reads images; see sinks"
     return ""
 

@@ -125,31 +125,34 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     from headscope.probes.prompts.prompt_batch import batches
 
     model, ids, row = sets.model, sets.ids(name), rows()[name]
-    own = getattr(analyses.load(name), "memory", None)
-    if own is not None:
-        return int(own(model, ids))
+    memory = getattr(analyses.load(name), "memory", None)
+    if memory is not None:
+        return int(memory(model, ids))
     config: Any = model.module.config.get_text_config()
-    whole = max(len(some) * len(ids[some[0]]) for some in batches(ids, BATCH_TOKENS))
+    largest_batch = max(len(batch) * len(ids[batch[0]]) for batch in batches(ids, BATCH_TOKENS))
     captures = sets.to_capture(name) is not None
     needs = _needs(sets, name) if captures else {"stats": ()}
-    each = probes.plan(model, sets.drawn(name), **needs).passing / whole
+    per_token = probes.plan(model, sets.drawn(name), **needs).passing / largest_batch
     # One prompt at a time, or as many of one length as fit.
     longest = max(map(len, ids))
-    tokens = whole if row.most > 1.5 or captures else longest
+    tokens = largest_batch if row.most > 1.5 or captures else longest
     if any(row.each):  # of prompts of its own
         tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
     word = 4 * model.vocabulary * LOGITS
     share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
     heads = len(model.geometry.attending) * model.heads
-    found = [tokens * (each + share * word), heads * row.head_rows * word]
+    peaks = [tokens * (per_token + share * word), heads * row.head_rows * word]
     if expected.sloped:
-        kept = head_gradients.batch_tokens(model)
-        found.append(min(max(kept, longest), whole) * costs.sloped_bytes + share * whole * word)
+        batch_tokens = head_gradients.batch_tokens(model)
+        peaks.append(
+            min(max(batch_tokens, longest), largest_batch) * costs.sloped_bytes
+            + share * largest_batch * word
+        )
     if row.per_head or row.per_head_each:
-        batch = min(whole, max(SWEEP_TOKENS, longest))
+        batch = min(largest_batch, max(SWEEP_TOKENS, longest))
         streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
-        found.append(streams + batch * expected.together * (each + row.sweep_asked * word))
-    return math.ceil(max(found))
+        peaks.append(streams + batch * expected.together * (per_token + row.sweep_asked * word))
+    return math.ceil(max(peaks))
 
 
 def duration(seconds: float) -> str:

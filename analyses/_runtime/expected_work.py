@@ -135,8 +135,8 @@ def expect(
         return None
     lengths, layers = list(map(len, sets.ids(name))), len(model.geometry.attending)
     count, total, heads = len(lengths), sum(lengths), layers * model.heads
-    asked = check.parse(name, analyses.options(name), options)
-    exhaustive = asked.get("exhaustive", "exhaustive" not in analyses.options(name))
+    values = check.parse(name, analyses.options(name), options)
+    exhaustive = values.get("exhaustive", "exhaustive" not in analyses.options(name))
     screened = heads > FEW and not exhaustive
     chosen = min(heads, row.ranked * FIRST + SAMPLE) if screened else heads
     work = np.asarray(row.screened if screened else row.fixed)
@@ -155,12 +155,12 @@ def expect(
         alone = row.singles + (1 - row.singles) / together
         calls += ablations * sum(batches) * chosen * alone * (layers + 1) / 2
         unembedded += ablations * chosen * row.sweep_asked * total
-        known = prefix_reuse.checked(model)
-        fresh = [*({*lengths} - known)]
+        checked_lengths = prefix_reuse.checked(model)
+        fresh = [*({*lengths} - checked_lengths)]
         # The first time that a model is met from every layer on, then from the last one alone.
-        whole = fresh[: 0 if known else 1]
-        passes += (sum(fresh) / layers + sum(whole) * (layers - 1) / 2) / total
-        calls += len(fresh) + len(whole) * layers * (layers - 1) / 2
+        first_met = fresh[: 0 if checked_lengths else 1]
+        passes += (sum(fresh) / layers + sum(first_met) * (layers - 1) / 2) / total
+        calls += len(fresh) + len(first_met) * layers * (layers - 1) / 2
     if sets.to_capture(name) not in (None, *captured):
         passes += 1
         calls += len(batches) * layers

@@ -27,7 +27,9 @@ def positionals(name: str) -> tuple[str, ...]:
     """List what the suite supplies to an analysis, in the order of its signature."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.signature(analyses.load(name).run)
-    return tuple(each.name for each in signature.parameters.values() if each.kind in kinds)
+    return tuple(
+        parameter.name for parameter in signature.parameters.values() if parameter.kind in kinds
+    )
 
 
 def _supports(name: str) -> Collection[str]:
@@ -59,7 +61,7 @@ class PromptSets:
 
     def expect(self, name: str) -> None:
         """Announce an analysis, so that its needs join the one capture of its prompt set."""
-        unknown = [each for each in positionals(name) if each not in SUPPLIED]
+        unknown = [argument for argument in positionals(name) if argument not in SUPPLIED]
         if unknown:
             raise InvalidInput(
                 f"{name}: run() asks for {unknown[0]!r}, which the suite does not supply; "
@@ -78,34 +80,34 @@ class PromptSets:
     def check(self, name: str) -> None:
         """Refuse an analysis that cannot measure the model, before anything is drawn for it."""
         rows_sum_to_one(self.model, name, _supports(name))
-        asks = hasattr(analyses.load(name), "TASK")
-        if asks and self.model.reads == "images":
+        needs_task = hasattr(analyses.load(name), "TASK")
+        if needs_task and self.model.reads == "images":
             raise NotApplicable(
                 f"task: {name} asks in words, and {self.model.architecture} reads images; see sinks"
             )
-        if asks and self.model.attention != "self":
+        if needs_task and self.model.attention != "self":
             raise NotApplicable(
                 f"task: {name} asks for the next word of single texts, and {self.model.name} has "
                 "an encoder and a decoder; see sinks"
             )
 
-    def supply(self, name: str, what: str) -> Any:
+    def supply(self, name: str, argument: str) -> Any:
         """Return one positional argument of an analysis."""
         key = self._key(name)
-        if what == "model":
+        if argument == "model":
             return self.model
-        if what == "capture":
+        if argument == "capture":
             return self._capture(key, name)
-        if what == "sae":
+        if argument == "sae":
             return self.sae
-        made = self._made(key)
-        if what == "task" and not hasattr(made, "metric"):
+        prompts = self._prompts_of(key)
+        if argument == "task" and not hasattr(prompts, "metric"):
             raise NotApplicable(f"task: {name} needs answers; give a task, not plain prompts")
-        return made
+        return prompts
 
     def drawn(self, name: str) -> Any:
         """Return the prompts of an analysis: of its own task, or those of the run."""
-        return self._made(self._key(name))
+        return self._prompts_of(self._key(name))
 
     def ids(self, name: str) -> Sequence[Sequence[int]]:
         """Return the token ids of every prompt of an analysis."""
@@ -118,21 +120,21 @@ class PromptSets:
         if "capture" not in positionals(name):
             return None
         key = self._key(name)
-        held, needs = self._captures.get(key), self._needs.get(key, Needs())
+        data, needs = self._captures.get(key), self._needs.get(key, Needs())
         if not (needs.stats or needs.keep):  # no prompt is run for nothing
             return None
-        return None if held is not None and needs.held_by(held) else (key,)
+        return None if data is not None and needs.held_by(data) else (key,)
 
     def state(self, name: str, result: xr.Dataset) -> None:
         """Write into a result what the intact model makes of the task that it stands on."""
         from headscope.analyses._interventions import intact_task
 
         key = self._key(name)
-        made = self._made(key)
-        if not hasattr(analyses.load(name), "TASK") or not hasattr(made, "metric"):
+        task = self._prompts_of(key)
+        if not hasattr(analyses.load(name), "TASK") or not hasattr(task, "metric"):
             return
         if key not in self._intact:
-            self._intact[key] = intact_task.measure(self.model, made)
+            self._intact[key] = intact_task.measure(self.model, task)
         text, low = self._intact[key]
         if text:
             result.attrs["intact"] = text
@@ -156,7 +158,7 @@ class PromptSets:
             return ("given",)
         return (self.task or own, self.n or getattr(module, "PROMPTS", DEFAULT_PROMPTS))
 
-    def _made(self, key: Any) -> Any:
+    def _prompts_of(self, key: Any) -> Any:
         from headscope.analyses._measurements import recall_capacity
         from headscope.probes.prompts import tasks
 
@@ -178,15 +180,15 @@ class PromptSets:
         from headscope.probes import capture
 
         needs = self._needs[key]
-        held = self._captures.get(key)
-        if held is not None and needs.held_by(held):
-            return held
-        prompts = self._made(key)
+        data = self._captures.get(key)
+        if data is not None and needs.held_by(data):
+            return data
+        prompts = self._prompts_of(key)
         if prompts is None:
-            own = Needs.of(analyses.load(name))
-            if held is not None and own.held_by(held):
-                return held
-            missing = ", ".join(own.stats + own.keep)
+            own_needs = Needs.of(analyses.load(name))
+            if data is not None and own_needs.held_by(data):
+                return data
+            missing = ", ".join(own_needs.stats + own_needs.keep)
             raise NotApplicable(
                 f"capture: {name} needs {missing}; give the prompts to capture again"
             )

@@ -82,15 +82,15 @@ def checked(
     run: Callable[..., Any], analysis: str = "", supports: Collection[str] = ("sigmoid",)
 ) -> Callable[..., Any]:
     """Return ``run`` with its options, and the rows that it is given, checked at every call."""
-    known = bounds(run)
+    limits = bounds(run)
 
     @functools.wraps(run)
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        for name in options.keys() & known.keys():
-            for bound in known[name]:
+        for name in options.keys() & limits.keys():
+            for bound in limits[name]:
                 bound.check(name, options[name])
-        for given in (*arguments, *options.values()):
-            rows_sum_to_one(given, analysis, supports)
+        for argument in (*arguments, *options.values()):
+            rows_sum_to_one(argument, analysis, supports)
         return run(*arguments, **options)
 
     return wrapped
@@ -130,14 +130,16 @@ def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) 
         )
 
 
-def parse(analysis: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+def parse(
+    analysis: str, options: Mapping[str, Option], values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Turn option values, also as text from a command line, into the types of their defaults.
 
     >>> from headscope import analyses
     >>> parse("sinks", analyses.options("sinks"), {"epsilon": "0.8"})
     {'epsilon': 0.8}
     """
-    return {name: _value(analysis, known, name, value) for name, value in given.items()}
+    return {name: _value(analysis, options, name, value) for name, value in values.items()}
 
 
 def _value(analysis: str, known: Mapping[str, Option], name: str, value: Any) -> Any:

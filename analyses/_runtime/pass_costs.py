@@ -84,12 +84,12 @@ def measure(model: Model, ids: Sequence[int]) -> PassCosts:
 
 def _measure(model: Model, ids: Sequence[int]) -> PassCosts:
     context = model.context or LONG
-    few, many = (_rows(ids, size, context) for size in (SHORT, LONG))
-    plain, sloped = _run(model, few), _sloped(model, few)
+    short, long = (_rows(ids, size, context) for size in (SHORT, LONG))
+    plain, sloped = _run(model, short), _sloped(model, short)
     with PeakTensorBytes() as memory:
         sloped()
-    passes, seconds = [few, many], [_seconds(plain), _seconds(_run(model, many))]
-    if seconds[-1] * LONGEST / many.numel() < PATIENCE:
+    passes, seconds = [short, long], [_seconds(plain), _seconds(_run(model, long))]
+    if seconds[-1] * LONGEST / long.numel() < PATIENCE:
         passes.append(_rows(ids, LONGEST, context))
         seconds.append(_seconds(_run(model, passes[-1])))
     layers = len(model.geometry.attending)
@@ -101,11 +101,11 @@ def _measure(model: Model, ids: Sequence[int]) -> PassCosts:
         hidden = torch.zeros(LONG, weight.shape[1], dtype=weight.dtype, device=weight.device)
         unembedded = _seconds(lambda: head(hidden).float().log_softmax(-1)) / LONG
     return PassCosts(
-        tokens=tuple(each.numel() for each in passes),
-        layer=tuple(each / layers for each in seconds),
+        tokens=tuple(ids.numel() for ids in passes),
+        layer=tuple(duration / layers for duration in seconds),
         unembedded=unembedded,
-        sloped=_seconds(_sloped(model, many)) / seconds[1],
-        sloped_bytes=memory.peak / few.numel(),
+        sloped=_seconds(_sloped(model, long)) / seconds[1],
+        sloped_bytes=memory.peak / short.numel(),
     )
 
 

@@ -39,8 +39,8 @@ class Needs:
 
     def arguments(self) -> dict[str, tuple[Any, ...]]:
         """Return what to give ``capture``, which has offsets and targets of its own."""
-        each = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: given for name, given in each.items() if given or name in ("stats", "keep")}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in fields.items() if value or name in ("stats", "keep")}
 
     def held_by(self, capture: xr.Dataset) -> bool:
         """Tell whether a capture holds all of it."""

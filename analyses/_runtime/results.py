@@ -136,23 +136,28 @@ class Results:
         if verdict is not None:
             attrs |= {"verdict": verdict.state, "verdict_text": verdict.text}
             note = f"{note} {verdict.text}".strip()
-        used = {dim for each in self.variables.values() for dim in each.dims}
+        used = {dim for variable in self.variables.values() for dim in variable.dims}
         shared: dict[str, Any] = {
             name: self.capture[name].values
             for name in ("layer", "head")
             if name in used and name in self.capture
         }
-        known = attending(self.capture)
-        absent = "layer" in used and not known.all()
+        has_map = attending(self.capture)
+        absent = "layer" in used and not has_map.all()
         if absent:
-            shared["attention_map"] = ("layer", known)
+            shared["attention_map"] = ("layer", has_map)
         result = xr.Dataset(dict(self.variables), coords={**shared, **(coords or {})})
         if absent:
-            for name in [name for name, each in self.variables.items() if "layer" in each.dims]:
+            for name in [
+                name for name, variable in self.variables.items() if "layer" in variable.dims
+            ]:
                 # What an analysis computed for such a layer, a 0 most often, is no measurement.
                 result[name] = result[name].where(result["attention_map"])
         attrs["note"] = note
-        result.attrs = {**self.capture.attrs, **{key: it for key, it in attrs.items() if it != ""}}
+        result.attrs = {
+            **self.capture.attrs,
+            **{key: value for key, value in attrs.items() if value != ""},
+        }
         json.dumps(result.attrs)
         return result
 
@@ -161,8 +166,8 @@ def effect(samples: NDArray[Any]) -> dict[str, str]:
     """Say which heads have an effect (prompt, layer, head) that is told from 0, among all."""
     if len(samples) < LEAST_PROMPTS:
         return {"effect": "too_few", "effect_heads": ""}
-    told = labels(told_from_zero(np.asarray(samples, dtype=float)))
-    return {"effect": "supported" if told else "not_supported", "effect_heads": " ".join(told)}
+    heads = labels(told_from_zero(np.asarray(samples, dtype=float)))
+    return {"effect": "supported" if heads else "not_supported", "effect_heads": " ".join(heads)}
 
 
 def require(
@@ -206,9 +211,9 @@ def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
 
 def require_maps(capture: xr.Dataset, analysis: str) -> None:
     """Refuse a capture with layers that have no attention map."""
-    known = attending(capture)
-    if not known.all():
-        layers = ", ".join(str(int(one)) for one in capture["layer"].values[~known])
+    has_map = attending(capture)
+    if not has_map.all():
+        layers = ", ".join(str(int(layer)) for layer in capture["layer"].values[~has_map])
         raise NotApplicable(
             f"attention_map: {analysis} follows attention through every layer, but there is none "
             f"in layer {layers}"

@@ -134,20 +134,22 @@ def execute_many(
     InvalidInput, ResourceLimit
         What the user has to mend before any analysis can go on.
     """
-    wanted = tuple(dict.fromkeys(names))
-    given = options or {}
-    stray = [each for each in given if each not in wanted]
+    analysis_names = tuple(dict.fromkeys(names))
+    options_by_name = options or {}
+    stray = [name for name in options_by_name if name not in analysis_names]
     if stray:
         raise InvalidInput(f"options: {stray[0]!r} is not among the analyses to run")
-    settings = {each: _settings(each, given.get(each, {}), seed) for each in wanted}
+    settings = {
+        name: _settings(name, options_by_name.get(name, {}), seed) for name in analysis_names
+    }
     sets = PromptSets(model, prompts, capture, task, n, seed, sae)
-    for each in wanted:
-        sets.expect(each)
-    return _run(wanted, settings, sets, EffectsTable(effects, dtype), progress)
+    for name in analysis_names:
+        sets.expect(name)
+    return _run(analysis_names, settings, sets, EffectsTable(effects, dtype), progress)
 
 
 def _run(
-    wanted: tuple[str, ...],
+    analysis_names: tuple[str, ...],
     settings: dict[str, dict[str, Any]],
     sets: PromptSets,
     table: EffectsTable,
@@ -156,7 +158,7 @@ def _run(
     from headscope.analyses._runtime import expected_work, pass_costs
     from headscope.probes.prompts import tasks
 
-    for name in wanted:
+    for name in analysis_names:
         module = analyses.load(name)
         report = None if progress is None else partial(progress, name)
         try:
@@ -168,7 +170,7 @@ def _run(
             total = None if expected is None else expected.total(pass_costs.known(sets.model))
             table.used.clear()
             with reporting(report, total), sharing(table):
-                supplied = [sets.supply(name, what) for what in positionals(name)]
+                supplied = [sets.supply(name, argument) for argument in positionals(name)]
                 # What an analysis draws beside the task that it is given is worded like it.
                 with tasks.wording(getattr(sets.drawn(name), "register", None) or None):
                     result = module.run(*supplied, **settings[name])
@@ -189,10 +191,10 @@ def _run(
         yield name, result
 
 
-def _settings(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _settings(name: str, overrides: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return every option of an analysis with its value."""
-    known = analyses.options(name)
-    values = {option: each.default for option, each in known.items()}
+    declared = analyses.options(name)
+    values = {option: declaration.default for option, declaration in declared.items()}
     if "seed" in values:
         values["seed"] = seed
-    return {**values, **check.parse(name, known, given)}
+    return {**values, **check.parse(name, declared, overrides)}

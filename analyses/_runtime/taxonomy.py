@@ -119,7 +119,7 @@ def attributes(kind: str, method: str) -> dict[str, Any]:
 
 def coordinates(kinds: NDArray[Any], method: str) -> dict[str, Any]:
     """Return coordinates over layer and head for a grid of head types; empty names have none."""
-    stages = [[TERMS[one].stage if one else "" for one in row] for row in kinds.tolist()]
+    stages = [[TERMS[kind].stage if kind else "" for kind in row] for row in kinds.tolist()]
     evidence, way = METHODS[method]
     grid = ("layer", "head")
     return {

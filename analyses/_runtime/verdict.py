@@ -73,12 +73,12 @@ def interval_verdict(lower: float, above: str, not_above: str, unknown: str = ""
     return Verdict("supported", above) if lower > 0 else Verdict("disagreement", not_above)
 
 
-def compare_shares(moved: NDArray[np.float64], what: str, groups: tuple[str, str]) -> Verdict:
+def compare_shares(moved: NDArray[np.float64], edit: str, groups: tuple[str, str]) -> Verdict:
     """Conclude whether an edit does less of what ablation does in one group than in another.
 
     ``moved`` (prompt, 4) has nats of edit and ablation of the first group, then of the second. No
     share is stated of an ablation that is not told from `LEAST_NATS`: where it is that of the
-    second group, the edit of the first must move less than its ablation. ``what`` names the edit,
+    second group, the edit of the first must move less than its ablation. ``edit`` names the edit,
     ``groups`` where it is made.
     """
     means = moved.mean(0)
@@ -86,12 +86,12 @@ def compare_shares(moved: NDArray[np.float64], what: str, groups: tuple[str, str
     if measurable.all():
         shares = means[::2] / means[1::2]
         # The share of every prompt to first order, whose mean is the share of the means.
-        each = shares + (moved[:, ::2] - shares * moved[:, 1::2]) / means[1::2]
+        prompt_shares = shares + (moved[:, ::2] - shares * moved[:, 1::2]) / means[1::2]
         first, second = map(percent, shares)
-        text = f"{what} does {first} of what ablation does in {groups[0]}, {second} in {groups[1]}"
-        return causal_verdict(each[:, 1] - each[:, 0], text)
+        text = f"{edit} does {first} of what ablation does in {groups[0]}, {second} in {groups[1]}"
+        return causal_verdict(prompt_shares[:, 1] - prompt_shares[:, 0], text)
     text = "; ".join(
-        f"in {group} {what} moves the output by {amount(means[at])} nats, ablation by "
+        f"in {group} {edit} moves the output by {amount(means[at])} nats, ablation by "
         f"{amount(means[at + 1])}"
         for group, at in zip(groups, (0, 2), strict=True)
     )

@@ -43,8 +43,8 @@ class RandomDirections:
         """Return the reconstruction."""
         off = (vectors - self.mean).flatten(0, -2)
         rows = max(1, CELLS // (self.k * off.shape[1] + len(self.directions)))
-        made = torch.cat([self._fitted(part) for part in torch.split(off, rows)])
-        return self.mean + made.view_as(vectors)
+        fitted = torch.cat([self._fitted(part) for part in torch.split(off, rows)])
+        return self.mean + fitted.view_as(vectors)
 
     def _fitted(self, off: Float[Tensor, "example size"]) -> Float[Tensor, "example size"]:
         chosen = self.directions[(off @ self.directions.T).abs().topk(self.k, dim=1).indices]

@@ -106,12 +106,12 @@ def squares(
     prompts: int,
 ) -> Array:
     """Return squared errors of every rewrite, and last of the mean alone (prompt, rewrite + 1)."""
-    found = np.zeros((prompts, len(rewrites) + 1))
+    result = np.zeros((prompts, len(rewrites) + 1))
     for rows, vectors in stream:
-        made = [*(rewrite(vectors) for rewrite in rewrites.values()), mean.expand_as(vectors)]
-        errors = [(vectors - each).double().square().sum((1, 2)) for each in made]
-        found[rows] = torch.stack(errors, 1).numpy()
-    return found
+        rewritten = [*(rewrite(vectors) for rewrite in rewrites.values()), mean.expand_as(vectors)]
+        errors = [(vectors - output).double().square().sum((1, 2)) for output in rewritten]
+        result[rows] = torch.stack(errors, 1).numpy()
+    return result
 
 
 def share_kept(

@@ -111,25 +111,25 @@ def estimate(
     site.check(model.geometry)
     pieces = cut(model, prompts, context)
     texts = sum(map(len, pieces))
-    held = min(texts, ROOM)
-    tokens = held
+    buffered = min(texts, ROOM)
+    tokens = buffered
     if texts >= ROOM:
-        drawn = settings.steps * settings.batch / (USES // 2)
-        tokens += math.ceil(max(drawn - ROOM, 0) / ROOM) * (ROOM // 2)
+        vectors_used = settings.steps * settings.batch / (USES // 2)
+        tokens += math.ceil(max(vectors_used - ROOM, 0) / ROOM) * (ROOM // 2)
     longest = max(pieces, key=len)
     rows = max(1, min(TOKENS // len(longest), tokens // len(longest)))
     ids = torch.tensor([longest] * rows)
     vectors(model, ids[:1], site)
     began = time.perf_counter()
-    some = vectors(model, ids, site).flatten(0, 1)
+    batch = vectors(model, ids, site).flatten(0, 1)
     passed = time.perf_counter() - began
-    some = some[torch.arange(settings.batch) % len(some)]
+    batch = batch[torch.arange(settings.batch) % len(batch)]
     began = time.perf_counter()
-    fit(iter([some] * TRIED), some, site, replace(settings, steps=TRIED))
+    fit(iter([batch] * TRIED), batch, site, replace(settings, steps=TRIED))
     stepped = (time.perf_counter() - began) / TRIED
-    numbers = 2 * held * some.shape[1]  # the vectors, and those that come for half of them
+    numbers = 2 * buffered * batch.shape[1]  # the vectors, and those that come for half of them
     # Weights, their gradients and two moments; scores and activations of a batch, and theirs.
-    numbers += 8 * settings.features * some.shape[1] + 8 * settings.batch * settings.features
+    numbers += 8 * settings.features * batch.shape[1] + 8 * settings.batch * settings.features
     return Cost(
         site, texts, tokens, settings.steps,
         passed * tokens / ids.numel() + stepped * settings.steps, 4 * numbers,

@@ -138,12 +138,12 @@ def _config(path: Path) -> dict[str, Any]:
     """Read the settings of either layout, under the names of version 5, metadata beside them."""
     file = path / CONFIG
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidInput(f"sae: {file} cannot be read: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(settings, dict):
         raise InvalidInput(f"sae: {file} holds no settings")
-    named: dict[str, Any] = given
+    named: dict[str, Any] = settings
     config = {RENAMED.get(name, name): value for name, value in named.items()}
     metadata = config.get("metadata") or {}
     for name in ("hook_name_out", "hook_head_index_out"):

@@ -82,22 +82,22 @@ def vectors(
     model: Model, ids: Int[Tensor, "batch position"], site: Site
 ) -> Float[Tensor, "batch position _"]:
     """Run the model up to a layer, and return its head outputs in float32."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def receive(call: AttentionCall) -> Tensor:
         z = call.attend(Request(stats=()))["z"]
         if call.layer == site.layer:
-            found.append(site.gather(z).float().cpu())
+            outputs.append(site.gather(z).float().cpu())
             raise _ReachedError
         return z
 
     with suppress(_ReachedError), intercept_attention(model, receive):
         forward.call(model, ids, head=False)
-    if not found:
+    if not outputs:
         raise UnsupportedModel(f"model: layer {site.layer} of {model.name} asked for no attention")
-    if not bool(torch.isfinite(found[0]).all()):
+    if not bool(torch.isfinite(outputs[0]).all()):
         raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
-    return found[0]
+    return outputs[0]
 
 
 def stream(

@@ -43,8 +43,8 @@ class Splice(Edit):
         if layer != self.site.layer:
             return z
         blocks = self.site.gather(z).float().cpu().chunk(len(self.rewrites))
-        made = [rewrite(block) for rewrite, block in zip(self.rewrites, blocks, strict=True)]
-        return self.site.scatter(z, torch.cat(made))
+        rewritten = [rewrite(block) for rewrite, block in zip(self.rewrites, blocks, strict=True)]
+        return self.site.scatter(z, torch.cat(rewritten))
 
     def check(self, shape: Geometry) -> None:
         """Refuse a site that the model does not have."""
@@ -64,8 +64,8 @@ def losses(
     all positions.
     """
 
-    def edit(some: Int[Tensor, " variant"], prompts: list[int]) -> Splice:
-        return Splice(site, [rewrites[at] for at in some.tolist()])
+    def edit(numbers: Int[Tensor, " variant"], prompts: list[int]) -> Splice:
+        return Splice(site, [rewrites[at] for at in numbers.tolist()])
 
     starts = torch.full((len(rewrites),), site.layer)
     return sweep_measures(model, prompts, [mean_of(prompts), *also], starts, edit)

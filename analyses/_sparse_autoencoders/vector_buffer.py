@@ -109,8 +109,8 @@ class VectorBuffer:
 
     def _take(self, count: int, size: int) -> Batch:
         """Take vectors until there are ``count`` or none are left; others of a part are dropped."""
-        taken: list[Batch] = []
-        while sum(map(len, taken)) < count and (part := next(self.source, None)) is not None:
+        parts: list[Batch] = []
+        while sum(map(len, parts)) < count and (part := next(self.source, None)) is not None:
             self.parts += 1
-            taken.append(part)
-        return torch.cat(taken)[:count] if taken else torch.empty(0, size)
+            parts.append(part)
+        return torch.cat(parts)[:count] if parts else torch.empty(0, size)

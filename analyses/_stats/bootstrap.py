@@ -86,8 +86,8 @@ def crossed(samples: NDArray[Any], *, seed: int = 0) -> tuple[float, float, floa
     rows, columns = values.shape
     if rows < 2 or columns < 2:
         return mean, float("nan"), float("nan")
-    chosen = draws(rows, 1000, seed) / rows
-    asked = draws(columns, 1000, seed + 1) / columns
-    means = np.einsum("sd,dp,sp->s", chosen, values, asked)
+    row_weights = draws(rows, 1000, seed) / rows
+    column_weights = draws(columns, 1000, seed + 1) / columns
+    means = np.einsum("sd,dp,sp->s", row_weights, values, column_weights)
     lower, upper = np.quantile(means, [TAIL, 1 - TAIL])
     return mean, float(lower), float(upper)

@@ -10,29 +10,33 @@ RESAMPLES = 500
 LEAST_PROMPTS = 16
 
 
-def cohen(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+def cohen(first: Array, second: Array, floor: float, *, paired: bool) -> Array:
     """Return Cohen's d of every score (...): mean difference over its spread.
 
     Paired: over the standard deviation of the differences (d_z); else over the pooled one. A spread
     below ``floor`` counts as ``floor``: what changes alike on every prompt would have no end.
     Scores are (prompt, ...), paired row by row or of different numbers of prompts.
     """
-    return np.asarray((one.mean(0) - other.mean(0)) / spread(one, other, floor, paired=paired))
+    return np.asarray(
+        (first.mean(0) - second.mean(0)) / spread(first, second, floor, paired=paired)
+    )
 
 
-def spread(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+def spread(first: Array, second: Array, floor: float, *, paired: bool) -> Array:
     """Return the standard deviation that differences are measured in, ``floor`` at least."""
     if paired:
-        found = (one - other).std(0, ddof=1)
+        deviation = (first - second).std(0, ddof=1)
     else:
-        free = len(one) + len(other) - 2
-        squares = (len(one) - 1) * one.var(0, ddof=1) + (len(other) - 1) * other.var(0, ddof=1)
-        found = np.sqrt(squares / free)
-    return np.asarray(np.maximum(found, floor))
+        free = len(first) + len(second) - 2
+        squares = (len(first) - 1) * first.var(0, ddof=1) + (len(second) - 1) * second.var(
+            0, ddof=1
+        )
+        deviation = np.sqrt(squares / free)
+    return np.asarray(np.maximum(deviation, floor))
 
 
 def intervals(
-    one: Array, other: Array, floor: float, *, paired: bool, seed: int
+    first: Array, second: Array, floor: float, *, paired: bool, seed: int
 ) -> tuple[Array, Array, Array]:
     """Return d and the ends of its 95 % bootstrap interval over prompts.
 
@@ -41,23 +45,23 @@ def intervals(
     sizes = []
     rng = np.random.default_rng(seed)
     for _ in range(RESAMPLES):
-        rows = rng.integers(0, len(one), len(one))
-        others = rows if paired else rng.integers(0, len(other), len(other))
-        sizes.append(cohen(one[rows], other[others], floor, paired=paired))
+        rows = rng.integers(0, len(first), len(first))
+        second_rows = rows if paired else rng.integers(0, len(second), len(second))
+        sizes.append(cohen(first[rows], second[second_rows], floor, paired=paired))
     lower, upper = percentiles(np.stack(sizes), 0.025)
-    return cohen(one, other, floor, paired=paired), lower, upper
+    return cohen(first, second, floor, paired=paired), lower, upper
 
 
-def p_values(one: Array, other: Array, floor: float, *, paired: bool) -> Array:
+def p_values(first: Array, second: Array, floor: float, *, paired: bool) -> Array:
     """Return the two-sided p of a t test of every score (...); the spread has the same floor."""
     from scipy.stats import t
 
-    size = cohen(one, other, floor, paired=paired)
+    size = cohen(first, second, floor, paired=paired)
     if paired:
-        count, free = np.sqrt(len(one)), len(one) - 1
+        count, free = np.sqrt(len(first)), len(first) - 1
     else:
-        count = np.sqrt(len(one) * len(other) / (len(one) + len(other)))
-        free = len(one) + len(other) - 2
+        count = np.sqrt(len(first) * len(second) / (len(first) + len(second)))
+        free = len(first) + len(second) - 2
     return np.asarray(2 * t.sf(np.abs(size) * count, free))
 
 

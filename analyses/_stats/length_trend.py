@@ -41,22 +41,22 @@ def octaves(counts: Array, least: int) -> list[tuple[int, int]]:
     ([(4, 8), (8, 21)], [(4, 8), (8, 16), (16, 31)])
     """
     most = int(np.nanmax(counts, initial=0))
-    found = []
+    bins = []
     while least <= most:
-        found.append((least, min(2 * least, most + 1)))
+        bins.append((least, min(2 * least, most + 1)))
         least *= 2
-    if len(found) > 1 and most + 1 < 1.5 * found[-1][0]:
-        found[-2:] = [(found[-2][0], most + 1)]
-    return found
+    if len(bins) > 1 and most + 1 < 1.5 * bins[-1][0]:
+        bins[-2:] = [(bins[-2][0], most + 1)]
+    return bins
 
 
-def by_octave(values: Array, seen: Array, bins: list[tuple[int, int]]) -> tuple[Array, Array]:
-    """Average by octave: the keys seen (prompt, layer, bin), the values (…, head, bin)."""
-    counts = np.full((*seen.shape[:2], len(bins)), np.nan)
+def by_octave(values: Array, visible: Array, bins: list[tuple[int, int]]) -> tuple[Array, Array]:
+    """Average by octave: the visible keys (prompt, layer, bin), the values (…, head, bin)."""
+    counts = np.full((*visible.shape[:2], len(bins)), np.nan)
     means = np.full((*values.shape[:3], len(bins)), np.nan)
     for number, (low, high) in enumerate(bins):
-        inside = (seen >= low) & (seen < high)
-        counts[..., number] = mean(np.where(inside, seen, np.nan))
+        inside = (visible >= low) & (visible < high)
+        counts[..., number] = mean(np.where(inside, visible, np.nan))
         means[..., number] = mean(np.where(inside[:, :, None], values, np.nan))
     return counts, means
 

@@ -22,15 +22,20 @@ def agreement(
     Scores are (prompt, layer, head); heads with NaN on either side are left out. ``paired`` scores
     have the same prompts, which are resampled together. NaN ends with one prompt.
     """
-    one, two = (each.reshape(len(each), -1) for each in (first, second))
-    known = ~(np.isnan(one).any(0) | np.isnan(two).any(0))
-    one, two = one[:, known], two[:, known]
-    rho = ranked(np.abs(one.mean(0)), np.abs(two.mean(0)))
-    if min(len(one), len(two)) < 2:
+    left, right = (scores.reshape(len(scores), -1) for scores in (first, second))
+    present = ~(np.isnan(left).any(0) | np.isnan(right).any(0))
+    left, right = left[:, present], right[:, present]
+    rho = ranked(np.abs(left.mean(0)), np.abs(right.mean(0)))
+    if min(len(left), len(right)) < 2:
         return rho, float("nan"), float("nan")
-    left = draws(len(one), RESAMPLES, seed) / len(one)
-    right = left if paired else draws(len(two), RESAMPLES, seed + 1) / len(two)
-    resampled = [ranked(a, b) for a, b in zip(np.abs(left @ one), np.abs(right @ two), strict=True)]
+    first_weights = draws(len(left), RESAMPLES, seed) / len(left)
+    second_weights = (
+        first_weights if paired else draws(len(right), RESAMPLES, seed + 1) / len(right)
+    )
+    resampled = [
+        ranked(a, b)
+        for a, b in zip(np.abs(first_weights @ left), np.abs(second_weights @ right), strict=True)
+    ]
     lower, upper = map(float, percentiles(np.asarray(resampled), 0.025))
     return rho, lower, upper
 
@@ -49,14 +54,14 @@ def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
     if len(flat) < 2:
         return float("nan"), float("nan"), float("nan")
     generator = np.random.default_rng(seed)
-    found = []
+    reliabilities = []
     for _ in range(HALVES):
         halves = np.array_split(generator.permutation(len(flat)), 2)
         r = ranked(*(np.abs(flat[half].mean(0)) for half in halves))
         # At r = −1 the formula has no value; no worse than −1 is told apart.
-        found.append(max(2 * r / (1 + r), -1.0) if r > -1 else -1.0)
-    lower, upper = map(float, percentiles(np.asarray(found), 0.025))
-    return float(np.mean(found)), lower, upper
+        reliabilities.append(max(2 * r / (1 + r), -1.0) if r > -1 else -1.0)
+    lower, upper = map(float, percentiles(np.asarray(reliabilities), 0.025))
+    return float(np.mean(reliabilities)), lower, upper
 
 
 def ranked(first: Array, second: Array) -> float:
@@ -77,7 +82,7 @@ def matrix(methods: Mapping[str, Array], seed: int) -> Array:
     All methods have the same prompts, which are resampled together; NaN where a method gives every
     head the same.
     """
-    samples = np.stack([each.reshape(len(each), -1) for each in methods.values()])
+    samples = np.stack([scores.reshape(len(scores), -1) for scores in methods.values()])
     samples = samples[:, :, ~np.isnan(samples).any((0, 1))]
     ranks = _ranks(np.abs(samples.mean(1)))
     rho = np.round(ranks @ ranks.T, 12)
@@ -108,10 +113,11 @@ def parting(first: Array, second: Array, count: int = 3) -> list[str]:
     >>> parting(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 3.0, 2.0, 4.0]]), 1)
     ['L0H0 (1st and 4th)']
     """
-    known = ~(np.isnan(first) | np.isnan(second))
-    names = labels(known)
+    present = ~(np.isnan(first) | np.isnan(second))
+    names = labels(present)
     ranks = [
-        np.argsort(np.argsort(-np.abs(each[known]), kind="stable")) for each in (first, second)
+        np.argsort(np.argsort(-np.abs(scores[present]), kind="stable"))
+        for scores in (first, second)
     ]
     order = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:count]
     return [

@@ -82,7 +82,7 @@ def loss_without(
     clean = np.array([next_token_loss.mean_loss(model, prompt) for prompt in ids])
     ablated = next_token_loss.sweep_losses(
         model, ids, ablation.first_layers(sets),
-        lambda some, prompts: ablate_rows(sets[some].repeat_interleave(len(prompts), dim=0)),
+        lambda numbers, prompts: ablate_rows(sets[numbers].repeat_interleave(len(prompts), dim=0)),
     )  # fmt: skip
     result = np.full((len(ids), model.layers, model.heads), np.nan)
     result[:, heads.numpy()] = ablated - clean[:, None]

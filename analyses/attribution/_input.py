@@ -21,11 +21,11 @@ def replacement_effect(
     """
     size, count = substitutes.shape
     rows = np.tile(np.asarray(ids), (size * count, 1))
-    where = np.repeat(np.arange(size), count)
-    rows[np.arange(len(rows)), where] = substitutes.ravel()
+    positions = np.repeat(np.arange(size), count)
+    rows[np.arange(len(rows)), positions] = substitutes.ravel()
     with torch.no_grad():
         intact, changed = (
-            _log_probability(_last_logits(model, each), answer) for each in ([ids], rows.tolist())
+            _log_probability(_last_logits(model, batch), answer) for batch in ([ids], rows.tolist())
         )
     moved = (changed - intact).abs().double().cpu().numpy()
     return np.asarray(moved.reshape(size, count).mean(1))

@@ -38,10 +38,12 @@ def normalized(relevance: Map) -> Map:
     >>> normalized(np.array([[1.0, 0.0], [3.0, 2.0]])).tolist()
     [[1.0, 0.0], [0.75, 1.25]]
     """
-    one = np.eye(len(relevance))
-    rest = relevance - one
-    sums = rest.sum(1, keepdims=True)
-    return np.asarray(np.divide(rest, sums, out=np.zeros_like(rest), where=sums > 0) + one)
+    identity = np.eye(len(relevance))
+    propagated = relevance - identity
+    sums = propagated.sum(1, keepdims=True)
+    return np.asarray(
+        np.divide(propagated, sums, out=np.zeros_like(propagated), where=sums > 0) + identity
+    )
 
 
 @dataclass
@@ -73,8 +75,8 @@ class Relevance:
 
     def attend_co(self, weighed: Map, back: Map) -> "Relevance":
         """Take a layer of co-attention: s attends to q and q to s, both from what was before."""
-        one, other = self.attend_cross(weighed), self.swapped().attend_cross(back).swapped()
-        return Relevance(one.ss, other.qq, one.sq, other.qs)
+        of_s, of_q = self.attend_cross(weighed), self.swapped().attend_cross(back).swapped()
+        return Relevance(of_s.ss, of_q.qq, of_s.sq, of_q.qs)
 
 
 def of_pair(
@@ -107,11 +109,11 @@ def of_pair(
         maps[kind], answer = _weighed(load_model(model, attention=kind), source, target, answer)
     # s is the target, which looks across; q the source.
     state = Relevance.start(len(target), len(source)).swapped()
-    for each in maps["encoder"]:
-        state = state.attend_self(each)
+    for self_weights in maps["encoder"]:
+        state = state.attend_self(self_weights)
     state = state.swapped()
-    for own, across in zip(maps["decoder"], maps["cross"], strict=True):
-        state = state.attend_self(own).attend_cross(across)
+    for self_weights, cross_weights in zip(maps["decoder"], maps["cross"], strict=True):
+        state = state.attend_self(self_weights).attend_cross(cross_weights)
     provenance = xr.Dataset(
         coords={"layer": np.arange(model.layers)},
         attrs={"model": model.name, "revision": model.revision},
@@ -135,25 +137,25 @@ def _weighed(
     model: Model, source: Sequence[int], target: Sequence[int], answer: int | None
 ) -> tuple[list[Map], int]:
     """Return Ā of every layer of the model's chosen attention (query, key), and the answer."""
-    met: list[tuple[AttentionCall, Float[Tensor, "1 head query size"]]] = []
+    calls: list[tuple[AttentionCall, Float[Tensor, "1 head query size"]]] = []
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         # A model without trainable weights has no gradient of its own.
-        met.append((call, z if z.requires_grad else z.requires_grad_()))
+        calls.append((call, z if z.requires_grad else z.requires_grad_()))
 
     ids = Pair(torch.tensor([list(source)]), torch.tensor([list(target)]))
     with torch.enable_grad():
         logits = run(model, ids, Reader(Request(stats=()), (), take), head=True)[0, -1]
         answer = int(logits.argmax()) if answer is None else answer
-        slopes = torch.autograd.grad(logits[answer], [z for _, z in met])
-    found = []
-    pairs = sorted(zip(met, slopes, strict=True), key=lambda each: each[0][0].layer)
+        slopes = torch.autograd.grad(logits[answer], [z for _, z in calls])
+    maps = []
+    pairs = sorted(zip(calls, slopes, strict=True), key=lambda pair: pair[0][0].layer)
     for (call, z), slope in pairs:
         heads = z.shape[1]
-        q, k, v = (each.detach() for each in (call.query, call.key, call.value))
+        q, k, v = (vectors.detach() for vectors in (call.query, call.key, call.value))
         rows = push(
             torch.eye(z.shape[2])[None, None], q, k, call.variant(),
             heads=torch.full((heads,), 1 / heads), gradient=Gradient(v, slope),
         )  # fmt: skip
-        found.append(rows[0, 0].T.double().cpu().numpy())
-    return found, answer
+        maps.append(rows[0, 0].T.double().cpu().numpy())
+    return maps, answer

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._measurements.readout import Found, Readout
+from headscope.analyses._measurements.readout import QuestionCache, Readout
 from headscope.analyses._measurements.residual_writes import through
 from headscope.analyses._measurements.token_pairs import largest
 
 
-def coordinates(reads: Readout, found: Found, count: int) -> dict[str, Any]:
+def coordinates(reads: Readout, cache: QuestionCache, count: int) -> dict[str, Any]:
     """Name the words of the largest logits of what heads write and of every stream.
 
     Through the last norm and without it. Of heads the norm is linear, so its scale moves no word;
@@ -21,8 +21,8 @@ def coordinates(reads: Readout, found: Found, count: int) -> dict[str, Any]:
     """
     model = reads.model
     layers = list(reads.writes)
-    heads = torch.cat([reads.writes_of(layer, found)[0] for layer in layers])
-    streams = torch.cat(found.streams)
+    heads = torch.cat([reads.writes_of(layer, cache)[0] for layer in layers])
+    streams = torch.cat(cache.streams)
     named: dict[str, Any] = {}
     for name, vectors in (("", reads.norm.linear(heads)), ("_before_norm", heads)):
         grid = np.full((model.layers, model.heads), "", dtype=object)
@@ -41,8 +41,10 @@ def promoted(
     """Write the words of the largest logits of every vector, the largest first."""
     constant = torch.zeros(()) if bias is None else bias.float()
     pairs = largest(range(len(vectors)), vectors.float(), reads.table.T.float(), constant, count)
-    words = {one: repr(reads.model.words([one])[0]) for one in np.unique(pairs.others).tolist()}
+    words = {
+        token: repr(reads.model.words([token])[0]) for token in np.unique(pairs.others).tolist()
+    }
     return [
-        " ".join(words[one] for one in row) if vector.any() else ""
+        " ".join(words[token] for token in row) if vector.any() else ""
         for row, vector in zip(pairs.others.tolist(), vectors, strict=True)
     ]

@@ -24,8 +24,8 @@ def targets(model: Model, task: Task, prompt: int) -> tuple[EncodedTask, list[Ta
     """Return the last question of every prompt, and the target of each."""
     encoded = ablation.encode_task(model, task)
     Between(0, len(encoded) - 1).check("prompt", prompt)
-    found = of_task(encoded)
-    return replace(encoded, questions=tuple(row[-1:] for row in encoded.questions)), found
+    answers = of_task(encoded)
+    return replace(encoded, questions=tuple(row[-1:] for row in encoded.questions)), answers
 
 
 class Lost(NamedTuple):

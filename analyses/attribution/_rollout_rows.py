@@ -82,10 +82,10 @@ def _call(
 def _check(part: xr.Dataset, q: Tensor, k: Tensor, variant: AttentionSpec) -> None:
     """Refuse weights that something else than q and k went into: the captured lse would differ."""
     # The last query with all keys is a text of its own, in causal order alone.
-    some = slice(-1 if variant.causal else 0, None)
-    found = attend(q[:, :, some], k, k[..., :1], Request(stats=("lse",)), variant)["lse"][0]
-    lse = part["lse"].transpose("head", "query").values[:, : q.shape[2]][:, some]
-    off = np.abs(found.numpy() - lse).max(axis=1)
+    rows = slice(-1 if variant.causal else 0, None)
+    recomputed = attend(q[:, :, rows], k, k[..., :1], Request(stats=("lse",)), variant)["lse"][0]
+    lse = part["lse"].transpose("head", "query").values[:, : q.shape[2]][:, rows]
+    off = np.abs(recomputed.numpy() - lse).max(axis=1)
     if off.max() > TOLERANCE:
         head = int(part["head"].values[int(off.argmax())])
         raise NotApplicable(

@@ -37,13 +37,13 @@ def measure(model: Model, prompts: Sequence[Sequence[int]], predicting: bool) ->
         streams, clean = _pass(model, ids, predicting)
         for layer in range(model.layers):
             values[0, row, layer] = turn(streams[layer], streams[layer + 1])
-            other, loss = _pass(model, ids, predicting, skip=layer)
-            values[1:3, row, layer] = turn(streams[-1], other[-1]), loss - clean
+            skipped, loss = _pass(model, ids, predicting, skip=layer)
+            values[1:3, row, layer] = turn(streams[-1], skipped[-1]), loss - clean
             if layer in model.geometry.attending:
                 chosen = torch.zeros(1, model.layers, model.heads, dtype=torch.bool)
                 chosen[:, layer] = True
-                other, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
-                values[3:, row, layer] = turn(streams[-1], other[-1]), loss - clean
+                ablated, loss = _pass(model, ids, predicting, edits=(ablate_rows(chosen),))
+                values[3:, row, layer] = turn(streams[-1], ablated[-1]), loss - clean
     return values
 
 
@@ -70,15 +70,15 @@ def _pass(
 
     def take(boundary: int, stream: Tensor) -> Tensor | None:
         # The block is run, and its output is thrown away: the next one gets its input.
-        other = streams[skip] if skip is not None and boundary == skip + 1 else None
-        streams[boundary] = stream if other is None else other
-        return other
+        replacement = streams[skip] if skip is not None and boundary == skip + 1 else None
+        streams[boundary] = stream if replacement is None else replacement
+        return replacement
 
     batch = torch.tensor([list(ids)])
     with torch.no_grad(), watching(model, take):
         output = run(model, batch, Reader(Request(stats=()), edits), head=predicting)
-    kept = [streams[boundary][0].detach() for boundary in sorted(streams)]
+    states = [streams[boundary][0].detach() for boundary in sorted(streams)]
     if not predicting:
-        return kept, float("nan")
-    wanted = batch[0, 1:].to(output.device)
-    return kept, float(torch.nn.functional.cross_entropy(output[0, :-1].float(), wanted))
+        return states, float("nan")
+    targets = batch[0, 1:].to(output.device)
+    return states, float(torch.nn.functional.cross_entropy(output[0, :-1].float(), targets))

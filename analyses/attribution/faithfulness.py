@@ -114,19 +114,19 @@ def run(
     names = list(registry.methods())
     encoded = {task.name: ablation.encode_task(model, task)}
     if other:
-        made = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-        encoded[made.name] = ablation.encode_task(model, made)
-    every = targets.of_task(encoded[task.name])
-    Between(0, len(every) - 1).check("prompt", prompt)
-    pool = [token for each in every for token in each.ids]
+        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+        encoded[second.name] = ablation.encode_task(model, second)
+    answers = targets.of_task(encoded[task.name])
+    Between(0, len(answers) - 1).check("prompt", prompt)
+    pool = [token for target in answers for token in target.ids]
     parts = _Parts(sum(len(ids) for part in encoded.values() for ids in part.ids))
     measured = {
         name: _measure(model, part, names, draws, steps, seed, parts)
         for name, part in encoded.items()
     }
-    found = measured[task.name]
-    kept = [name for name in names if name in found.deletion]
-    rows = [*kept, REPLACED, RANDOM]
+    scores = measured[task.name]
+    accepting = [name for name in names if name in scores.deletion]
+    rows = [*accepting, REPLACED, RANDOM]
 
     results = Results(capture, seed=seed, source=SOURCE, evidence="causal")
     over = f"{steps} steps, {draws} draws of the prompts' other tokens; special tokens stay"
@@ -144,15 +144,17 @@ def run(
         _table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
         "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
     )  # fmt: skip
-    shown = explain(model, every[prompt], names=kept, pool=pool, draws=draws, seed=seed + 1)
+    explained = explain(
+        model, answers[prompt], names=accepting, pool=pool, draws=draws, seed=seed + 1
+    )
     # An order at random has no relevance.
-    results.variables["relevance"] = shown["relevance"].variable.pad(explainer=(0, 1))
-    results.variables["replacement_effect"] = shown["replacement_effect"].variable
-    titles = {name: each.title for name, each in registry.methods().items()}
-    refused = {name: each.refused for name, each in measured.items() if each.refused}
+    results.variables["relevance"] = explained["relevance"].variable.pad(explainer=(0, 1))
+    results.variables["replacement_effect"] = explained["replacement_effect"].variable
+    titles = {name: method.title for name, method in registry.methods().items()}
+    refused = {name: scores.refused for name, scores in measured.items() if scores.refused}
     return results.dataset(
         {"task": list(measured), "explainer": [titles.get(name, name) for name in rows],
-         "query": shown["query"], "token": shown["token"]},
+         "query": explained["query"], "token": explained["token"]},
         _verdict(measured, titles),
         prompt=prompt,
         refused=refused,
@@ -193,9 +195,9 @@ def explain(
     generator = np.random.default_rng(seed)
     effect = perturb(model, target, pool or target.ids, draws, generator).effect()
     relevances, refused = registry.measure(Trace(model, target), names or list(registry.methods()))
-    rows = {registry.method(name).title: each for name, each in relevances.items()}
+    rows = {registry.method(name).title: relevance for name, relevance in relevances.items()}
     rows[REPLACED] = effect
-    table = np.stack([each / (np.nanmax(np.abs(each)) or 1.0) for each in rows.values()])
+    table = np.stack([row / (np.nanmax(np.abs(row)) or 1.0) for row in rows.values()])
     results = Results(xr.Dataset(), source=SOURCE)
     results.add(
         "relevance", ("explainer", "query"), table, "Relevance of each token", "share of largest",
@@ -240,82 +242,84 @@ def _measure(
     """Measure every method on the prompts of a task; one that refuses any of them is left out."""
     generator = np.random.default_rng(seed)
     pool = [token for ids in encoded.ids for token in ids]
-    found = _Measured()
-    known: dict[Callable[..., Any], Any] = {}
+    scores = _Measured()
+    shared: dict[Callable[..., Any], Any] = {}
     for ids, target in zip(encoded.ids, targets.of_task(encoded), strict=True):
-        held = perturb(model, target, pool, draws, generator)
+        perturbation = perturb(model, target, pool, draws, generator)
+        free = perturbation.free
         # Other draws than those of the curves, so that chance in them is not shared.
         effect = perturb(model, target, pool, draws, generator).effect()
-        asked = [name for name in names if name not in found.refused]
-        relevances, refused = registry.measure(Trace(model, target, known), asked)
-        found.refused |= refused
-        orders = {name: order_of(each, held.free) for name, each in relevances.items()}
-        orders[REPLACED] = order_of(effect, held.free)
-        places = np.flatnonzero(held.free)
+        accepting = [name for name in names if name not in scores.refused]
+        relevances, refused = registry.measure(Trace(model, target, shared), accepting)
+        scores.refused |= refused
+        orders = {name: order_of(values, free) for name, values in relevances.items()}
+        orders[REPLACED] = order_of(effect, free)
+        places = np.flatnonzero(free)
         shuffled = {f"{RANDOM} {at}": generator.permutation(places) for at in range(ORDERS)}
-        by_name = areas(held, orders | shuffled, steps)
-        intact, empty = held.ends()
-        found.whole.append(intact - empty)
+        by_name = areas(perturbation, orders | shuffled, steps)
+        intact, empty = perturbation.ends()
+        scores.whole.append(intact - empty)
         by_name[RANDOM] = tuple(np.mean([by_name.pop(name) for name in shuffled], axis=0).tolist())
         for name, (deleted, inserted) in by_name.items():
-            found.deletion.setdefault(name, []).append(deleted)
-            found.insertion.setdefault(name, []).append(inserted)
-            given = relevances.get(name, effect)
-            rho = ranked(given[held.free], effect[held.free]) if name in relevances else np.nan
-            found.agreement.setdefault(name, []).append(rho)
+            scores.deletion.setdefault(name, []).append(deleted)
+            scores.insertion.setdefault(name, []).append(inserted)
+            relevance = relevances.get(name, effect)
+            rho = ranked(relevance[free], effect[free]) if name in relevances else np.nan
+            scores.agreement.setdefault(name, []).append(rho)
         parts.add(len(ids))
-    for part in (found.deletion, found.insertion, found.agreement):
-        for name in found.refused:
+    for part in (scores.deletion, scores.insertion, scores.agreement):
+        for name in scores.refused:
             part.pop(name, None)
-    return found
+    return scores
 
 
 def _table(
     measured: Mapping[str, _Measured], part: str, rows: Sequence[str], *, share: bool
 ) -> Array:
     """Collect a number of all prompts, tasks and methods (prompt, task, method), NaN where none."""
-    count = max(len(each.whole) for each in measured.values())
+    count = max(len(scores.whole) for scores in measured.values())
     table = np.full((count, len(measured), len(rows)), np.nan)
-    for at, each in enumerate(measured.values()):
-        whole = float(np.mean(each.whole)) if share else 1.0
+    for at, scores in enumerate(measured.values()):
+        total = float(np.mean(scores.whole)) if share else 1.0
         for column, name in enumerate(rows):
-            values = getattr(each, part).get(name)
-            if values is not None and whole > 0:
-                table[: len(values), at, column] = np.asarray(values) / whole
+            values = getattr(scores, part).get(name)
+            if values is not None and total > 0:
+                table[: len(values), at, column] = np.asarray(values) / total
     return table
 
 
 def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
     """Say which methods beat an order at random, and whether raw attention does."""
-    return reduce(and_, (_of_task(name, each, titles) for name, each in measured.items()))
+    return reduce(and_, (_of_task(name, scores, titles) for name, scores in measured.items()))
 
 
-def _of_task(name: str, found: _Measured, titles: Mapping[str, str]) -> Verdict:
-    known = [each for each in titles if each in found.deletion]
-    above = np.stack([found.gap(each) - found.gap(RANDOM) for each in known], axis=1)
-    whole = float(np.mean(found.whole))
+def _of_task(name: str, scores: _Measured, titles: Mapping[str, str]) -> Verdict:
+    methods = [method for method in titles if method in scores.deletion]
+    above = np.stack([scores.gap(method) - scores.gap(RANDOM) for method in methods], axis=1)
+    total = float(np.mean(scores.whole))
     if len(above) < LEAST_PROMPTS:
         return Verdict(
             "too_few", f"{name}: {len(above)} prompts are too few to tell methods from chance."
         )
-    if not told_above_zero(np.asarray(found.whole)[:, None])[0]:
+    if not told_above_zero(np.asarray(scores.whole)[:, None])[0]:
         return Verdict(
             "too_few", f"{name}: the model does not do it, so there is nothing to follow."
         )
     better = told_above_zero(above)
     order = np.argsort(-above.mean(0))
     gaps = {
-        each: amount(float(found.gap(each).mean()) / whole) for each in (*known, RANDOM, REPLACED)
+        method: amount(float(scores.gap(method).mean()) / total)
+        for method in (*methods, RANDOM, REPLACED)
     }
-    best = ", ".join(f"{titles[known[at]]} {gaps[known[at]]}" for at in order[:3])
-    worse = [titles[known[at]] for at in order if not better[at]]
+    best = ", ".join(f"{titles[methods[at]]} {gaps[methods[at]]}" for at in order[:3])
+    worse = [titles[methods[at]] for at in order if not better[at]]
     text = (
         f"{name}: insertion − deletion is largest by {best}; by token replacement "
         f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
     )
     if worse:
         text += f" Not told from an order at random: {', '.join(worse)}."
-    if RAW in known and not better[known.index(RAW)]:
+    if RAW in methods and not better[methods.index(RAW)]:
         return Verdict(
             "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."
         )

@@ -99,19 +99,19 @@ def run(
     paired = lost.metric == "logit_difference"
 
     against = "the wrong answers" if paired else "the mean of the vocabulary"
-    what = f"logit of the answer − {against}, {len(encoded)} prompts of {task.name}"
+    followed = f"logit of the answer − {against}, {len(encoded)} prompts of {task.name}"
     cap = "; before the soft cap of the logits" if parts.capped else ""
-    frozen = f"z·W_O at the question, through the norms with their scales frozen; {what}{cap}"
+    frozen = f"z·W_O at the question, through the norms with their scales frozen; {followed}{cap}"
     opened = direct_logit_attribution.of_prompt(reads, encoded, prompt)
-    one = f"A·v·W_O by source token, prompt {prompt}, its last question; {against}{cap}"
+    by_token = f"A·v·W_O by source token, prompt {prompt}, its last question; {against}{cap}"
     logits, unscaled = ("logits", "diverging"), ("unscaled logits", "diverging")
-    without = f"along the unembedding, without the last norm; {what}"
+    without = f"along the unembedding, without the last norm; {followed}"
     results = Results(capture, seed=seed, source=SOURCE, convention=frozen)
     results.add_means(
         ("direct_logit", GRID, parts.heads, f"Direct logits for the answer of {task.name}", logits),
         ("component_logit", ("component",), parts.components(), "Direct logits by component",
          logits, f"they sum to the difference within {gap:.2g}; {frozen}"),
-        ("logit_difference", (), parts.logit, "What the components sum to", logits, what + cap),
+        ("logit_difference", (), parts.logit, "What the components sum to", logits, followed + cap),
         ("direct_before_norm", GRID, parts.before.heads,
          "Direct contributions before the last norm", unscaled, f"z·W_O {without}"),
         ("component_before_norm", ("component",), parts.before.components(),
@@ -123,12 +123,12 @@ def run(
     )  # fmt: skip
     results.add_all(
         ("token_contribution", ("key",), opened.after.sum((0, 1)), "Direct logits by source token",
-         logits, f"sum over heads; {one}"),
+         logits, f"sum over heads; {by_token}"),
         ("head_token_contribution", (*GRID, "key"), opened.after,
-         "Direct logits by head and source token", logits, one),
+         "Direct logits by head and source token", logits, by_token),
         ("head_token_before_norm", (*GRID, "key"), opened.before,
          "Contributions before the last norm by head and source token", unscaled,
-         f"{one}; without the last norm"),
+         f"{by_token}; without the last norm"),
     )  # fmt: skip
     add_effect(results, lost)
     ends = agreement(parts.heads, lost.values, seed)
@@ -140,7 +140,7 @@ def run(
     )  # fmt: skip
     direct = results["direct_logit"].values
     best = top(direct, 5)
-    words = _promoted_words.coordinates(reads, opened.found, top_words)
+    words = _promoted_words.coordinates(reads, opened.cache, top_words)
     promote = "; ".join(f"{label(head)} {words['promotes'][1][head]}" for head in best[:3])
     return results.dataset(
         {
@@ -152,7 +152,7 @@ def run(
         },
         _verdict(ends, parting(direct, lost.values.mean(0))),
         f"Words that the first heads promote at the answer of prompt {prompt}: {promote}.",
-        convention=what,
+        convention=followed,
         top_heads=[label(head) for head in best],
         sum_gap=gap,
     )

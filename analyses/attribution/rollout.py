@@ -107,7 +107,7 @@ def run(
         others = perturbation.substitutes(ids, pool, substitutes, generator).T
         prompts.append(_Prompt(capture, model, number, ids, others, mixing, number == prompt))
     shown = prompts[prompt]
-    agreement = np.stack([each.agreement() for each in prompts])
+    agreement = np.stack([text.agreement() for text in prompts])
 
     results = Results(capture, seed=seed, source=SOURCE)
     pair = ("query", "key")
@@ -190,8 +190,8 @@ def rows(
     --------
     >>> from headscope.probes import capture, load_model
     >>> model = load_model("headscope/bundled")
-    >>> found = rows(capture(model, [[0, 5, 6, 5]], stats=(), keep=("q", "k")))
-    >>> found["rollout"].dims, round(float(found["rollout"].sum()), 5)
+    >>> result = rows(capture(model, [[0, 5, 6, 5]], stats=(), keep=("q", "k")))
+    >>> result["rollout"].dims, round(float(result["rollout"].sum()), 5)
     (('query', 'key'), 1.0)
     """
     OneOf(_attention_flow.FUSIONS).check("fusion", fusion)
@@ -279,17 +279,19 @@ def _verdict(results: Results, agreement: NDArray[np.float64]) -> Verdict:
     sentences, worse = [], []
     for index, (name, truth) in enumerate(TRUTHS.items()):
         values = results[name].values
-        shown = ", ".join(f"{row} {amount(value)}" for row, value in zip(ROWS, values, strict=True))
-        sentences.append(f"Rank correlation with {truth}: {shown}.")
+        correlations = ", ".join(
+            f"{row} {amount(value)}" for row, value in zip(ROWS, values, strict=True)
+        )
+        sentences.append(f"Rank correlation with {truth}: {correlations}.")
         better = agreement[:, index, 1:] - agreement[:, index, :1]
-        told, below = told_above_zero(better), told_above_zero(-better)
+        above, below = told_above_zero(better), told_above_zero(-better)
         for at, row in enumerate(ROWS[1:3]):
             if below[at]:
                 worse.append(f"{row} is worse than raw attention on {truth}")
-            elif not told[at]:
+            elif not above[at]:
                 worse.append(f"{row} is not told from raw attention on {truth}")
-        if (told | below)[2]:
-            word = "better" if told[2] else "worse"
+        if (above | below)[2]:
+            word = "better" if above[2] else "worse"
             sentences.append(f"Without the first token rollout is {word} than raw attention.")
     text = " ".join(sentences)
     if len(agreement) < LEAST_PROMPTS:

@@ -93,23 +93,25 @@ def run(
     require_maps(capture, "routes")
     require(capture, KEEP, "routes")
     encoded = ablation.encode_task(model, task)
-    asked = of_task(encoded)
-    if prompt >= len(asked):
-        raise InvalidInput(f"prompt: {prompt}, but the task has {len(asked)}; the first is 0")
+    targets = of_task(encoded)
+    if prompt >= len(targets):
+        raise InvalidInput(f"prompt: {prompt}, but the task has {len(targets)}; the first is 0")
     blocks = _routes.Blocks.of(model)
-    found = []
-    for each in asked:
-        streams = _routes.read(model, each.ids, blocks)
-        found.append(_routes.trace(streams, blocks, each.at, threshold))
-    usage = np.stack([each.heads for each in found])
+    routes = []
+    for target in targets:
+        streams = _routes.read(model, target.ids, blocks)
+        routes.append(_routes.trace(streams, blocks, target.at, threshold))
+    usage = np.stack([route.heads for route in routes])
     lost = mean_ablation(capture, model, encoded, usage, exhaustive=exhaustive, seed=seed)
 
-    shown, text = found[prompt], asked[prompt]
-    over = f"from the last question of {len(found)} prompts of {task.name}, threshold {threshold:g}"
+    shown, text = routes[prompt], targets[prompt]
+    over = (
+        f"from the last question of {len(routes)} prompts of {task.name}, threshold {threshold:g}"
+    )
     results = Results(capture, seed=seed, source=SOURCE, convention=over)
     importance = ("share of the importance", "sequential", 0, 1)
     results.add_all(
-        ("route", ("edge",), [each[-1] for each in shown.edges], "Routes to the answer", importance,
+        ("route", ("edge",), [edge[-1] for edge in shown.edges], "Routes to the answer", importance,
          f"prompt {prompt}, the largest first; threshold {threshold:g}"),
         ("token_importance", ("query",), shown.tokens, "Importance that reaches the token", SHARE,
          f"prompt {prompt}; biases take what is missing to 1"),
@@ -118,11 +120,11 @@ def run(
         ("head_usage", GRID, usage, "Importance through the head", importance),
         ("head_used", GRID, (usage > 0).astype(float), "Prompts that use the head",
          ("share of prompts", "sequential", 0, 1)),
-        ("mlp_usage", ("layer",), np.stack([each.mlp for each in found]),
+        ("mlp_usage", ("layer",), np.stack([route.mlp for route in routes]),
          "Importance through the MLP", importance),
-        ("residual_usage", ("layer",), np.stack([each.residual for each in found]),
+        ("residual_usage", ("layer",), np.stack([route.residual for route in routes]),
          "Importance past the attention", importance),
-        ("bias_share", ("layer",), np.stack([each.bias for each in found]),
+        ("bias_share", ("layer",), np.stack([route.bias for route in routes]),
          "Importance that ends in biases of the attention", importance,
          "from no token; the importance of all tokens and these sum to 1"),
     )  # fmt: skip
@@ -147,10 +149,9 @@ def run(
 
 def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
     """Name the ends of every edge, and what it goes through."""
-    layer, head, source, target = np.array([each[:4] for each in shown.edges]).reshape(-1, 4).T
+    layer, head, source, target = np.array([edge[:4] for edge in shown.edges]).reshape(-1, 4).T
     ways = [
-        WAYS.get(int(two), label((int(one), int(two))))
-        for one, two in zip(layer, head, strict=True)
+        WAYS.get(int(way), label((int(at), int(way)))) for at, way in zip(layer, head, strict=True)
     ]
     # Streams before a layer have its number; an MLP works in the middle of a block.
     return {

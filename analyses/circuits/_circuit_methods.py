@@ -81,9 +81,9 @@ def prepare(model: Model, task: EncodedTask, truth: Truth, seed: int, last: bool
             ])  # fmt: skip
             outputs = outputs.isel(query=[0]).assign(z=(outputs["z"].dims, z))
         sides.append(head_outputs.mean_outputs(outputs, weights))
-    some = task.part(range(min(SLOPED, len(task))))
-    values = ablation.kept_z(ablation.capture_corrupted(model, some))
-    slopes = head_gradients.patch_gradient(model, some, differentiable(task.metric), values)
+    part = task.part(range(min(SLOPED, len(task))))
+    values = ablation.kept_z(ablation.capture_corrupted(model, part))
+    slopes = head_gradients.patch_gradient(model, part, differentiable(task.metric), values)
     return Draw(model, task, truth, sides[0], sides[1], np.abs(slopes.mean(0)).ravel(), seed)
 
 

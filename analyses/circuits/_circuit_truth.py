@@ -75,7 +75,7 @@ def pairs(model: Model) -> list[Pair]:
     ]
 
 
-def edges_of(model: Model, graph: EdgeGraph, some: Sequence[Pair]) -> NDArray[np.int64]:
+def edges_of(model: Model, graph: EdgeGraph, head_pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """Return the edges of pairs of heads, one an input of the second (pair, input, end).
 
     Ends are target and source, as in the graph.
@@ -86,7 +86,8 @@ def edges_of(model: Model, graph: EdgeGraph, some: Sequence[Pair]) -> NDArray[np
     for at, owner in enumerate(graph.owners):
         targets.setdefault(owner, []).append(at)
     return np.array([
-        [(target, source[names[one]]) for target in targets[names[two]]] for one, two in some
+        [(target, source[names[first]]) for target in targets[names[second]]]
+        for first, second in head_pairs
     ])  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def constructed_truth(circuit: known_circuit.KnownCircuit) -> Truth:
         heads[head] = True
     linked = known_circuit.linked_heads(model.name, circuit.task.name) or frozenset()
     names = [label(divmod(head, model.heads)) for head in range(heads.size)]
-    edges = np.array([(names[one], names[two]) in linked for one, two in pairs(model)])
+    edges = np.array([(names[source], names[target]) in linked for source, target in pairs(model)])
     return Truth(
         heads, np.ones(heads.shape), edges, np.ones(edges.shape), False, "known by construction"
     )
@@ -189,10 +190,10 @@ def patched_truth(
     return Truth(heads.true, heads.screened.weights, edges, weights, True, criterion)
 
 
-def patch_pairs(model: Model, task: EncodedTask, some: Sequence[Pair]) -> NDArray[np.float64]:
+def patch_pairs(model: Model, task: EncodedTask, head_pairs: Sequence[Pair]) -> NDArray[np.float64]:
     """Return what patching each edge between pairs of heads loses (prompt, pair, input)."""
     with patching(model, task) as split:
-        ends = edges_of(model, split.graph, some)
+        ends = edges_of(model, split.graph, head_pairs)
     flat = [(int(target), int(source)) for target, source in ends.reshape(-1, 2)]
     effects = edge_effects(model, task, task.metric, flat)
     return effects.reshape(len(task), *ends.shape[:2])
@@ -207,12 +208,12 @@ def _screened_pairs(
     by_edge = np.abs(scores.astype(float).mean(0))[ends[..., 0], ends[..., 1]].max(-1)
     by_head = np.abs(np.nan_to_num(lost)).ravel()[np.array(every)].prod(-1)
     first = {
-        int(at) for each in (by_edge, by_head)
-        for at in np.argsort(-each, kind="stable")[:FIRST_PAIRS]
+        int(at) for ranking in (by_edge, by_head)
+        for at in np.argsort(-ranking, kind="stable")[:FIRST_PAIRS]
     }  # fmt: skip
     rest = np.setdiff1d(np.arange(len(every)), list(first))
-    drawn = np.random.default_rng(seed).choice(rest, min(DRAWN_PAIRS, len(rest)), replace=False)
+    sampled = np.random.default_rng(seed).choice(rest, min(DRAWN_PAIRS, len(rest)), replace=False)
     weights = np.full(len(every), np.nan)
     weights[list(first)] = 1.0
-    weights[drawn] = len(rest) / len(drawn)
+    weights[sampled] = len(rest) / len(sampled)
     return weights

@@ -50,8 +50,8 @@ class Trials:
 
     def score(self, generator: torch.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return node (method, head) and edge (method, edge) scores of one trial."""
-        both = torch.cat((self.clean, self.corrupted))
-        chosen = both[torch.randperm(len(both), generator=generator)[: self.examples]]
+        outputs = torch.cat((self.clean, self.corrupted))
+        chosen = outputs[torch.randperm(len(outputs), generator=generator)[: self.examples]]
         start = generator.get_state()
         scores = []
         for epochs in (self.settings["epochs"], 0):
@@ -59,7 +59,7 @@ class Trials:
             generator.set_state(start)
             settings = {**self.settings, "epochs": epochs}
             dictionary = fit(chosen.flatten(0, 1), **settings, generator=generator)
-            codes = discretize(dictionary, both).numpy()
+            codes = discretize(dictionary, outputs).numpy()
             scores.append(self._unique(codes))
             if epochs:
                 # With the labels mixed, averaged: what a head gains by showing many codes.
@@ -68,11 +68,11 @@ class Trials:
                 ]
                 mixed = [self._unique(codes[order]) for order in orders]
                 chance = [self._bits(codes[order]) for order in orders]
-                told = self._bits(codes) - np.mean(chance, axis=0)
-        scores.append(self._unique(both.abs().argmax(-1).numpy()))
+                bits = self._bits(codes) - np.mean(chance, axis=0)
+        scores.append(self._unique(outputs.abs().argmax(-1).numpy()))
         scores.append(tuple(np.mean(part, axis=0) for part in zip(*mixed, strict=True)))
         apart = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
-        for heads in (told, apart, self.attribution):
+        for heads in (bits, apart, self.attribution):
             ends = heads.clip(0)[np.array(self.pairs)]
             scores.append((heads, ends.prod(1)))
         nodes, links = zip(*scores, strict=True)
@@ -84,9 +84,9 @@ class Trials:
 
     def _unique(self, codes: NDArray[np.int64]) -> tuple[Any, ...]:
         """Return node and edge scores of codes, those of the clean prompts first."""
-        here, there = codes[: len(self.clean)], codes[len(self.clean) :]
-        nodes = unique_codes(here, there, per_union=self.per_union)
-        return nodes, unique_pairs(here, there, self.pairs, here.shape[1] ** 2 // 2)
+        positive, negative = codes[: len(self.clean)], codes[len(self.clean) :]
+        nodes = unique_codes(positive, negative, per_union=self.per_union)
+        return nodes, unique_pairs(positive, negative, self.pairs, positive.shape[1] ** 2 // 2)
 
 
 def auc(

@@ -15,8 +15,10 @@ def unique_codes(positive: Codes, negative: Codes, *, per_union: bool = False) -
     """
     counts = np.zeros(positive.shape[1])
     for head in range(positive.shape[1]):
-        here, there = set(positive[:, head].tolist()), set(negative[:, head].tolist())
-        counts[head] = len(here - there) / (len(here | there) if per_union else 1)
+        on_positive, on_negative = set(positive[:, head].tolist()), set(negative[:, head].tolist())
+        counts[head] = len(on_positive - on_negative) / (
+            len(on_positive | on_negative) if per_union else 1
+        )
     return counts
 
 
@@ -33,8 +35,8 @@ def information(positive: Codes, negative: Codes) -> Array:
         counts = np.bincount(2 * numbers + sides, minlength=2 * (numbers.max() + 1)).reshape(-1, 2)
         share = counts / counts.sum()
         apart = share.sum(1, keepdims=True) * share.sum(0)
-        seen = share > 0
-        bits[head] = (share[seen] * np.log2(share[seen] / apart[seen])).sum()
+        occurring = share > 0
+        bits[head] = (share[occurring] * np.log2(share[occurring] / apart[occurring])).sum()
     return bits
 
 
@@ -47,31 +49,31 @@ def unique_pairs(
     pairs that occur alike those of the first edges. Codes are (prompt, head), edges pairs of heads,
     source first.
     """
-    both = np.concatenate((positive, negative))
-    heads, width = both.shape[1], int(both.max()) + 1
+    codes = np.concatenate((positive, negative))
+    heads, width = codes.shape[1], int(codes.max()) + 1
     # All codes of all heads are numbered through.
-    names, numbers = np.unique(both + width * np.arange(heads), return_inverse=True)
+    names, numbers = np.unique(codes + width * np.arange(heads), return_inverse=True)
     numbers, ends = (
-        numbers.reshape(both.shape),
+        numbers.reshape(codes.shape),
         np.searchsorted(names, width * np.arange(heads + 1)),
     )
     owners, totals = [], []
     place = np.zeros(heads, dtype=np.int64)
     sources, targets = np.asarray(edges).T
     for source in np.unique(sources):
-        own = np.flatnonzero(sources == source)
-        place[targets[own]] = own
-        low, high = ends[targets[own].min()], ends[targets[own].max() + 1]
+        rows = np.flatnonzero(sources == source)
+        place[targets[rows]] = rows
+        low, high = ends[targets[rows].min()], ends[targets[rows].max() + 1]
         shape = (ends[source + 1] - ends[source], high - low)
         first = (numbers[:, source] - ends[source])[:, None] * shape[1]
-        pairs = first + numbers[:, targets[own]] - low
-        here, there = (
+        pairs = first + numbers[:, targets[rows]] - low
+        positive_counts, negative_counts = (
             np.bincount(part.ravel(), minlength=shape[0] * shape[1])
             for part in (pairs[: len(positive)], pairs[len(positive) :])
         )
-        only = np.flatnonzero((here > 0) & (there == 0))
+        only = np.flatnonzero((positive_counts > 0) & (negative_counts == 0))
         owners.append(place[names[low + only % shape[1]] // width])
-        totals.append(here[only])
+        totals.append(positive_counts[only])
     owner, total = np.concatenate(owners), np.concatenate(totals)
     # The least total that counts, and how many of those that have it.
     above = np.bincount(total, minlength=1)[::-1].cumsum()[::-1]

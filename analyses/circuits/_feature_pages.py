@@ -131,11 +131,11 @@ def _lanes(
     for row, feature in enumerate(features):
         for rank, example in enumerate(fires.examples(feature)):
             places.setdefault(example.prompt, []).append((row, rank, example))
-    for prompt, found in places.items():
+    for prompt, entries in places.items():
         ids = prompts[prompt]
         active = sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])
         words = model.words(ids)
-        for row, rank, example in found:
+        for row, rank, example in entries:
             for at, place in enumerate(windows(prompts, example, reach)):
                 if place is not None:
                     lanes[row, rank, at] = float(active[place, features[row]])
@@ -166,19 +166,19 @@ def splice(
     def of_words(number: int) -> ablation.Measure:
         def measure(logits: Tensor, rows: Sequence[int], _: object) -> Float[Tensor, " row"]:
             scores = []
-            for row, given in zip(rows, logits, strict=True):
-                there = given[fired[row][:, number].to(given.device)].float()
-                above = there[:, pages.words[number]].mean(1) - there.mean(1)
+            for row, row_logits in zip(rows, logits, strict=True):
+                firing_logits = row_logits[fired[row][:, number].to(row_logits.device)].float()
+                above = firing_logits[:, pages.words[number]].mean(1) - firing_logits.mean(1)
                 scores.append(above.double().mean())
             return torch.stack(scores)
 
         return measure
 
-    found = splicing.losses(
+    losses = splicing.losses(
         model, prompts, sae.site, [*rewrites, *ablated], [of_words(at) for at in range(count)]
     )
-    lost = found[0, :, first:] - found[0, :, :1]
-    of_own = [found[1 + at, :, 0] - found[1 + at, :, first + at] for at in range(count)]
+    lost = losses[0, :, first:] - losses[0, :, :1]
+    of_own = [losses[1 + at, :, 0] - losses[1 + at, :, first + at] for at in range(count)]
     silent = ~np.array([rows.any(0).tolist() for rows in fired])
     lost[silent] = np.nan
-    return found[0, :, :first], lost, np.stack(of_own, 1)
+    return losses[0, :, :first], lost, np.stack(of_own, 1)

@@ -57,7 +57,7 @@ def metric(task: Task | EncodedTask) -> str:
     return differentiable(task.metric)
 
 
-def asked(task: EncodedTask) -> Int[np.ndarray, " prompt"]:
+def question_positions(task: EncodedTask) -> Int[np.ndarray, " prompt"]:
     """Return the position of the last question of every prompt."""
     return np.array([questions[-1].at for questions in task.questions])
 
@@ -70,13 +70,13 @@ def weights_at(capture: xr.Dataset, prompt: int, layer: int, query: int) -> Arra
 def pair(row: Float[np.ndarray, " key"], query: int) -> Pair:
     """Return the most attended key but the first of a query's weights, and the runner-up.
 
-    >>> found = pair(np.array([0.6, 0.1, 0.3, 0.0]), 2)
-    >>> found.key, found.rival, found.weight
+    >>> attended = pair(np.array([0.6, 0.1, 0.3, 0.0]), 2)
+    >>> attended.key, attended.rival, attended.weight
     (2, 0, 0.3)
     """
-    seen = row[: query + 1]
-    key = 1 + int(np.argmax(seen[1:]))
-    rival = int(np.argmax(np.where(np.arange(len(seen)) == key, -1.0, seen)))
+    visible = row[: query + 1]
+    key = 1 + int(np.argmax(visible[1:]))
+    rival = int(np.argmax(np.where(np.arange(len(visible)) == key, -1.0, visible)))
     return Pair(query, key, rival, row)
 
 
@@ -84,18 +84,18 @@ def of_head(capture: xr.Dataset, task: EncodedTask, head: Head) -> list[Pair]:
     """Return the pair of a head on every prompt."""
     return [
         pair(weights_at(capture, prompt, head[0], int(at))[head[1]], int(at))
-        for prompt, at in enumerate(asked(task))
+        for prompt, at in enumerate(question_positions(task))
     ]
 
 
 def key_weights(capture: xr.Dataset, task: EncodedTask) -> Float[np.ndarray, "prompt layer head"]:
     """Return the weight of every head on its key; NaN in layers without an attention map."""
-    found = np.full((len(task), capture.sizes["layer"], capture.sizes["head"]), np.nan)
-    for prompt, at in enumerate(asked(task)):
+    weights = np.full((len(task), capture.sizes["layer"], capture.sizes["head"]), np.nan)
+    for prompt, at in enumerate(question_positions(task)):
         for layer in np.flatnonzero(attending(capture)):
             rows = weights_at(capture, prompt, int(layer), int(at))
-            found[prompt, layer] = [pair(row, int(at)).weight for row in rows]
-    return found
+            weights[prompt, layer] = [pair(row, int(at)).weight for row in rows]
+    return weights
 
 
 def chosen(capture: xr.Dataset, model: Model, task: EncodedTask, name: str) -> tuple[Head, str]:

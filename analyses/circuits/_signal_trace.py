@@ -62,26 +62,26 @@ def trace(
     score is above 0, is followed: at its query and its key the heads with the largest signals along
     its directions are next.
     """
-    found = Trace()
-    level, met = [(head, query)], {(head, query)}
+    result = Trace()
+    level, visited = [(head, query)], {(head, query)}
     for depth in range(rule.depth):
         following = []
-        for one, at in level:
-            fired = _firing(scores, capture, prompt, one, at, rule, first=not depth)
+        for target, at in level:
+            fired = _firing(scores, capture, prompt, target, at, rule, first=not depth)
             if fired is None:
                 continue
-            found.firings.append(fired)
+            result.firings.append(fired)
             for side, writers in fired.writers.items():
                 place = fired.pair.query if side == "query" else fired.pair.key
                 for source, signal in writers:
                     upstream = (source.layer, source.head)
-                    edge = (upstream, one, side)
-                    found.signals[edge] = found.signals.get(edge, 0.0) + signal
-                    if place > 0 and (upstream, place) not in met:
-                        met.add((upstream, place))
+                    edge = (upstream, target, side)
+                    result.signals[edge] = result.signals.get(edge, 0.0) + signal
+                    if place > 0 and (upstream, place) not in visited:
+                        visited.add((upstream, place))
                         following.append((upstream, place))
         level = following
-    return found
+    return result
 
 
 def _firing(

@@ -63,10 +63,10 @@ class Measured:
     trials: Mapping[str, Array]
     refused: Mapping[str, str]
 
-    def beats(self, one: str, other: str) -> bool:
-        """Say whether one method finds heads better than another, trial by trial."""
-        both = self.trials[one][:, 0] - self.trials[other][:, 0]
-        return bool(t_interval(both, low=-1)[1] > 0)
+    def beats(self, method: str, rival: str) -> bool:
+        """Tell whether a method finds heads better than a rival, trial by trial."""
+        differences = self.trials[method][:, 0] - self.trials[rival][:, 0]
+        return bool(t_interval(differences, low=-1)[1] > 0)
 
 
 def run(
@@ -181,7 +181,7 @@ def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: in
                     scores.setdefault(name, []).append([of_heads, of_edges])
             except (NotApplicable, UnsupportedModel) as refusal:
                 refused[method.__name__.removeprefix("score_by_")] = str(refusal)
-    return Measured(truth, {name: np.array(each) for name, each in scores.items()}, refused)
+    return Measured(truth, {name: np.array(areas) for name, areas in scores.items()}, refused)
 
 
 def _verdict(cases: Mapping[str, Measured]) -> Verdict:

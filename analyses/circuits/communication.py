@@ -113,7 +113,7 @@ def run(
     require_prompts(capture, len(task))
     encoded = _pairs.last_questions(model, task)
     target, rule = _pairs.chosen(capture, model, encoded, head)
-    queries = _pairs.asked(encoded)
+    queries = _pairs.question_positions(encoded)
     scores = Scores(model, int(capture["length"].values.max()))
     how = Rule(depth, width, fires, share)
     traces = [
@@ -152,7 +152,7 @@ def run(
         **{name: ("edge", placed[:, at]) for at, name in enumerate(ENDS)},
         "condition": list(CONDITIONS),
     }
-    firings = [_own(trace, target) for trace in traces]
+    firings = [_own_firing(trace, target) for trace in traces]
     lost = _lost(capture, model, encoded, scores, firings, draws, seed)
     units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
     for name, values in lost.items():
@@ -176,7 +176,7 @@ def run(
     )  # fmt: skip
 
 
-def _own(trace: Trace, head: tuple[int, int]) -> Firing | None:
+def _own_firing(trace: Trace, head: tuple[int, int]) -> Firing | None:
     """Return the firing of the head itself at its query, if its score is above 0."""
     first = trace.firings[0] if trace.firings else None
     return first if first is not None and first.head == head else None
@@ -188,25 +188,27 @@ def _counts(
     """Count the directions of every firing, mean over those of a head (prompt, layer, head)."""
     generator = np.random.default_rng(seed)
     shape = (len(traces), capture.sizes["layer"], capture.sizes["head"])
-    found: dict[str, Array] = {
+    counts: dict[str, Array] = {
         name: np.full(shape, np.nan) for name in ("singular", "random", "needed", "needed_random")
     }
     for prompt, trace in enumerate(traces):
         by_head: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
         for firing in trace.firings:
-            drawn = [
+            random_terms = [
                 score_directions.random_basis(firing.split, generator).terms for _ in range(draws)
             ]
             by_head[firing.head].append([
                 float(score_directions.effective_number(firing.directions.terms)),
-                float(score_directions.effective_number(np.stack(drawn)).mean()),
+                float(score_directions.effective_number(np.stack(random_terms)).mean()),
                 len(firing.chosen),
-                float(np.mean([len(score_directions.smallest_set(one, share)) for one in drawn])),
+                float(np.mean([
+                    len(score_directions.smallest_set(terms, share)) for terms in random_terms
+                ])),
             ])  # fmt: skip
-        for head, counts in by_head.items():
-            for name, value in zip(found, np.array(counts).mean(0), strict=True):
-                found[name][prompt, *head] = value
-    return found
+        for head, numbers in by_head.items():
+            for name, value in zip(counts, np.array(numbers).mean(0), strict=True):
+                counts[name][prompt, *head] = value
+    return counts
 
 
 def _strongest(traces: list[Trace], count: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -236,7 +238,7 @@ def _lost(
         parts = {
             side: _signal_trace.removed(scores, capture, prompt, firing, side) for side in SIDES
         }
-        vectors = [[parts[side][which] for side in SIDES] for which in range(2)]
+        vectors = [[parts[side][kind] for side in SIDES] for kind in range(2)]
         vectors += [
             [
                 _signal_trace.random_signal(scores, firing, side, parts[side][0], generator)
@@ -245,9 +247,13 @@ def _lost(
             for _ in range(draws)
         ]
         pair, ids = firing.pair, task.ids[prompt]
-        removals = [Removal(), *(Removal(one, _placed(two, pair.key, ids)) for one, two in vectors)]
-        made, weights = read_removal.rows_without(model, ids, firing.head, pair.query, removals)
-        margin = made[:, pair.key] - made[:, pair.rival]
+        removals = [Removal()]
+        for of_query, of_key in vectors:
+            removals.append(Removal(of_query, _placed(of_key, pair.key, ids)))
+        scores_without, weights = read_removal.rows_without(
+            model, ids, firing.head, pair.query, removals
+        )
+        margin = scores_without[:, pair.key] - scores_without[:, pair.rival]
         for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
             lost[name][prompt] = _conditions(values[0] - values[1:])
         rows.append(weights[1:])
@@ -255,9 +261,9 @@ def _lost(
     if "metric" in lost and fired:
         queries = np.array([firing.pair.query for firing in firings if firing is not None])
         head = next(firing.head for firing in firings if firing is not None)
-        some, metric = task.part(fired), _pairs.metric(task)
-        moved = read_removal.metric_with(model, some, metric, head, queries, rows)
-        intact = ablation.evaluate(model, some, metric=metric)
+        part, metric = task.part(fired), _pairs.metric(task)
+        moved = read_removal.metric_with(model, part, metric, head, queries, rows)
+        intact = ablation.evaluate(model, part, metric=metric)
         lost["metric"][fired] = [
             _conditions(before - after) for before, after in zip(intact, moved, strict=True)
         ]
@@ -266,9 +272,9 @@ def _lost(
 
 def _placed(vector: torch.Tensor, at: int, ids: tuple[int, ...]) -> torch.Tensor:
     """Return a vector at one position of a text, nothing at the others."""
-    whole = torch.zeros(len(ids), len(vector), dtype=vector.dtype)
-    whole[at] = vector
-    return whole
+    rows = torch.zeros(len(ids), len(vector), dtype=vector.dtype)
+    rows[at] = vector
+    return rows
 
 
 def _conditions(values: Array) -> Array:
@@ -278,44 +284,46 @@ def _conditions(values: Array) -> Array:
 
 def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:
     """Conclude whether few singular directions share the head's score."""
-    own, drawn = (counted[name][:, *head] for name in ("singular", "random"))
-    known = ~np.isnan(own)
-    if int(known.sum()) < LEAST_PROMPTS:
+    singular, random = (counted[name][:, *head] for name in ("singular", "random"))
+    present = ~np.isnan(singular)
+    if int(present.sum()) < LEAST_PROMPTS:
         return Verdict(
             "too_few",
-            f"The score of {label(head)} is above 0 on {int(known.sum())} prompts, too few to "
+            f"The score of {label(head)} is above 0 on {int(present.sum())} prompts, too few to "
             "count its directions.",
         )
-    needed, needed_drawn = (
-        counted[name][known, *head].mean() for name in ("needed", "needed_random")
+    needed, needed_random = (
+        counted[name][present, *head].mean() for name in ("needed", "needed_random")
     )
     text = (
-        f"{amount(own[known].mean())} singular directions share the score of {label(head)}, "
-        f"{amount(drawn[known].mean())} in random bases; the signal needs {amount(needed)}, "
-        f"{amount(needed_drawn)} there"
+        f"{amount(singular[present].mean())} singular directions share the score of {label(head)}, "
+        f"{amount(random[present].mean())} in random bases; the signal needs {amount(needed)}, "
+        f"{amount(needed_random)} there"
     )
-    if bool(told_above_zero((FEW * drawn - own)[known, None]).all()):
+    if bool(told_above_zero((FEW * random - singular)[present, None]).all()):
         return Verdict("supported", f"Few directions dominate: {text}.")
     return Verdict("not_supported", f"No few directions dominate: {text}.")
 
 
 def _verdict(lost: Array, head: str) -> Verdict:
     """Conclude whether the signals make the margin more than random vectors do."""
-    signal, rest, drawn = np.nanmean(lost, axis=0) if (~np.isnan(lost)).any() else [np.nan] * 3
+    signal, other_writes, random_vectors = (
+        np.nanmean(lost, axis=0) if (~np.isnan(lost)).any() else [np.nan] * 3
+    )
     text = (
         f"without the signals the margin of the key of {head} over the runner-up falls by "
-        f"{amount(signal)} logits, without the rest of these writes by {amount(rest)}, without "
-        f"random vectors as long by {amount(drawn)}"
+        f"{amount(signal)} logits, without the rest of these writes by {amount(other_writes)}, "
+        f"without random vectors as long by {amount(random_vectors)}"
     )
     return causal_verdict(lost[:, 0] - lost[:, 2], text, "; the signals are correlational here")
 
 
 def _heads_note(results: Results, shown: list[Any]) -> str:
     """Name the edges with the largest signals."""
-    found = []
+    edges = []
     for at in range(min(3, len(shown))):
         source, end = shown[at]
         by_side = {side: float(results[f"{side}_signal"].values[at]) for side in SIDES}
         side = max(by_side, key=lambda name: by_side[name])
-        found.append(f"{label(source)} → {label(end)} {side} ({amount(by_side[side])} logits)")
-    return f"Largest signals: {', '.join(found)}." if found else ""
+        edges.append(f"{label(source)} → {label(end)} {side} ({amount(by_side[side])} logits)")
+    return f"Largest signals: {', '.join(edges)}." if edges else ""

@@ -114,22 +114,27 @@ def run(
     name = differentiable(task.metric if metric == "task" else metric)
     encoded = ablation.encode_task(model, task)
     graph, scores = edge_scores(model, encoded, name, method, steps)
-    levels = [ablation.evaluate(model, each, (), name) for each in (encoded, encoded.corrupted())]
+    levels = [
+        ablation.evaluate(model, prompts, (), name) for prompts in (encoded, encoded.corrupted())
+    ]
     mean = scores.mean(0)
-    chosen, drawn = _choose(graph, mean, edges, sample, seed)
-    some = encoded.part(range(len(task))[:patched_prompts])
-    effect = edge_effects(model, some, name, chosen)
+    chosen, sampled = _choose(graph, mean, edges, sample, seed)
+    patched_task = encoded.part(range(len(task))[:patched_prompts])
+    effect = edge_effects(model, patched_task, name, chosen)
     ends = tuple(np.array(chosen).T)
-    own = scores[:, *ends].astype(float)
+    chosen_scores = scores[:, *ends].astype(float)
 
     words, units = name.replace("_", " "), UNITS[name]
-    what = f"{words} on {len(task)} prompts of {task.name}"
-    taken = TAKEN[method].format(steps=steps)
-    how = f"(z clean − z corrupted) · ∂m/∂in, summed over positions; {taken}; {what}"
-    patched = f"clean − patched, one edge at a time; {words} on {len(some)} prompts of {task.name}"
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    convention = f"{words} on {len(task)} prompts of {task.name}"
+    where = TAKEN[method].format(steps=steps)
+    how = f"(z clean − z corrupted) · ∂m/∂in, summed over positions; {where}; {convention}"
+    patched = (
+        f"clean − patched, one edge at a time; {words} on {len(patched_task)} prompts of "
+        f"{task.name}"
+    )
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
-        ("edge_score", ("edge",), own, "Edge attribution", (units, "diverging"), how),
+        ("edge_score", ("edge",), chosen_scores, "Edge attribution", (units, "diverging"), how),
         ("node_score", GRID, np.nansum(scores[:, :, heads(graph)], 1), "Sum over outgoing edges",
          (units, "diverging"), f"sum over the edges of a head; {how}"),
         ("mlp_score", ("layer",), np.nansum(scores[:, :, mlps(graph)], 1),
@@ -146,20 +151,20 @@ def run(
         convention=f"sum of absolute scores, of all; {how}",
     )  # fmt: skip
     rhos = {}
-    for key, part in (("agreement", slice(None)), ("sample_agreement", drawn)):
-        rhos[key] = agreement(own[: len(some), part], effect[:, part], seed)
+    for key, part in (("agreement", slice(None)), ("sample_agreement", sampled)):
+        rhos[key] = agreement(chosen_scores[: len(patched_task), part], effect[:, part], seed)
         count = len(effect[0, part])
         results.add_interval(
             key, (), rhos[key], "Scores against patching" + (", sample" if "sample" in key else ""),
             "Spearman ρ", "diverging", -1, 1,
-            convention=f"{OVER_EDGES}; {count} edges, {len(some)} prompts",
+            convention=f"{OVER_EDGES}; {count} edges, {len(patched_task)} prompts",
         )  # fmt: skip
     for side, values in zip(("clean", "corrupted"), levels, strict=True):
         title = f"{words.capitalize()} on the {side} prompt"
         results.add_mean(side, (), values, title, units, "diverging")
     best = [graph.name(*edge) for edge in chosen[:5]]
     return results.dataset(
-        {**coordinates(graph, chosen), "drawn": ("edge", drawn), "condition": kinds},
+        {**coordinates(graph, chosen), "drawn": ("edge", sampled), "condition": kinds},
         _verdict(levels, rhos, graph, best, seed),
         edges=graph.count,
         top_edges=best,

@@ -141,31 +141,33 @@ def run(
 
     generator = np.random.default_rng(seed)
     grown = [greedy_order(graph, generator.random(graph.edges.shape)) for _ in range(draws)]
-    alike = [_of_size(graph, each, int(chosen.sum())) for each in grown]
-    drawn = _drawn(chosen, minimal, generator)
-    without = [_without(chosen, edge) for edge in drawn]
-    rivals = [circuit(graph, each, size) for each in grown for size in sizes]
-    complements = [graph.edges & ~each for each in (chosen, *alike)]
+    alike = [_of_size(graph, order, int(chosen.sum())) for order in grown]
+    removed_edges = _sampled_edges(chosen, minimal, generator)
+    without = [_without(chosen, edge) for edge in removed_edges]
+    rivals = [circuit(graph, order, size) for order in grown for size in sizes]
+    complements = [graph.edges & ~mask for mask in (chosen, *alike)]
     parts = [nested, rivals, [chosen], alike, complements, without]
     measured = measure(model, measuring, name, [mask for part in parts for mask in part])
     places = np.cumsum([len(part) for part in parts])[:-1]
-    along, by_chance, own, random, others, reduced = np.split(measured.above, places, axis=1)
+    along, by_chance, of_circuit, random, of_complements, reduced = np.split(
+        measured.above, places, axis=1
+    )
     curves = np.stack([along, by_chance.reshape(len(along), draws, -1).mean(1)], 1)
-    alone = np.stack([own[:, 0], random.mean(1)], 1)
-    left = np.stack([others[:, 0], others[:, 1:].mean(1)], 1)
+    alone = np.stack([of_circuit[:, 0], random.mean(1)], 1)
+    without_circuit = np.stack([of_complements[:, 0], of_complements[:, 1:].mean(1)], 1)
 
     words = name.replace("_", " ")
-    what = (
+    convention = (
         f"{words} of {task.name}; found on {len(finding)} prompts, measured on {len(measuring)} "
         f"others; random: mean of {draws} circuits of as many edges"
     )
     share = "(m(C) − m(corrupted)) / (m(clean) − m(corrupted))"
-    results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=what)
+    results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=convention)
 
     def add(key: str, dims: tuple[str, ...], values: Array, title: str, how: str, *more) -> None:  # type: ignore[no-untyped-def]
         results.add_interval(
             key, dims, interval(values, measured.gap, seed, *more), title, "share", "diverging",
-            convention=f"{how}; {what}",
+            convention=f"{how}; {convention}",
         )  # fmt: skip
 
     add("curve", ("order", "circuit_edges"), curves, "Faithfulness of circuits", share)
@@ -173,24 +175,25 @@ def run(
     add("cpr", ("condition",), curves, "Area of faithfulness (CPR)", areas, cpr)
     add("cmd", ("condition",), curves, "Area between faithfulness and 1 (CMD)", areas, cmd)
     add("faithfulness", ("condition",), alone, "Faithfulness of the circuit", share)
-    add("completeness", ("condition",), left, "Left without the circuit", f"{share} of all others")
+    title, how = "Left without the circuit", f"{share} of all others"
+    add("completeness", ("condition",), without_circuit, title, how)
     at = list(zip(*map(np.ndarray.tolist, chosen.nonzero()), strict=True))
     at.sort(key=lambda edge: -abs(mean[edge]))
     lost = np.full((len(measured.gap), len(at)), np.nan)
-    lost[:, [at.index(edge) for edge in drawn]] = own - reduced
+    lost[:, [at.index(edge) for edge in removed_edges]] = of_circuit - reduced
     add("needed", ("edge",), lost, "Lost by the circuit without the edge", "m(C) − m(C without it)")
     scored = scores[:, *np.array(at, dtype=int).reshape(-1, 2).T].astype(float)
     results.add_mean(
         "circuit_score", ("edge",), scored,
         "Edge attribution", UNITS[name], "diverging", evidence="correlational",
-        convention=f"scores by which edges were ranked; {what}",
+        convention=f"scores by which edges were ranked; {convention}",
     )  # fmt: skip
     tried = lost[:, ~np.isnan(lost).any(0)]
     needed = told_from_zero(tried) if len(tried) > 1 and tried.size else np.zeros(0, bool)
     results.add_all(
         ("needed_share", (), float(needed.mean()) if needed.size else np.nan,
          "Edges that the circuit needs", ("share", "sequential", 0, 1),
-         f"share of {len(drawn)} drawn edges whose effect is told from 0; {what}"),
+         f"share of {len(removed_edges)} drawn edges whose effect is told from 0; {convention}"),
         ("head_edges", GRID, _by_head(graph, chosen).astype(float), "Edges from and to the head",
          ("edges", "sequential", 0)),
         ("size", (), float(chosen.sum()), "Edges of the circuit", ("edges", "sequential", 0)),
@@ -199,7 +202,7 @@ def run(
     return results.dataset(
         {"order": [method if method != "acdc" else "eap_ig", RANDOM], "circuit_edges": sizes,
          "condition": [method, RANDOM], **coordinates(graph, at)},
-        _verdict(results, measured, alone, left, int(chosen.sum()), graph.count),
+        _verdict(results, measured, alone, without_circuit, int(chosen.sum()), graph.count),
         edges=graph.count,
         **attributes,
         circuit=[graph.name(*edge) for edge in at],
@@ -229,10 +232,12 @@ def _of_size(graph: EdgeGraph, order: np.ndarray, size: int) -> Mask:
     return circuit(graph, order, low)
 
 
-def _drawn(chosen: Mask, count: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+def _sampled_edges(
+    chosen: Mask, count: int, generator: np.random.Generator
+) -> list[tuple[int, int]]:
     edges = np.argwhere(chosen)
-    some = generator.choice(len(edges), min(count, len(edges)), replace=False)
-    return [(int(target), int(source)) for target, source in edges[np.sort(some)]]
+    rows = generator.choice(len(edges), min(count, len(edges)), replace=False)
+    return [(int(target), int(source)) for target, source in edges[np.sort(rows)]]
 
 
 def _without(chosen: Mask, edge: tuple[int, int]) -> Mask:

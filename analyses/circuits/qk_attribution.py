@@ -194,10 +194,10 @@ def _add_lost(
     for name, units in (("margin", "logits"), ("attention", "share"), ("metric", metric)):
         if name not in lost:
             continue
-        own, drawn = lost[name][..., 0], lost[name][..., 1:].mean(2)
-        held = (drawn * signs).mean(1, keepdims=True)
+        own_write, other_writes = lost[name][..., 0], lost[name][..., 1:].mean(2)
+        signed = (other_writes * signs).mean(1, keepdims=True)
         results.add_mean(
-            f"{name}_lost", ("condition",), np.concatenate((own, held), axis=1),
+            f"{name}_lost", ("condition",), np.concatenate((own_write, signed), axis=1),
             f"{name.capitalize()} lost without this write", units, "diverging", evidence="causal",
             convention=f"{over}; taken out of what the head reads for its query, or for its keys "
             f"everywhere, norms following; {DRAWN}: other sources in its place, scaled to its "
@@ -210,11 +210,12 @@ def _note(
 ) -> str:
     """Say where the head attends and which pair of sources tells the key from the runner-up."""
     mean = margins.mean(0)
-    one, other = np.unravel_index(np.abs(mean).argmax(), mean.shape)
+    best = np.unravel_index(np.abs(mean).argmax(), mean.shape)
+    of_query, of_key = (names[at] for at in best)
     note = (
         f"{head} attends with weight {amount(float(results['weight'].values))}; of the "
-        f"{amount(float(mean.sum()))} logits by which the key exceeds the runner-up, {names[one]} "
-        f"at the query against {names[other]} at the key gives {amount(float(mean[one, other]))}."
+        f"{amount(float(mean.sum()))} logits by which the key exceeds the runner-up, {of_query} "
+        f"at the query against {of_key} at the key gives {amount(float(mean[best]))}."
     )
     return f"{note} No metric without the writes: {reason}." if reason else note
 
@@ -251,18 +252,18 @@ def _largest(
     sides: dict[str, Array], names: tuple[Source, ...], count: int
 ) -> list[tuple[str, int]]:
     """List the sides and sources with the largest mean terms; biases cannot be taken out."""
-    found = [
+    edges = [
         (side, at) for side in sides for at, source in enumerate(names) if source.kind != "bias"
     ]
-    found.sort(key=lambda edge: -abs(sides[edge[0]][:, edge[1]].mean()))
-    return found[:count]
+    edges.sort(key=lambda edge: -abs(sides[edge[0]][:, edge[1]].mean()))
+    return edges[:count]
 
 
 def _lost(
     capture: xr.Dataset, model: Model, task: EncodedTask, scores: Scores, head: tuple[int, int],
     pairs: list[_pairs.Pair], chosen: list[tuple[str, int]], draws: int, seed: int,
 ) -> dict[str, Array]:  # fmt: skip
-    """Return what margin, attention and metric lose without each write (prompt, edge, one + draw).
+    """Return what margin, attention and metric lose without each write (prompt, edge, 1 + draws).
 
     After the write itself come other sources in its place, scaled to its length.
     """
@@ -276,21 +277,21 @@ def _lost(
         for side, at in chosen:
             place = pair.query if side == "query" else slice(len(task.ids[prompt]))
             vector = scores.vector(capture, prompt, place, names[at])
-            taken = [vector]
-            others = [one for one in range(len(names) - 1) if one != at]
-            for one in generator.choice(others, draws):
-                other = scores.vector(capture, prompt, place, names[one])
-                taken.append(other * (vector.norm() / other.norm().clamp_min(1e-30)))
-            removals += [Removal(**{side: each}) for each in taken]
-        made, weights = read_removal.rows_without(
+            vectors = [vector]
+            candidates = [index for index in range(len(names) - 1) if index != at]
+            for index in generator.choice(candidates, draws):
+                replacement = scores.vector(capture, prompt, place, names[index])
+                vectors.append(replacement * (vector.norm() / replacement.norm().clamp_min(1e-30)))
+            removals += [Removal(**{side: vector}) for vector in vectors]
+        scores_without, weights = read_removal.rows_without(
             model, task.ids[prompt], head, pair.query, removals
         )
-        margin = made[:, pair.key] - made[:, pair.rival]
+        margin = scores_without[:, pair.key] - scores_without[:, pair.rival]
         for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
             lost[name][prompt] = (values[0] - values[1:]).reshape(shape[1:])
         rows.append(weights[1:])
     if not pattern_substitution.reason(capture):
-        metric, queries = _pairs.metric(task), _pairs.asked(task)
+        metric, queries = _pairs.metric(task), _pairs.question_positions(task)
         moved = read_removal.metric_with(model, task, metric, head, queries, rows)
         intact = ablation.evaluate(model, task, metric=metric)
         lost["metric"] = intact[:, None, None] - moved.reshape(shape)

@@ -142,25 +142,25 @@ def run(
         )
     encoded = ablation.encode_task(model, task)
     negatives = ablation.capture_corrupted(model, encoded)
-    some = encoded.part(range(len(task))[:truth_prompts])
+    truth_task = encoded.part(range(len(task))[:truth_prompts])
     # Of these prompts alone, as `importance` has them, so that their effects are the same.
-    patched = patch_heads(model, some, threshold, exhaustive=exhaustive, seed=seed)
+    patched = patch_heads(model, truth_task, threshold, exhaustive=exhaustive, seed=seed)
     screened, truth, moved = patched.screened, patched.true, patched.effect
     clean_metric = float(patched.intact.mean())
 
     names = heads(capture)
-    known = np.zeros(truth.shape, dtype=bool)
-    known[attending(capture)] = True
+    attending_heads = np.zeros(truth.shape, dtype=bool)
+    attending_heads[attending(capture)] = True
 
     def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Put one value a head into the grid (layer, head), NaN where there is no map."""
         grid = np.full(truth.shape, np.nan)
-        grid[known] = values
+        grid[attending_heads] = values
         return grid
 
     weights = head_outputs.output_weights(model)
     clean, corrupted = (
-        head_outputs.mean_outputs(side, weights)[:, np.flatnonzero(known)]
+        head_outputs.mean_outputs(side, weights)[:, np.flatnonzero(attending_heads)]
         for side in (capture, negatives)
     )
     pairs = [
@@ -170,15 +170,15 @@ def run(
     ]
     settings = {"features": features, "epochs": epochs, "rate": rate, "sparsity": sparsity}
     metric = differentiable(task.metric)
-    gradient = head_gradients.patch_gradient(model, some, metric, patched.corrupted)
-    attribution = np.abs(gradient.mean(0))[known]
+    gradient = head_gradients.patch_gradient(model, truth_task, metric, patched.corrupted)
+    attribution = np.abs(gradient.mean(0))[attending_heads]
     trial = Trials(clean, corrupted, attribution, pairs, per_union, examples, settings, scaled)
     scores = []
     for number in range(trials):
         scores.append(trial.score(torch.Generator().manual_seed(seed * 1000 + number)))
     nodes, links = map(np.stack, zip(*scores, strict=True))
     # A head that was not patched is in no truth, and what is drawn stands for the others.
-    wanted_nodes, stands_for = truth[known], screened.weights[known]
+    wanted_nodes, stands_for = truth[attending_heads], screened.weights[attending_heads]
     wanted_links = _true_edges(model, task, truth, [(names[a], names[b]) for a, b in pairs])
     links_for = np.ones(len(pairs))
 
@@ -189,10 +189,10 @@ def run(
     )
     criterion = (
         f"|resample ablation| is told from 0 and > {percent(threshold)} of the intact "
-        f"{task.metric} ({amount(clean_metric)}), {len(some)} prompts, {screened.convention}"
+        f"{task.metric} ({amount(clean_metric)}), {len(truth_task)} prompts, {screened.convention}"
     )
-    shown = np.mean([softmax(each) for each in links[:, 0]], axis=0)
-    best = np.argsort(-shown, kind="stable")[:edges]
+    edge_score = np.mean([softmax(codes) for codes in links[:, 0]], axis=0)
+    best = np.argsort(-edge_score, kind="stable")[:edges]
     node = on_grid(np.mean([softmax(codes) for codes in nodes[:, 0]], axis=0))
     results = Results(capture, source=SOURCE, convention=convention)
     results.add_all(
@@ -200,13 +200,13 @@ def run(
          f"softmax over heads of the unique codes; {convention}"),
         ("unique_codes", GRID, on_grid(nodes[:, 0].mean(0)), "Codes seen only with the task",
          ("share of codes" if per_union else "codes", "sequential", 0)),
-        ("edge_score", ("edge",), shown[best], "Circuit score of the edge", SHARE,
+        ("edge_score", ("edge",), edge_score[best], "Circuit score of the edge", SHARE,
          f"softmax over {len(pairs)} edges; {convention}"),
     )  # fmt: skip
     results.add_all(
         ("ablation", GRID, moved, f"Effect on {task.name} of its output on the corrupted prompt",
          (task.metric.replace("_", " "), "diverging"),
-         f"intact − patched, {screened.convention}; {len(some)} prompts of {task.name}"),
+         f"intact − patched, {screened.convention}; {len(truth_task)} prompts of {task.name}"),
         ("ground_truth", GRID, np.where(np.isnan(moved), np.nan, truth),
          "Head of the circuit by ablation", ("indicator", *ZERO_TO_ONE),
          f"1 where {criterion}, else 0"),
@@ -216,27 +216,27 @@ def run(
     if not screened.complete:
         against += "; a drawn head counts for all that it stands for"
     aucs: dict[str, NDArray[np.float64]] = {}
-    for name, values, wanted, each_for, what in (
+    for name, values, labels, stand_ins, kind in (
         ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
         ("edge_auc", links, wanted_links, links_for, "edges"),
     ):
         aucs[name] = np.array([
-            [auc(wanted, scores, each_for) for scores in trial] for trial in values
+            [auc(labels, scores, stand_ins) for scores in trial] for trial in values
         ])  # fmt: skip
         ends = t_interval(aucs[name])
         results.add_interval(
-            name, ("condition",), ends, f"AUC for the {what} of the circuit", "ROC AUC",
+            name, ("condition",), ends, f"AUC for the {kind} of the circuit", "ROC AUC",
             *ZERO_TO_ONE, convention=f"{against}; t interval over {trials} trials",
         )  # fmt: skip
         results.add_interval(
-            f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {what}, trained SAE",
+            f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {kind}, trained SAE",
             "ROC AUC", *ZERO_TO_ONE, convention=against,
         )  # fmt: skip
 
-    placed = np.array([[*names[pairs[each][0]], *names[pairs[each][1]]] for each in best])
+    placed = np.array([[*names[pairs[edge][0]], *names[pairs[edge][1]]] for edge in best])
     columns = ("source_layer", "source_head", "target_layer", "target_head")
     edge_ends = {name: ("edge", placed[:, at]) for at, name in enumerate(columns)}
-    circuit = [names[each] for each in np.flatnonzero(wanted_nodes)]
+    circuit = [names[at] for at in np.flatnonzero(wanted_nodes)]
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
         _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum()), patched.solved),
@@ -254,8 +254,8 @@ def _true_edges(
 ) -> NDArray[np.bool_]:
     """Say which edges are true: those that are known, where ablation finds all of their heads."""
     linked = linked_heads(model.name, task.name)
-    found = {label((int(layer), int(head))) for layer, head in np.argwhere(truth)}
-    if linked is None or not {end for ends in linked for end in ends} <= found:
+    true_heads = {label((int(layer), int(head))) for layer, head in np.argwhere(truth)}
+    if linked is None or not {end for ends in linked for end in ends} <= true_heads:
         return np.zeros(len(pairs), dtype=bool)
     return np.array([(label(source), label(target)) in linked for source, target in pairs])
 

@@ -126,7 +126,7 @@ def run(
             "two tokens or more"
         )
     half = len(prompts) // 2
-    fitted, held = prompts[:half], prompts[half:]
+    fitted, unseen = prompts[:half], prompts[half:]
     trained = sae is None
     if sae is None:
         settings = Settings(
@@ -138,7 +138,7 @@ def run(
     site = sae.site
     site.check(model.geometry)
 
-    fires = evaluation.firing(stream(model, held, site), sae, len(held), examples)
+    fires = evaluation.firing(stream(model, unseen, site), sae, len(unseen), examples)
     rank = max(1, min(round(float(fires.fired.sum() / fires.tokens.sum())), sae.size))
     reference = moments(batch for _, batch in stream(model, fitted, site))
     mean = reference.mean.float()
@@ -147,20 +147,20 @@ def run(
         CODES[1]: reference.components(rank),
         CODES[2]: random_directions(mean, sae.features, rank, seed),
     }
-    squares = evaluation.squares(stream(model, held, site), mean, codes, len(held))
+    squares = evaluation.squares(stream(model, unseen, site), mean, codes, len(unseen))
 
-    short = [ids[:causal_tokens] for ids in held[:causal_prompts]]
-    wanted = _wanted(chosen, fires, shown, most_density)
-    if not wanted:
+    short = [ids[:causal_tokens] for ids in unseen[:causal_prompts]]
+    described = _chosen_features(chosen, fires, shown, most_density)
+    if not described:
         raise NotApplicable("sae: none of its features fires on the prompts; give another one")
-    pages = _feature_pages.describe(model, sae, wanted, held, fires, reach, words, examples)
+    pages = _feature_pages.describe(model, sae, described, unseen, fires, reach, words, examples)
     rewrites = [lambda z: z, *codes.values(), mean.expand_as, torch.zeros_like]
     losses, *lost = _feature_pages.splice(model, sae, pages, short, rewrites)
 
     source = "the first half of the prompts" if trained else "elsewhere"
     about = (
         f"{sae.kind}, {sae.features} features on z of {site}, trained on {source}; measured on "
-        f"{len(held)} other prompts"
+        f"{len(unseen)} other prompts"
     )
     spliced = f"spliced into {len(short)} prompts of up to {causal_tokens} tokens; {about}"
     same = f"{rank} numbers a token each; {about}"
@@ -179,9 +179,9 @@ def run(
     for name, against, what in (
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
-        told = bool(told_above_zero(over[:, against] - LEAST_NATS))
-        kept = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
-        ends = [np.where(told, end, np.nan) for end in kept]
+        costs = bool(told_above_zero(over[:, against] - LEAST_NATS))
+        recovered = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
+        ends = [np.where(costs, end, np.nan) for end in recovered]
         results.add_interval(
             name, ("code",), ends, f"Loss recovered, of what {what} in place of z costs", "share",
             "diverging", None, 1, evidence="causal",
@@ -219,7 +219,7 @@ def _site(model: Model, layer: int) -> Site:
     return Site(attending[len(attending) // 2] if layer < 0 else layer)
 
 
-def _wanted(chosen: str, fires: evaluation.Firing, shown: int, most: float) -> list[int]:
+def _chosen_features(chosen: str, fires: evaluation.Firing, shown: int, most: float) -> list[int]:
     """List the features to describe: the named ones, or those of most energy that fire at all."""
     if not chosen:
         everywhere = fires.fired.sum(0) / fires.tokens.sum() > most

@@ -101,14 +101,14 @@ class Circuit:
     @property
     def ends(self) -> list[tuple[str, str, str]]:
         """Source, target and input (q, k, v or empty) of every edge."""
-        found = []
+        edges = []
         for name in self.edges:
             parts = EDGE.fullmatch(name)
             if parts is None:
                 raise InvalidInput(f"edges: {name!r} is no edge; write 'L0H1->L2H0.q'")
             target = parts["head"] or parts["other"]
-            found.append((parts["source"], target, parts["input"] or ""))
-        return found
+            edges.append((parts["source"], target, parts["input"] or ""))
+        return edges
 
     @property
     def nodes(self) -> list[str]:

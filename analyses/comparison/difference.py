@@ -73,34 +73,34 @@ def compare(
     if stray:
         raise InvalidInput(f"across: {stray[0]!r} is not one of {', '.join(FIELDS)}")
     _check_shapes(first, second, across)
-    wanted = list(names) if names is not None else _common(first, second)
-    if not wanted:
+    scores = list(names) if names is not None else _common(first, second)
+    if not scores:
         raise InvalidInput("names: the two have no score of heads in common")
     digest = first.attrs.get("prompts_sha256")
     paired = digest is not None and digest == second.attrs.get("prompts_sha256")
     results = Results(xr.Dataset(), seed=seed)
     changed: dict[str, list[str]] = {}
-    for name in wanted:
-        pair = [_score(side, name, which) for side, which in ((first, "first"), (second, "second"))]
+    for name in scores:
+        pair = [_score(side, name, place) for side, place in ((first, "first"), (second, "second"))]
         _check_meaning(name, pair[0], pair[1], across)
         *ends, how = _change(first, second, name, pair, paired, seed)
         attrs = pair[0].attrs
-        kept = {key: attrs[key] for key in ("convention",) if key in attrs}
+        attributes = {key: attrs[key] for key in ("convention",) if key in attrs}
         title = attrs.get("long_name", name)
         results.add_interval(
             name, HEADS, ends, f"{title}: second − first", attrs.get("units", ""), "diverging",
-            pairing=how, **kept,
+            pairing=how, **attributes,
         )  # fmt: skip
         means = [_mean(score) for score in pair]
-        known = ~(np.isnan(means[0]) | np.isnan(means[1]))
+        measured = ~(np.isnan(means[0]) | np.isnan(means[1]))
         results.add(
-            f"{name}_agreement", (), ranked(means[0][known], means[1][known]),
+            f"{name}_agreement", (), ranked(means[0][measured], means[1][measured]),
             f"Agreement of the heads' ranks: {title}", "Spearman ρ", "diverging", -1, 1,
         )  # fmt: skip
         _, lower, upper = ends
         with np.errstate(invalid="ignore"):
             changed[name] = labels((lower > 0) | (upper < 0))
-    count = int(known.sum())
+    count = int(measured.sum())
     return xr.Dataset(
         results.variables,
         coords={dim: first[dim].values for dim in HEADS if dim in first.coords},
@@ -115,11 +115,11 @@ def compare(
 
 def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]) -> None:
     for dim in HEADS:
-        one, other = (side.sizes.get(dim, 0) for side in (first, second))
-        if one != other:
+        first_size, second_size = (side.sizes.get(dim, 0) for side in (first, second))
+        if first_size != second_size:
             raise InvalidInput(
-                f"{dim}: {one} in the first and {other} in the second; heads cannot be matched, so "
-                "compare models of one shape"
+                f"{dim}: {first_size} in the first and {second_size} in the second; heads cannot "
+                "be matched, so compare models of one shape"
             )
     maps = [
         side["attention_map"].values.tolist() if "attention_map" in side.coords else None
@@ -175,10 +175,10 @@ def _score(side: xr.Dataset, name: str, which: str) -> xr.DataArray:
 
 
 def _check_meaning(
-    name: str, one: xr.DataArray, other: xr.DataArray, across: Collection[str]
+    name: str, first: xr.DataArray, second: xr.DataArray, across: Collection[str]
 ) -> None:
     for field in ("units", "convention"):
-        pair = one.attrs.get(field, ""), other.attrs.get(field, "")
+        pair = first.attrs.get(field, ""), second.attrs.get(field, "")
         if field not in across and pair[0] != pair[1]:
             raise InvalidInput(
                 f"{field}: of {name} it is {pair[0]!r} in the first and {pair[1]!r} in the second; "
@@ -195,18 +195,18 @@ def _change(
     seed: int,
 ) -> tuple[Array, Array, Array, str]:
     """Return the difference, both ends of its interval, and how that was made."""
-    kept = ["prompt" in one.dims for one in pair]
-    if all(kept):
-        one, other = (each.values.astype(np.float64) for each in pair)
-        if paired and len(one) == len(other):
-            return *bootstrap(other - one, seed=seed), "paired by prompt"
-        change = bootstrap(other)[0] - bootstrap(one)[0]
-        if min(len(one), len(other)) < 2:
+    by_prompt = ["prompt" in score.dims for score in pair]
+    if all(by_prompt):
+        first_samples, second_samples = (samples.values.astype(np.float64) for samples in pair)
+        if paired and len(first_samples) == len(second_samples):
+            return *bootstrap(second_samples - first_samples, seed=seed), "paired by prompt"
+        change = bootstrap(second_samples)[0] - bootstrap(first_samples)[0]
+        if min(len(first_samples), len(second_samples)) < 2:
             missing = np.full(change.shape, np.nan)
             return change, missing, missing, "one prompt has no interval"
         sides = [
-            np.tensordot(draws(len(each), RESAMPLES, seed + at) / len(each), each, 1)
-            for at, each in enumerate((one, other))
+            np.tensordot(draws(len(samples), RESAMPLES, seed + at) / len(samples), samples, 1)
+            for at, samples in enumerate((first_samples, second_samples))
         ]
         return change, *percentiles(sides[1] - sides[0], 0.025), "other prompts, resampled apart"
     change = _mean(pair[1]) - _mean(pair[0])

@@ -44,8 +44,8 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
     --------
     >>> import numpy as np
     >>> scores = np.array([[4.0, 3.0], [2.0, 1.0]])
-    >>> one, other = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
-    >>> result = overlap(one, other)
+    >>> first, second = Circuit(((0, 0), (0, 1)), scores), Circuit(((0, 0), (1, 0)), scores)
+    >>> result = overlap(first, second)
     >>> float(result["jaccard"]), float(result["expected"]), round(float(result["p_value"]), 4)
     (0.3333333333333333, 1.0, 0.8333)
     """
@@ -104,28 +104,28 @@ def _compare_edges(results: Results, first: Circuit, second: Circuit) -> str:
 
     if not (first.edges and second.edges):
         return ""
-    totals = {int(each.provenance.get("edges", 0)) for each in (first, second)}
+    totals = {int(circuit.provenance.get("edges", 0)) for circuit in (first, second)}
     if len(totals) > 1 or not totals - {0}:
         raise InvalidInput(
             "edges: the provenance of both circuits has to say how many edges the model has, the "
             "same number; make them with from_result"
         )
     shared = [name for name in first.edges if name in second.edges]
-    sizes, whole = (len(first.edges), len(second.edges)), totals.pop()
-    expected = sizes[0] * sizes[1] / whole
-    p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
+    sizes, total = (len(first.edges), len(second.edges)), totals.pop()
+    expected = sizes[0] * sizes[1] / total
+    p_value = float(hypergeom.sf(len(shared) - 1, total, *sizes))
     alike = [first.edges[name] * second.edges[name] > 0 for name in shared]
-    what = f"{sizes[0]} and {sizes[1]} of {whole} edges"
+    sizes_note = f"{sizes[0]} and {sizes[1]} of {total} edges"
     counted = ("edges", "sequential", 0)
     results.add_all(
         ("edge_jaccard", (), len(shared) / (sum(sizes) - len(shared)),
-         "Shared edges of the edges of either", SHARE, what),
-        ("shared_edges", (), float(len(shared)), "Shared edges", counted, what),
-        ("expected_edges", (), expected, "Edges that random sets share", counted, what),
+         "Shared edges of the edges of either", SHARE, sizes_note),
+        ("shared_edges", (), float(len(shared)), "Shared edges", counted, sizes_note),
+        ("expected_edges", (), expected, "Edges that random sets share", counted, sizes_note),
         ("edge_p_value", (), p_value, "Chance of sharing as many edges at random",
-         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {what}"),
+         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {sizes_note}"),
         ("same_sign", (), float(np.mean(alike)) if alike else np.nan,
-         "Shared edges of one sign", SHARE, what),
+         "Shared edges of one sign", SHARE, sizes_note),
     )  # fmt: skip
     return (
         f" {len(shared)} shared edges, {amount(expected)} expected of random sets "
@@ -134,26 +134,36 @@ def _compare_edges(results: Results, first: Circuit, second: Circuit) -> str:
 
 
 def _intervals(
-    first: Circuit, second: Circuit, known: NDArray[np.bool_], seed: int
+    first: Circuit, second: Circuit, measured: NDArray[np.bool_], seed: int
 ) -> tuple[Array, Array]:
     """Resample prompts, choose both circuits anew, and return both ends of the three numbers."""
     missing = np.full(3, np.nan)
     if first.samples is None or second.samples is None:
         return missing, missing
-    one, other = first.samples[:, known], second.samples[:, known]
-    if min(len(one), len(other)) < 2:
+    first_scores, second_scores = first.samples[:, measured], second.samples[:, measured]
+    if min(len(first_scores), len(second_scores)) < 2:
         return missing, missing
-    digests = [each.provenance.get("prompts_sha256") for each in (first, second)]
-    paired = digests[0] is not None and digests[0] == digests[1] and len(one) == len(other)
-    left = draws(len(one), RESAMPLES, seed) / len(one)
-    right = left if paired else draws(len(other), RESAMPLES, seed + 1) / len(other)
+    digests = [circuit.provenance.get("prompts_sha256") for circuit in (first, second)]
+    paired = (
+        digests[0] is not None
+        and digests[0] == digests[1]
+        and len(first_scores) == len(second_scores)
+    )
+    first_weights = draws(len(first_scores), RESAMPLES, seed) / len(first_scores)
+    second_weights = (
+        first_weights
+        if paired
+        else draws(len(second_scores), RESAMPLES, seed + 1) / len(second_scores)
+    )
     sizes = len(first.heads), len(second.heads)
     resampled = np.empty((RESAMPLES, 3))
-    for row, pair in enumerate(zip(left @ one, right @ other, strict=True)):
+    for row, pair in enumerate(
+        zip(first_weights @ first_scores, second_weights @ second_scores, strict=True)
+    ):
         tops = [
             set(np.argsort(-scores, kind="stable")[:size].tolist())
             for scores, size in zip(pair, sizes, strict=True)
         ]
-        both = len(tops[0] & tops[1])
-        resampled[row] = both / len(tops[0] | tops[1]), both / min(sizes), ranked(*pair)
+        shared = len(tops[0] & tops[1])
+        resampled[row] = shared / len(tops[0] | tops[1]), shared / min(sizes), ranked(*pair)
     return percentiles(resampled, 0.025)

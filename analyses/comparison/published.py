@@ -60,26 +60,26 @@ class PublishedCircuit:
             role: tuple(node for node in nodes if "H" in node)
             for role, nodes in self.groups.items()
         }
-        return {role: found for role, found in heads.items() if found}
+        return {role: members for role, members in heads.items() if members}
 
     @cached_property
     def heads(self) -> tuple[tuple[int, int], ...]:
         """All heads, as (layer, head)."""
-        found = {node for heads in self.roles.values() for node in heads}
-        return tuple(sorted(_place(node)[:2] for node in found))
+        nodes = {node for heads in self.roles.values() for node in heads}
+        return tuple(sorted(_place(node)[:2] for node in nodes))
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
         """All edges: of each connection, from every source to every target that comes after it."""
-        found = {
-            Edge(source, target, each)
+        edges = {
+            Edge(source, target, input_name)
             for sources, targets, inputs in self.connections
             for source in self.groups[sources]
             for target in self.groups[targets]
             if _order(source) < _order(target)
-            for each in (inputs or [""])
+            for input_name in (inputs or [""])
         }
-        return tuple(sorted(found))
+        return tuple(sorted(edges))
 
 
 def names() -> list[str]:
@@ -106,9 +106,9 @@ def circuit(source: str | os.PathLike[str]) -> PublishedCircuit:
     try:
         groups = {role: tuple(nodes) for role, nodes in record["groups"].items()}
         connections = tuple((str(a), str(b), str(c)) for a, b, c in record["connections"])
-        kept = {key: record[key] for key in ("about", "model", "task", "options", "metric")}
-        found = PublishedCircuit(
-            name, **kept, groups=groups, connections=connections,
+        fields = {key: record[key] for key in ("about", "model", "task", "options", "metric")}
+        result = PublishedCircuit(
+            name, **fields, groups=groups, connections=connections,
             sources=tuple(record["sources"]), published=tuple(record.get("published", ())),
             needs=record.get("needs", ""), note=record.get("note", ""),
         )  # fmt: skip
@@ -123,7 +123,7 @@ def circuit(source: str | os.PathLike[str]) -> PublishedCircuit:
             f"circuit: {name} is no record of a circuit ({type(error).__name__}: {error}); "
             f"see headscope.analyses.comparison.published"
         ) from error
-    return found
+    return result
 
 
 def _records() -> dict[str, Any]:

@@ -96,8 +96,8 @@ def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed:
     OneOf(METRICS).check("metric", metric)
     name = task.metric if metric == "task" else metric
     encoded, sides = encode_task(model, task), []
-    for some in ((), tuple(edits)):
-        sides.append(evaluate(model, encoded, some, name))
+    for side_edits in ((), tuple(edits)):
+        sides.append(evaluate(model, encoded, side_edits, name))
     words = name.replace("_", " ")
     convention = f"{words} on {len(task)} prompts of {task.name}"
     results = _contrast(np.stack(sides, axis=1), words.capitalize(), UNITS[name], convention, seed)
@@ -111,8 +111,8 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
     passes: list[list[tuple[Array, Array]]] = []
     for ids in prompts.ids:
         passes.append([])
-        for some in ((), edits):
-            passes[-1].append(_pass(model, ids, some))
+        for side_edits in ((), edits):
+            passes[-1].append(_pass(model, ids, side_edits))
     title = "Loss on the next token"
     if len(passes) > 1:
         samples = np.array([[loss.mean() for loss, _ in sides] for sides in passes])

@@ -115,33 +115,33 @@ def restore(
     if not chosen:
         raise InvalidInput("heads: none to repair; give (layer, head) pairs")
     check_heads("heads", chosen, model.geometry)
-    whole = reference if reference is not None else (model if broken else None)
-    if pattern == OWN and whole is None:
+    intact = reference if reference is not None else (model if broken else None)
+    if pattern == OWN and intact is None:
         raise InvalidInput(
             "pattern: own is what heads look at in a whole model, and there is none; give broken "
             "edits or a reference, or name a pattern"
         )
-    if whole is not None and (whole.layers, whole.heads) != (model.layers, model.heads):
+    if intact is not None and (intact.layers, intact.heads) != (model.layers, model.heads):
         raise InvalidInput(
-            f"reference: {whole.layers} layers × {whole.heads} heads, and the model has "
+            f"reference: {intact.layers} layers × {intact.heads} heads, and the model has "
             f"{model.layers} × {model.heads}; heads cannot be matched"
         )
     pool = [(layer, head) for layer in model.geometry.attending for head in range(model.heads)]
-    rest = [head for head in pool if head not in set(chosen)]
-    if len(rest) < len(chosen):
+    remaining = [head for head in pool if head not in set(chosen)]
+    if len(remaining) < len(chosen):
         raise InvalidInput(
             f"heads: {len(chosen)} of {len(pool)} leave fewer than as many others to compare with"
         )
     name = task.metric if metric == "task" else metric
     damage = tuple(broken)
 
-    def repaired(some: Sequence[Head]) -> Array:
+    def repaired(chosen_heads: Sequence[Head]) -> Array:
         if pattern != OWN:
-            return evaluate(model, task, (*damage, Inject(tuple(some), pattern)), name)
-        assert whole is not None
+            return evaluate(model, task, (*damage, Inject(tuple(chosen_heads), pattern)), name)
+        assert intact is not None
         singles = [replace(task, prompts=(prompt,)) for prompt in task.prompts]
         scores = [
-            evaluate(model, single, (*damage, *own_patterns(whole, single, some)), name)
+            evaluate(model, single, (*damage, *own_patterns(intact, single, chosen_heads)), name)
             for single in singles
         ]
         return np.concatenate(scores)
@@ -150,30 +150,34 @@ def restore(
         "broken": evaluate(model, task, damage, name),
         "chosen heads repaired": repaired(chosen),
         "random other heads repaired": np.mean(
-            [repaired(some) for some in random_sets(rest, len(chosen), draws, seed)], axis=0
+            [
+                repaired(chosen_heads)
+                for chosen_heads in random_sets(remaining, len(chosen), draws, seed)
+            ],
+            axis=0,
         ),
     }
-    if whole is not None:
-        columns = {"whole": evaluate(whole, task, (), name), **columns}
+    if intact is not None:
+        columns = {"whole": evaluate(intact, task, (), name), **columns}
     samples = np.stack(list(columns.values()), axis=1)
-    what = (
+    convention = (
         f"{name.replace('_', ' ')} on {len(task)} prompts of {task.name}; pattern {pattern} put "
         f"into {', '.join(map(label, chosen))}, or into as many others ({draws} draws)"
     )
     gain = columns["chosen heads repaired"] - columns["broken"]
     over = columns["chosen heads repaired"] - columns["random other heads repaired"]
-    results = Results(xr.Dataset(), seed=seed, convention=what, evidence="causal")
+    results = Results(xr.Dataset(), seed=seed, convention=convention, evidence="causal")
     units = (UNITS[name], "diverging")
     results.add_means(
         ("score", ("condition",), samples, f"{task.name} before and after repair", units),
         ("gain", (), gain, "Gain by the repair, same prompts", units),
         ("gain_over_random", (), over, "Gain over a repair of random other heads", units),
     )
-    if whole is not None:
+    if intact is not None:
         results.add_interval(
             "recovered", (), _share(gain, columns["whole"] - columns["broken"], seed),
             "Share of what was broken that returns", "share", "diverging",
-            convention=f"mean gain over mean loss; {what}",
+            convention=f"mean gain over mean loss; {convention}",
         )  # fmt: skip
     verdict = _verdict(results, name)
     return xr.Dataset(

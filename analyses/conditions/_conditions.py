@@ -64,9 +64,9 @@ def pair(model: Model, task: Task, other: str) -> tuple[Condition, Condition]:
     first = _of(task.name, encoded.ids, encoded.questions)
     if other == CORRUPTED:
         return first, _of(f"{task.name}, corrupted", encoded.corrupted_ids, encoded.questions)
-    made = tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-    second = encode_task(model, made)
-    return first, _of(made.name, second.ids, second.questions)
+    second_task = tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+    second = encode_task(model, second_task)
+    return first, _of(second_task.name, second.ids, second.questions)
 
 
 def _of(name: str, ids: Sequence[Any], questions: Sequence[Any]) -> Condition:

@@ -48,16 +48,16 @@ def find(prompts: Prompts, relation: str, most: int, *, both_ways: bool, seed: i
     encoded = prompts.encoded
     questions: Sequence[Any] = encoded.questions if encoded else [()] * len(prompts.ids)
     links: list[Link] = []
-    for prompt, (ids, own) in enumerate(zip(prompts.ids, questions, strict=True)):
+    for prompt, (ids, prompt_questions) in enumerate(zip(prompts.ids, questions, strict=True)):
         linked = {}
-        for query, named in enumerate(targets.find(relation, ids, own)):
-            if right := [key for key in named if _seen(query, key, both_ways)]:
+        for query, named in enumerate(targets.find(relation, ids, prompt_questions)):
+            if right := [key for key in named if _is_candidate(query, key, both_ways)]:
                 linked[query] = right
         picked = np.linspace(0, len(linked) - 1, min(most, len(linked))).round().astype(int)
         for query in (list(linked)[at] for at in picked):
             right = linked[query]
-            seen = [key for key in range(len(ids)) if _seen(query, key, both_ways)]
-            others = [key for key in seen if key not in right]
+            visible = [key for key in range(len(ids)) if _is_candidate(query, key, both_ways)]
+            others = [key for key in visible if key not in right]
             if len(right) + len(others) > CANDIDATES:
                 others = rng.choice(others, CANDIDATES - len(right), replace=False).tolist()
             keys = np.asarray(sorted([*right, *others]), dtype=np.int64)
@@ -71,7 +71,7 @@ def find(prompts: Prompts, relation: str, most: int, *, both_ways: bool, seed: i
     return links
 
 
-def _seen(query: int, key: int, both_ways: bool) -> bool:
+def _is_candidate(query: int, key: int, both_ways: bool) -> bool:
     return key != query if both_ways else key < query
 
 

@@ -14,22 +14,22 @@ from headscope.kernels.errors import NotApplicable
 class Alignment:
     """Where the tokens of prompt A stand in prompt B.
 
-    ``here`` are the positions of A that B has too, ``there`` where they stand in B. What is left of
-    A, ``own``, is its instruction; what is left of B is B's.
+    ``first_positions`` are those of A that B has too, ``second_positions`` where they stand in B.
+    What is left of A, ``extra``, is its instruction; what is left of B is B's.
     """
 
-    here: NDArray[np.int64]
-    there: NDArray[np.int64]
-    own: NDArray[np.int64]
+    first_positions: NDArray[np.int64]
+    second_positions: NDArray[np.int64]
+    extra: NDArray[np.int64]
 
     def queries(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions in B of queries of A."""
-        if not np.isin(places, self.here).all():
+        if not np.isin(places, self.first_positions).all():
             raise NotApplicable(
                 "task: a question stands inside what differs between prompts of different length; "
                 "let both end in the same words"
             )
-        return self.there[np.searchsorted(self.here, places)]
+        return self.second_positions[np.searchsorted(self.first_positions, places)]
 
     def onto(self, rows: Array, others: Array) -> Array:
         """Lay rows of B over the keys of A (head, row, key), given those of A.
@@ -37,36 +37,36 @@ class Alignment:
         What B gives to its own instruction is shared among the tokens of A's as A shares it.
         """
         laid = np.zeros_like(rows)
-        laid[..., self.here] = others[..., self.there]
-        if len(self.own):
-            part = rows[..., self.own]
+        laid[..., self.first_positions] = others[..., self.second_positions]
+        if len(self.extra):
+            part = rows[..., self.extra]
             total = part.sum(-1, keepdims=True)
-            even = np.full_like(part, 1 / len(self.own))
+            even = np.full_like(part, 1 / len(self.extra))
             shares = np.divide(part, total, out=even, where=total > 0)
             spare = others.sum(-1, keepdims=True) - laid.sum(-1, keepdims=True)
-            laid[..., self.own] = shares * spare.clip(0)
+            laid[..., self.extra] = shares * spare.clip(0)
         return laid
 
 
-def align(one: Sequence[int], other: Sequence[int]) -> Alignment:
+def align(first: Sequence[int], second: Sequence[int]) -> Alignment:
     """Align two prompts: position by position where they are as long, else by start and end.
 
-    >>> found = align([0, 5, 6, 9, 8], [0, 7, 9, 8])
-    >>> found.here.tolist(), found.there.tolist(), found.own.tolist()
+    >>> pairs = align([0, 5, 6, 9, 8], [0, 7, 9, 8])
+    >>> pairs.first_positions.tolist(), pairs.second_positions.tolist(), pairs.extra.tolist()
     ([0, 3, 4], [0, 2, 3], [1, 2])
     """
-    length, shorter = len(one), min(len(one), len(other))
-    if length == len(other):
+    length, shorter = len(first), min(len(first), len(second))
+    if length == len(second):
         return Alignment(np.arange(length), np.arange(length), np.arange(0))
-    start = next((at for at in range(shorter) if one[at] != other[at]), shorter)
+    start = next((at for at in range(shorter) if first[at] != second[at]), shorter)
     same = 0
-    while same < shorter - start and one[-1 - same] == other[-1 - same]:
+    while same < shorter - start and first[-1 - same] == second[-1 - same]:
         same += 1
-    own = np.arange(start, length - same)
-    if not len(own):
+    unmatched = np.arange(start, length - same)
+    if not len(unmatched):
         raise NotApplicable(
             "task: a prompt has nothing where its counterfactual has more words; swap the two"
         )
-    here = np.delete(np.arange(length), own)
-    there = np.delete(np.arange(len(other)), np.arange(start, len(other) - same))
-    return Alignment(here, there, own)
+    first_positions = np.delete(np.arange(length), unmatched)
+    second_positions = np.delete(np.arange(len(second)), np.arange(start, len(second) - same))
+    return Alignment(first_positions, second_positions, unmatched)

@@ -52,13 +52,13 @@ def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], h
     return z_at_query
 
 
-def distances(one: Array, other: Array) -> tuple[Array, Array]:
+def distances(first: Array, second: Array) -> tuple[Array, Array]:
     """Return the Euclidean distance of two outputs, and its share of the two norms (layer, head).
 
     The share is ``‖a − b‖ / (‖a‖ + ‖b‖)``: 0 for equal outputs, 1 where one of them is 0 or they
     are opposite.
     """
-    far = np.linalg.norm(one - other, axis=-1)
-    whole = np.linalg.norm(one, axis=-1) + np.linalg.norm(other, axis=-1)
+    far = np.linalg.norm(first - second, axis=-1)
+    norms = np.linalg.norm(first, axis=-1) + np.linalg.norm(second, axis=-1)
     # Heads that write nothing on either side do not differ.
-    return far, np.where(np.isnan(whole), np.nan, far / np.where(whole > 0, whole, 1.0))
+    return far, np.where(np.isnan(norms), np.nan, far / np.where(norms > 0, norms, 1.0))

@@ -129,7 +129,7 @@ def _distances(
     assert prompts.encoded is not None
     weights = output_weights(model).double().numpy() if space == "residual" else None
 
-    def written(ids: tuple[int, ...], query: int, keys: list[int], how: str) -> Array:
+    def head_outputs(ids: tuple[int, ...], query: int, keys: list[int], how: str) -> Array:
         z = outputs(model, ids, query, keys, how)
         return z if weights is None else np.einsum("lhs,lhsr->lhr", z, weights)
 
@@ -144,13 +144,15 @@ def _distances(
                 f"span: prompt {row + 1} has {len(spare)} other tokens to set against the "
                 f"{len(keys)} of the span; choose a smaller one or longer prompts"
             )
-        clean = written(ids, query, [], "total")
-        far, total = distances(clean, written(ids, query, keys, "total"))
-        _, direct = distances(clean, written(ids, query, keys, "direct"))
-        others = [
+        clean = head_outputs(ids, query, [], "total")
+        far, total = distances(clean, head_outputs(ids, query, keys, "total"))
+        _, direct = distances(clean, head_outputs(ids, query, keys, "direct"))
+        control_keys = [
             sorted(rng.choice(spare, len(keys), replace=False).tolist()) for _ in range(controls)
         ]
-        control = [distances(clean, written(ids, query, it, "direct"))[1] for it in others]
+        control = [
+            distances(clean, head_outputs(ids, query, keys, "direct"))[1] for keys in control_keys
+        ]
         rows.append(np.stack([total, direct, np.mean(control, axis=0), far]))
     return np.stack(rows, axis=1)
 

@@ -234,14 +234,16 @@ def _costs(
 
 def _verdict(costs: list[Array], size: int, name: str) -> Verdict:
     """Conclude whether ablation costs A more than B, and more than other heads do."""
-    here, there = costs
-    own, random, foreign = here[:, 0].mean(), here[:, 1].mean(), there[:, 0].mean()
+    costs_in_a, costs_in_b = costs
+    in_a, random, in_b = costs_in_a[:, 0].mean(), costs_in_a[:, 1].mean(), costs_in_b[:, 0].mean()
     text = (
-        f"without the {size} heads that have more {name} in A its answers lose {amount(own)} nats, "
-        f"those of B {amount(foreign)}; without as many random others A loses {amount(random)}"
+        f"without the {size} heads that have more {name} in A its answers lose {amount(in_a)} "
+        f"nats, those of B {amount(in_b)}; without as many random others A loses {amount(random)}"
     )
     # As many prompts of B, paired or drawn for themselves: then any order pairs them.
-    over = here[:, :1] - np.stack([there[:, 0], here[:, 1]], axis=1) - LEAST_NATS
-    told = told_above_zero(over)
-    failed = [name for name, one in zip(("B", "random heads do"), told, strict=True) if not one]
+    over = costs_in_a[:, :1] - np.stack([costs_in_b[:, 0], costs_in_a[:, 1]], axis=1) - LEAST_NATS
+    above = told_above_zero(over)
+    failed = [
+        name for name, is_above in zip(("B", "random heads do"), above, strict=True) if not is_above
+    ]
     return causal_verdict(over, text, f"; no more than {', nor than '.join(failed)}")

@@ -105,7 +105,7 @@ def run(
     convention = (
         f"rows at the questions of {len(moved)} prompts of {task.name}; B: their counterfactuals"
     )
-    if any(len(pair.own) for pair in pairs):
+    if any(len(pair.extra) for pair in pairs):
         convention += "; what differs, of other length in B, counts as one key"
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     results.add_mean(
@@ -164,9 +164,9 @@ def _differences(
     for prompt, places in enumerate(queries):
         for layer in map(int, np.flatnonzero(attending(capture))):
             rows = qk_rows.rows(capture, prompt, layer, places).weights()
-            there = pairs[prompt].queries(places)
-            others = qk_rows.rows(other, prompt, layer, there).weights()
-            difference = rows - pairs[prompt].onto(rows, others)
+            partners = pairs[prompt].queries(places)
+            other_rows = qk_rows.rows(other, prompt, layer, partners).weights()
+            difference = rows - pairs[prompt].onto(rows, other_rows)
             moved[prompt, layer] = np.abs(difference).sum(-1).mean(-1) / 2
             if prompt == 0:
                 first[layer] = difference.mean(1)
@@ -204,10 +204,10 @@ def _lost(
             pair = pairs[prompt]
             maps = {}
             for layer in {layer for group in groups for layer, _ in group}:
-                rows = qk_rows.rows(capture, prompt, layer, pair.here).weights()
-                others = qk_rows.rows(other, prompt, layer, pair.there).weights()
+                rows = qk_rows.rows(capture, prompt, layer, pair.first_positions).weights()
+                others = qk_rows.rows(other, prompt, layer, pair.second_positions).weights()
                 maps[layer] = np.full((len(rows), ids.shape[1], ids.shape[1]), np.nan)
-                maps[layer][:, pair.here] = pair.onto(rows, others)
+                maps[layer][:, pair.first_positions] = pair.onto(rows, others)
             values = []
             for group in ((), *groups):
                 edits = pattern_substitution.fix({head: maps[head[0]][head[1]] for head in group})

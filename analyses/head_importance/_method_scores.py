@@ -44,7 +44,9 @@ def patch_both_ways(
         "noising": -head_gradients.patch_gradient(model, clean, smooth, corrupted_z),
         "denoising": head_gradients.patch_gradient(model, corrupted, smooth, clean_z),
     }
-    also = [head for each in estimates.values() for head in top(np.abs(each.mean(0)), FIRST)]
+    also = [
+        head for estimate in estimates.values() for head in top(np.abs(estimate.mean(0)), FIRST)
+    ]
     means = (ablation.mean_z(capture),)
     chosen = screen(model, clean, metric, means, also=also, exhaustive=exhaustive, seed=seed)
     patched = ablation.ablate_each_head(model, clean, metric, corrupted_z, heads=chosen.heads)

@@ -24,10 +24,14 @@ def shuffled(questions: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, 
 
     return tuple(
         tuple(
-            replace(question, answer_ids=other.answer_ids, wrong_ids=other.wrong_ids)
-            for question, other in zip(own, cycle(questions[source[row]]), strict=False)
+            replace(
+                question, answer_ids=source_question.answer_ids, wrong_ids=source_question.wrong_ids
+            )
+            for question, source_question in zip(
+                row_questions, cycle(questions[source[row]]), strict=False
+            )
         )
-        for row, own in enumerate(questions)
+        for row, row_questions in enumerate(questions)
     )
 
 

@@ -97,8 +97,8 @@ class Pruned:
         for order in (*named.values(), *random):
             scores.append(self._measured(prefixes(order, counts)))
         rows = [np.stack(bootstrap(score, seed=self.seed)) for score in scores[: len(named)]]
-        drawn = np.stack(scores[len(named) :])
-        ends = [crossed(drawn[:, :, at], seed=self.seed) for at in range(len(counts))]
+        random_scores = np.stack(scores[len(named) :])
+        ends = [crossed(random_scores[:, :, at], seed=self.seed) for at in range(len(counts))]
         mean, lower, upper = np.stack([*rows, np.array(ends).T], axis=1)
         return mean, lower, upper
 
@@ -110,27 +110,27 @@ class Pruned:
         model, width = self.model, range(self.model.heads)
         clean = evaluate(model, self.task, (), self.metric)[:, None]
         only = np.full((len(self.task), model.layers, model.heads), np.nan)
-        whole = np.full((len(self.task), model.layers), np.nan)
+        without_all = np.full((len(self.task), model.layers), np.nan)
         for layer in model.geometry.attending:
             heads = alone[layer].nonzero().flatten().tolist()
             sets = [[(layer, other) for other in width if other != head] for head in heads]
             sets.append([(layer, head) for head in width])
             lost = clean - ablated_metric(model, self.task, self.metric, sets, self.values)
-            only[:, layer, heads], whole[:, layer] = lost[:, :-1], lost[:, -1]
-        return only, whole
+            only[:, layer, heads], without_all[:, layer] = lost[:, :-1], lost[:, -1]
+        return only, without_all
 
     def smallest(self, order: Sequence[Unit], pool: Sequence[Unit], keep: float) -> Smallest:
         """Find the smallest set along the greedy order, and what it keeps on other prompts."""
         clean = evaluate(self.model, self.ranking, (), self.metric).mean()
-        kept, share, random = None, MISSING, MISSING
+        units, share, random = None, MISSING, MISSING
         if clean > 0:
             least = keep * clean
-            kept = smallest(
+            units = smallest(
                 self.model, self.ranking, self.metric, order, least, self.values, self.tries
             )
-        if kept is not None:
-            share, random = self._shares(kept, order, pool)
-        return Smallest(None if kept is None else flat(kept), share, random)
+        if units is not None:
+            share, random = self._shares(units, order, pool)
+        return Smallest(None if units is None else flat(units), share, random)
 
     def _shares(
         self, kept: Sequence[Unit], order: Sequence[Unit], pool: Sequence[Unit]
@@ -142,8 +142,8 @@ class Pruned:
             chosen = generator.permutation(len(pool))[len(kept) :]
             sets.append([pool[at] for at in chosen])
         scores = self._measured([flat(units) for units in sets])
-        whole, own, random = scores[:, 0], scores[:, 1], scores[:, 2:].mean(1)
-        return _ratio(own, whole, self.seed), _ratio(random, whole, self.seed)
+        clean, along_order, random = scores[:, 0], scores[:, 1], scores[:, 2:].mean(1)
+        return _ratio(along_order, clean, self.seed), _ratio(random, clean, self.seed)
 
     def _measured(self, sets: Sequence[Sequence[Head]]) -> Array:
         """Return the metric of the measuring prompts without each set (prompt, set)."""

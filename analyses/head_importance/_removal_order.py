@@ -26,9 +26,9 @@ def units(model: Model, *, grouped: bool = False) -> list[Unit]:
     ]
 
 
-def flat(some: Sequence[Unit]) -> list[Head]:
+def flat(groups: Sequence[Unit]) -> list[Head]:
     """List the heads of units."""
-    return [head for unit in some for head in unit]
+    return [head for unit in groups for head in unit]
 
 
 def greedy(
@@ -49,17 +49,17 @@ def greedy(
     """
     together = max(1, round(share * len(pool)))
     most = len(pool) if extra is None else together + extra
-    left = list(pool)
+    remaining = list(pool)
     order: list[Unit] = []
     first: list[Unit] = []
     encoded = encode_task(model, task)
-    while left:
-        sets = [[*flat(order), *unit] for unit in left[:most]]
+    while remaining:
+        sets = [[*flat(order), *unit] for unit in remaining[:most]]
         scores = ablated_metric(model, encoded, metric, sets, values).mean(0)
-        ranked = [left[at] for at in np.argsort(-scores, kind="stable")]
-        first = first or [*ranked, *left[most:]]
+        ranked = [remaining[at] for at in np.argsort(-scores, kind="stable")]
+        first = first or [*ranked, *remaining[most:]]
         order += ranked[:together]
-        left = [unit for unit in left if unit not in set(ranked[:together])]
+        remaining = [unit for unit in remaining if unit not in set(ranked[:together])]
     return order, first
 
 

@@ -32,11 +32,17 @@ def aimed(task: Task, goal: str) -> Task:
             f"goal: a question of {task.name} has no wrong answers; use goal='answers'"
         )
     swapped = [
-        [replace(each, answers=each.wrong, wrong=each.answers) for each in prompt.questions]
+        [
+            replace(question, answers=question.wrong, wrong=question.answers)
+            for question in prompt.questions
+        ]
         for prompt in task.prompts
     ]
     pairs = zip(task.prompts, swapped, strict=True)
-    return replace(task, prompts=tuple(replace(one, questions=tuple(new)) for one, new in pairs))
+    return replace(
+        task,
+        prompts=tuple(replace(prompt, questions=tuple(questions)) for prompt, questions in pairs),
+    )
 
 
 def head_weights(

@@ -112,7 +112,7 @@ def run(
             f"{chosen.convention}; {what}",
         )  # fmt: skip
     results.add(
-        "own", (), _own(model, task, name, clean, pool),
+        "own", (), _own_pattern_change(model, task, name, clean, pool),
         "Change with every head's own pattern put back", units, "sequential", 0, evidence="causal",
         convention=f"largest of any prompt; 0 but for rounding; {what}",
     )  # fmt: skip
@@ -132,8 +132,8 @@ def _scores(
     answers = AnswerMetric(metric, task.questions)
     if key in ("uniform", "window"):
 
-        def edit(some: Tensor, prompts: list[int]) -> Edit:
-            only = tuple(pool[at] for at in some.tolist())
+        def edit(numbers: Tensor, prompts: list[int]) -> Edit:
+            only = tuple(pool[at] for at in numbers.tolist())
             return Window(only, recent=recent, first=0) if key == "window" else Inject(only, key)
 
         starts = torch.tensor([layer for layer, _ in pool])
@@ -147,7 +147,7 @@ def _scores(
     return result
 
 
-def _own(
+def _own_pattern_change(
     model: Model, task: Task, metric: str, clean: NDArray[np.float64], pool: Sequence[Head]
 ) -> float:
     """Return the largest change of a prompt with every head's own weights put back."""
@@ -162,14 +162,14 @@ def _own(
 def _standing(results: Results) -> dict[str, list[str]]:
     """Name the heads that are needed and that a map stands in for, by map."""
     removed = results["removed"].values
-    told = results["removed"].attrs["effect_heads"].split()
+    effect_heads = results["removed"].attrs["effect_heads"].split()
     with np.errstate(invalid="ignore"):
         needed = removed > STANDING_IN * np.nanmax(removed)
         return {
             key: [
                 name
                 for name in labels(needed & (results[key].values <= STANDING_IN * removed))
-                if name in told
+                if name in effect_heads
             ]
             for key in EDITS
             if key not in ("removed", "hidden_first")
@@ -180,7 +180,7 @@ def _verdict(standing: dict[str, list[str]], results: Results) -> Verdict:
     if results["removed"].attrs["effect"] == "too_few":
         text = f"Fewer than {LEAST_PROMPTS} prompts, so no head is known to be needed."
         return Verdict("too_few", text)
-    named = "; ".join(f"{key}: {first_few(held)}" for key, held in standing.items() if held)
+    named = "; ".join(f"{key}: {first_few(names)}" for key, names in standing.items() if names)
     return Verdict(
         "supported" if named else "not_supported",
         f"Heads that the task needs and that an edited pattern stands in for: {named or 'none'}.",

@@ -111,12 +111,12 @@ def run(
     weights = torch.from_numpy(np.nan_to_num(weight)).float()
     generator = np.random.default_rng(seed)
     attending = list(model.geometry.attending)
-    others = []
+    permuted = []
     for _ in range(draws):
         flat = weights[attending].flatten()[generator.permutation(len(attending) * model.heads)]
-        other = torch.zeros_like(weights)
-        other[attending] = flat.reshape(len(attending), -1)
-        others.append(other)
+        factors = torch.zeros_like(weights)
+        factors[attending] = flat.reshape(len(attending), -1)
+        permuted.append(factors)
 
     def scores(metric: str) -> Array:
         def added(values: Tensor) -> Array:
@@ -127,7 +127,7 @@ def run(
                 evaluate(model, unseen, (), metric),
                 evaluate(model, shown, (), metric),
                 added(weights),
-                np.mean([added(other) for other in others], axis=0),
+                np.mean([added(factors) for factors in permuted], axis=0),
             ],
             axis=1,
         )
@@ -173,8 +173,8 @@ def last_outputs(model: Model, task: EncodedTask) -> Float[Tensor, "layer head s
 def _at_end(model: Model, task: Task) -> EncodedTask:
     """Encode a task whose prompts end in their only question."""
     encoded = encode_task(model, task)
-    for ids, asked in zip(encoded.ids, encoded.asked, strict=True):
-        if asked != (len(ids) - 1,):
+    for ids, positions in zip(encoded.ids, encoded.asked, strict=True):
+        if positions != (len(ids) - 1,):
             raise NotApplicable(
                 f"task: a prompt of {task.name} does not end in its only question, and a task "
                 "vector is added at the last token; use another task"

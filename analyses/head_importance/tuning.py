@@ -100,20 +100,22 @@ def run(
     pool = heads(capture)
     if 3 * count > len(pool):
         raise NotApplicable(f"count: {count} of {len(pool)} heads; take {len(pool) // 3} or fewer")
-    wanted = _tuned.aimed(task, goal)
-    encoded = encode_task(model, wanted)
+    aimed = _tuned.aimed(task, goal)
+    encoded = encode_task(model, aimed)
     learned_from, unseen = (encoded.part(range(start, len(task), 2)) for start in (0, 1))
-    drawn = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
-    rival = encode_task(model, _tuned.aimed(drawn, goal))
+    other_task = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
+    rival = encode_task(model, _tuned.aimed(other_task, goal))
     how: dict[str, Any] = {"steps": steps, "rate": rate}
     chance = np.empty((len(unseen), len(LEARNED), len(WHOSE)))
     right, norm = np.empty_like(chance), np.zeros((model.layers, model.heads))
     sizes = _tuned.output_sizes(capture)
     weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
     other_weight = _tuned.head_weights(model, rival, penalty=penalty, **how)
-    own, theirs = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
-    rest = [head for head in pool if head not in {*own, *theirs}]
-    sets = dict(zip(WHOSE, (own, theirs, random_sets(rest, count, 1, seed)[0]), strict=True))
+    own_heads, other_heads = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
+    rest = [head for head in pool if head not in {*own_heads, *other_heads}]
+    sets = dict(
+        zip(WHOSE, (own_heads, other_heads, random_sets(rest, count, 1, seed)[0]), strict=True)
+    )
     for column, (whose, chosen) in enumerate(sets.items()):
         factor = _tuned.head_weights(model, learned_from, heads=chosen, **how)
         vector = _tuned.offsets(model, learned_from, chosen, sizes, **how)
@@ -127,26 +129,26 @@ def run(
             right[:, row, column] = evaluate(model, unseen, (edit,), "accuracy")
 
     aim = "wrong answers" if goal == "wrong" else "answers"
-    what = (
+    convention = (
         f"{aim} of {task.name}, learned from {len(learned_from)} prompts in {steps} steps, "
         f"measured on {len(unseen)} others; other task: {other}"
     )
-    both = ("learned", "whose")
+    dims = ("learned", "whose")
     before = evaluate(model, unseen, (), "log_probability")
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_all(
         ("weight", ("layer", "head"), weight, f"Weight learned for the {aim} of {task.name}",
-         ("factor", "sequential"), f"1: left alone; penalty {penalty:g}; {what}"),
+         ("factor", "sequential"), f"1: left alone; penalty {penalty:g}; {convention}"),
         ("offset", ("layer", "head"), norm, "Learned offset",
          ("share of the head's output", "sequential", 0),
-         f"norm over that of a typical output; {what}"),
+         f"norm over that of a typical output; {convention}"),
     )  # fmt: skip
-    nats, given = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
+    nats, share = ("nats", "diverging"), ("share of answers", *ZERO_TO_ONE)
     advantage = chance[:, :, :1] - chance[:, :, 1:]
     results.add_means(
         ("before", (), before, f"Log-probability of the {aim} before", nats),
-        ("tuned", both, chance, f"Log-probability of the {aim}, heads tuned", nats),
-        ("tuned_accuracy", both, right, f"{aim.capitalize()} given, heads tuned", given),
+        ("tuned", dims, chance, f"Log-probability of the {aim}, heads tuned", nats),
+        ("tuned_accuracy", dims, right, f"{aim.capitalize()} given, heads tuned", share),
         ("advantage", ("learned", "against"), advantage, ADVANTAGE, nats),
         evidence="causal",
     )

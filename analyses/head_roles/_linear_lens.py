@@ -45,20 +45,22 @@ def predicted(
     features, targets = features.double(), targets.double()
     predictions = torch.empty(len(judged), features.shape[1], targets.shape[1])
     parts = [_moments(features[rows], targets[rows]) for rows in _by_fold(folds.fold)]
-    whole = [torch.stack(part).sum(0) for part in zip(*parts, strict=True)]
+    sums = [torch.stack(part).sum(0) for part in zip(*parts, strict=True)]
     for fold, part in enumerate(parts):
-        count, left, right, square, product = (a - b for a, b in zip(whole, part, strict=True))
-        left, right = left / count, right / count
-        square = square - count * left[:, :, None] * left[:, None]
-        product = product - count * left[:, :, None] * right
+        count, feature_mean, target_mean, square, product = (
+            a - b for a, b in zip(sums, part, strict=True)
+        )
+        feature_mean, target_mean = feature_mean / count, target_mean / count
+        square = square - count * feature_mean[:, :, None] * feature_mean[:, None]
+        product = product - count * feature_mean[:, :, None] * target_mean
         variance = square.diagonal(dim1=1, dim2=2).mean(-1)
         # A head that writes one thing alone has no variance, and its map is 0.
         penalty = torch.where(variance > 0, ridge * variance, 1.0)
         square = square + penalty[:, None, None] * torch.eye(square.shape[-1])
         map_ = torch.linalg.solve(square, product)
-        here = (folds.fold[judged] == fold).nonzero().flatten()
-        centred = features[judged[here]] - left
-        predictions[here] = torch.einsum("phs,hsc->phc", centred, map_).float()
+        in_fold = (folds.fold[judged] == fold).nonzero().flatten()
+        centred = features[judged[in_fold]] - feature_mean
+        predictions[in_fold] = torch.einsum("phs,hsc->phc", centred, map_).float()
     return predictions
 
 
@@ -120,51 +122,53 @@ class Judge:
         self.final = self.normed(stream(capture, folds, -1))
         self.rows = max(1, ROWS // model.vocabulary)
         parts = self._parts(self.final[self.judged])
-        own = torch.cat([self.logits(some).log_softmax(-1) for some in parts])
-        self._check(capture, own)
-        self.chances = own.exp()
-        self.entropy = -torch.einsum("rw,rw->r", self.chances, own)
-        self.best = own.argmax(-1)
+        log_chances = torch.cat([self.logits(part).log_softmax(-1) for part in parts])
+        self._check(capture, log_chances)
+        self.chances = log_chances.exp()
+        self.entropy = -torch.einsum("rw,rw->r", self.chances, log_chances)
+        self.best = log_chances.argmax(-1)
         # By logarithms, so that a word that no prediction has is not impossible.
-        others = (own[self.fold != fold] for fold in range(folds.count))
-        self.average = torch.stack([rows.logsumexp(0).log_softmax(-1) for rows in others])
+        other_folds = (log_chances[self.fold != fold] for fold in range(folds.count))
+        self.average = torch.stack([rows.logsumexp(0).log_softmax(-1) for rows in other_folds])
 
     def normed(self, vectors: Float[Tensor, "*batch channel"]) -> Float[Tensor, "*batch channel"]:
         """Send vectors through the final norm."""
-        made: Tensor = self.norm(vectors.to(self.model.device, self.model.dtype))
-        return made.detach().float().cpu()
+        result: Tensor = self.norm(vectors.to(self.model.device, self.model.dtype))
+        return result.detach().float().cpu()
 
     @torch.no_grad()
     def logits(self, rows: Float[Tensor, "row channel"]) -> Float[Tensor, "row word"]:
         """Unembed what is behind the final norm."""
-        made: Tensor = self.unembedding(rows.to(self.model.device, self.model.dtype))
-        return made.float().cpu()
+        result: Tensor = self.unembedding(rows.to(self.model.device, self.model.dtype))
+        return result.float().cpu()
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         return torch.split(rows, self.rows)
 
-    def _check(self, capture: xr.Dataset, own: Float[Tensor, "judged word"]) -> None:
+    def _check(self, capture: xr.Dataset, log_chances: Float[Tensor, "judged word"]) -> None:
         """Refuse a model whose logits are not the unembedding of the final stream."""
         if getattr(self.model.module.config, "final_logit_softcapping", None):
             return
         ids = torch.tensor(tokens(capture)[:1])
-        here = (self.folds.prompt[self.judged] == 0).nonzero().flatten()
-        place = self.judged[here]  # the first prompt stands first
-        given = logits(self.model, ids, positions=place[None])[0].float().cpu().log_softmax(-1)
-        same(given, own[here], "the unembedding")
+        first_rows = (self.folds.prompt[self.judged] == 0).nonzero().flatten()
+        positions = self.judged[first_rows]  # the first prompt stands first
+        expected = (
+            logits(self.model, ids, positions=positions[None])[0].float().cpu().log_softmax(-1)
+        )
+        same(expected, log_chances[first_rows], "the unembedding")
 
     def trained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge a lens whose logits are added to those of the mean prediction."""
-        nothing = self.logits(torch.zeros(1, rows.shape[1]))
+        zero_logits = self.logits(torch.zeros(1, rows.shape[1]))
         parts = zip(self._parts(rows), self._parts(self.fold), strict=True)
         return self._judged(
-            ((self.logits(some) - nothing).add_(self.average[fold]), self.average[fold])
-            for some, fold in parts
+            ((self.logits(part) - zero_logits).add_(self.average[fold]), self.average[fold])
+            for part, fold in parts
         )
 
     def untrained(self, rows: Float[Tensor, "judged channel"]) -> Judged:
         """Judge vectors of the residual stream through final norm and unembedding."""
-        return self._judged((self.logits(self.normed(some)), None) for some in self._parts(rows))
+        return self._judged((self.logits(self.normed(part)), None) for part in self._parts(rows))
 
     def constant(self) -> Judged:
         """Judge the mean prediction of the other folds."""
@@ -174,23 +178,23 @@ class Judge:
         self, parts: Iterable[tuple[Float[Tensor, "row word"], Float[Tensor, "row word"] | None]]
     ) -> Judged:
         """Judge logits, in parts; beside them the mean prediction that they are compared with."""
-        distances, firsts, raised, start = [], [], [], 0
-        for given, mean in parts:
-            here = slice(start, start + len(given))
+        distances, firsts, lifts, start = [], [], [], 0
+        for part, mean in parts:
+            rows = slice(start, start + len(part))
             # Σ p (log p − log q), without an array of log q.
-            expected = torch.einsum("rw,rw->r", self.chances[here], given)
-            distance = given.logsumexp(-1) - expected - self.entropy[here]
+            expected = torch.einsum("rw,rw->r", self.chances[rows], part)
+            distance = part.logsumexp(-1) - expected - self.entropy[rows]
             distances.append(distance.clamp_min(0))  # below 0 by rounding alone
-            firsts.append(given.argmax(-1))
+            firsts.append(part.argmax(-1))
             if mean is not None:
-                raised.append(lift(given, mean).sum(0))
-            start = here.stop
+                lifts.append(lift(part, mean).sum(0))
+            start = rows.stop
         first = torch.cat(firsts)
         return Judged(
             self.folds.by_prompt(torch.cat(distances), self.judged),
             self.folds.by_prompt((first == self.best).double(), self.judged),
             first,
-            torch.stack(raised).sum(0) / len(first) if raised else None,
+            torch.stack(lifts).sum(0) / len(first) if lifts else None,
         )
 
 

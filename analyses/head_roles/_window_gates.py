@@ -153,8 +153,8 @@ def window_cost(
         numbers = NUMBERS // (positions.numel() * model.vocabulary)
         together = max(1, min(SWEEP_TOKENS // tokens.numel(), numbers))
         for start in range(0, count, together):
-            some = single[start : start + together]
-            result[prompts, start : start + len(some)] = (scored(batch, some) - clean).T
+            part = single[start : start + together]
+            result[prompts, start : start + len(part)] = (scored(batch, part) - clean).T
     grid = result.reshape(-1, model.layers, model.heads)
     grid[:, list(model.geometry.without)] = np.nan
     return grid

@@ -127,7 +127,7 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     positions = [[question.at for question in row] for row in prompts.questions[:third]]
     gates, losses = _window_gates.learn(model, prompts.ids[:third], positions, training)
-    measured, asked = ([whole[row] for row in single] for whole in (prompts.ids, prompts.asked))
+    measured, asked = ([rows[row] for row in single] for rows in (prompts.ids, prompts.asked))
     loss_of = partial(prompts.loss, single)
     cost = _window_gates.window_cost(model, measured, asked, loss_of, first, recent)
     gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
@@ -140,8 +140,7 @@ def run(
             name, GRID, masses[:, row], title, *SHARE, source="FastGen",
             convention=f"mean over queries from {first + recent} on; {window}; special: "
             f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
-            f"with "
-            "most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
+            "with most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
         )  # fmt: skip
     for name, title, kind in (
         ("echo", "Attention to earlier copies of the token", "duplicate-token"),
@@ -165,7 +164,7 @@ def run(
         **taxonomy.attributes("streaming", "window"),
     )  # fmt: skip
 
-    known = ~np.isnan(gate)
+    has_gate = ~np.isnan(gate)
     streaming_mass = results["streaming_mass"].values
     retrieving = np.maximum(results["echo"].values, results["induction"].values) >= least_score
     full = {
@@ -176,25 +175,25 @@ def run(
     }
     votes = np.sum([full[name] for name in DETECTORS[:3]], axis=0)
     results.add_all(
-        ("full_votes", GRID, np.where(known, votes, np.nan),
+        ("full_votes", GRID, np.where(has_gate, votes, np.nan),
          "Detectors that call the head full", ("detectors", "sequential", 0, 3),
          "of mass, echo and gate; a streaming head has 0 or 1"),
-        ("agreement", ("one", "other"), _agreement([full[name][known] for name in DETECTORS]),
+        ("agreement", ("one", "other"), _agreement([full[name][has_gate] for name in DETECTORS]),
          "Agreement of detectors on which heads are full", ("Cohen's κ", "diverging", -1, 1),
          f"full: mass < {least_mass:g} under the window; echo or induction ≥ "
          f"{least_score:g}; gate > 0.5; window cost ≥ {least_cost:g} nats"),
     )  # fmt: skip
 
-    kept = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
+    mask_masses = np.stack([results[MASSES[mask][0]].values for mask in MASKS])
     # The cheapest mask that keeps enough.
     kinds = np.select(
-        [~known, retrieving, *(kept >= least_mass)],
+        [~has_gate, retrieving, *(mask_masses >= least_mass)],
         ["", "retrieval", *(CLASSES.get(mask, "broad") for mask in MASKS)],
         "broad",
     )
-    streaming = marked(known & (votes <= 1))
+    streaming = marked(has_gate & (votes <= 1))
     loss, verdict = prompts.windows(
-        tested, streaming, marked(known & (votes > 1)), streaming_mass, first, recent, seed
+        tested, streaming, marked(has_gate & (votes > 1)), streaming_mass, first, recent, seed
     )
     results.add_mean(
         "window_loss", ("condition",), loss, "Loss of the answers with heads windowed",
@@ -220,12 +219,12 @@ def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:
     """Return Cohen's κ of every two detectors, NaN where both say the same of every head."""
     from sklearn.metrics import cohen_kappa_score
 
-    def kappa(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-        if len(np.unique([one, other])) < 2:
+    def kappa(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+        if len(np.unique([first, second])) < 2:
             return float("nan")
-        return float(cohen_kappa_score(one, other))
+        return float(cohen_kappa_score(first, second))
 
-    return [[kappa(one, other) for other in judgements] for one in judgements]
+    return [[kappa(first, second) for second in judgements] for first in judgements]
 
 
 def _weights(capture: xr.Dataset, rule: str) -> Array:

@@ -179,9 +179,9 @@ class _Labelled:
     ) -> None:  # fmt: skip
         outwards, writes = projections.read(model, ("o",)), residual_writes.written(model)
         towards = _text_span.word_directions(model, words)
-        held = torch.unique(folds.prompt[folds.fold == 1])
+        held_out = torch.unique(folds.prompt[folds.fold == 1])
         self.count = min(labels, capture.sizes["size"])
-        shape = (len(held), model.layers, model.heads, self.count)
+        shape = (len(held_out), model.layers, model.heads, self.count)
         self.shares = {kind: np.full(shape, np.nan) for kind in KINDS}
         self.labels: dict[str, list[str]] = {}
         self.first = np.full(shape[1:3], "", dtype=object)
@@ -204,14 +204,14 @@ class _Labelled:
                 if not len(covariance) or not float(covariance.trace()) > 0:
                     continue  # it writes one thing alone
                 chosen, along = _text_span.greedy(towards, space, covariance, self.count)
-                _, drawn = _text_span.greedy(random, space, covariance, self.count)
-                most = _text_span.components(space, covariance, self.count)
-                kept = along, drawn, most
-                for kind, directions in zip(KINDS, kept, strict=True):
+                _, random_basis = _text_span.greedy(random, space, covariance, self.count)
+                main_axes = _text_span.components(space, covariance, self.count)
+                bases = along, random_basis, main_axes
+                for kind, directions in zip(KINDS, bases, strict=True):
                     self.shares[kind][:, layer, head, : len(directions)] = _shares(
-                        vectors, directions @ space.basis.T, folds, held
+                        vectors, directions @ space.basis.T, folds, held_out
                     )
-                for place, directions in enumerate(kept[:2]):
+                for place, directions in enumerate(bases[:2]):
                     map_[place, head] = space.keeping(directions)
                 names = model.words([words[at] for at in chosen])
                 self.labels[label((layer, head))] = [word.strip() for word in names]
@@ -222,13 +222,13 @@ class _Labelled:
         ]
 
 
-def _shares(vectors: Tensor, directions: Tensor, folds: Folds, held: Tensor) -> Array:
+def _shares(vectors: Tensor, directions: Tensor, folds: Folds, held_out: Tensor) -> Array:
     """Return the share of the variance along each direction on held-out prompts (prompt, label)."""
-    at = (folds.fold == 1).nonzero().flatten()
-    whole = folds.by_prompt(vectors[at].square().sum(-1), at)[held]
-    along = (vectors[at] @ directions.T).square()
-    parts = torch.stack([folds.by_prompt(column, at)[held] for column in along.T], dim=1)
-    return np.asarray((parts / whole[:, None]).numpy())
+    rows = (folds.fold == 1).nonzero().flatten()
+    total = folds.by_prompt(vectors[rows].square().sum(-1), rows)[held_out]
+    along = (vectors[rows] @ directions.T).square()
+    parts = torch.stack([folds.by_prompt(column, rows)[held_out] for column in along.T], dim=1)
+    return np.asarray((parts / total[:, None]).numpy())
 
 
 def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:

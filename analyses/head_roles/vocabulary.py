@@ -97,7 +97,7 @@ def run(
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), metric)
     also = [
-        head for each in (moved, answer + wrong) for head in marked(each.mean(0) >= least_score)
+        head for scored in (moved, answer + wrong) for head in marked(scored.mean(0) >= least_score)
     ]
     screened = screen(model, encoded, metric, also=also, exhaustive=exhaustive, seed=seed)
     ablated = ablation.ablate_each_head(model, encoded, metric, heads=screened.heads)
@@ -170,16 +170,16 @@ def _verdict(kind: str, chosen: list[Head], over: list[Array]) -> Verdict:
         return Verdict("not_supported", f"No head is {kind}.")
     names = ", ".join(map(label, chosen))
     samples = np.stack(over, axis=1)
-    agree = [head for head, told in zip(chosen, told_above_zero(samples), strict=True) if told]
+    agreeing = [head for head, above in zip(chosen, told_above_zero(samples), strict=True) if above]
     text = (
-        f"{len(agree)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
+        f"{len(agreeing)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
         "their score says"
     )
-    supported = f": {', '.join(map(label, agree))}" if agree else ""
+    supported = f": {', '.join(map(label, agreeing))}" if agreeing else ""
     return causal_verdict(samples, text, supported)
 
 
-def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
+def types_of(result: xr.Dataset, **filters: Any) -> list[tuple[int, int]]:
     """List the heads of a result whose coordinates have the wanted words.
 
     >>> grid = (("layer", "head"), [["broad", "recency"]])
@@ -188,7 +188,7 @@ def types_of(result: xr.Dataset, **wanted: Any) -> list[tuple[int, int]]:
     [(0, 1)]
     """
     chosen = np.ones((result.sizes["layer"], result.sizes["head"]), dtype=bool)
-    for name, word in wanted.items():
+    for name, word in filters.items():
         if name not in result.coords:
             raise InvalidInput(
                 f"{name}: this result has no such coordinate; see `vocabulary`, `classes`"

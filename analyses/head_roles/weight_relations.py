@@ -85,29 +85,29 @@ def run(
     """
     require(capture, NEEDS, "weight_relations")
     model.check_predicts()
-    known, left_out = relation_words.relations(model)
+    relations, left_out = relation_words.relations(model)
     generator = np.random.default_rng(seed)
-    drawn = {
-        name: [each[at] for at in generator.permutation(len(each))[:pairs]]
-        for name, each in known.items()
+    drawn_pairs = {
+        name: [word_pairs[at] for at in generator.permutation(len(word_pairs))[:pairs]]
+        for name, word_pairs in relations.items()
     }
     map_ = VocabularyMap(model)
-    hits, written = _score(map_, drawn, k)
+    hits, logits = _score(map_, drawn_pairs, k)
 
     results = Results(capture, seed=seed, source=SOURCE)
     named: dict[str, list[str]] = {}
     examples: dict[str, str] = {}
     described: list[tuple[int, int]] = []
     sentences = []
-    for name, each in drawn.items():
+    for name, word_pairs in drawn_pairs.items():
         for kind, sign in KINDS.items():
             title = name.replace("_", " ") + (", suppressed" if kind else "")
-            own = np.diagonal(hits[f"{name}{kind}"]).transpose(2, 0, 1)
+            own_hits = np.diagonal(hits[f"{name}{kind}"]).transpose(2, 0, 1)
             excess, null = _null(hits[f"{name}{kind}"], shuffles, len(hits), generator)
             results.add_mean(
-                f"{name}{kind}", GRID, own, f"Pairs of {title}", *UNITS, null=null,
+                f"{name}{kind}", GRID, own_hits, f"Pairs of {title}", *UNITS, null=null,
                 convention=f"target among the first {_first(name, k)} of the source's row of "
-                f"{sign}M; {len(each)} pairs; {shuffles} shuffles of their targets ask for "
+                f"{sign}M; {len(word_pairs)} pairs; {shuffles} shuffles of their targets ask for "
                 f"{amount(null)} above the head's own mean of them",
             )  # fmt: skip
             score = results[f"{name}{kind}"].values
@@ -115,12 +115,14 @@ def run(
             if not heads:
                 continue
             named[f"{name}{kind}"] = [label(head) for head in heads]
-            shown = [f"{label(head)} {amount(score[head])}" for head in heads]
-            sentences.append(f"{title}: {first_few(shown, NAMED)}.")
+            scored = [f"{label(head)} {amount(score[head])}" for head in heads]
+            sentences.append(f"{title}: {first_few(scored, NAMED)}.")
             if not kind:
-                held = np.flatnonzero(own[:, *heads[0]])
-                strongest = held[np.argsort(-written[name][held, *heads[0]], kind="stable")]
-                held_pairs = _pairs(model, [each[at] for at in strongest[:SHOWN]])
+                held_rows = np.flatnonzero(own_hits[:, *heads[0]])
+                strongest = held_rows[
+                    np.argsort(-logits[name][held_rows, *heads[0]], kind="stable")
+                ]
+                held_pairs = _pairs(model, [word_pairs[at] for at in strongest[:SHOWN]])
                 examples[name] = f"{label(heads[0])}: {held_pairs}"
                 described.append(heads[0])
     words = word_tokens.word_tokens(model) if described else []
@@ -132,7 +134,7 @@ def run(
     if left_out:
         note += f" Left out, too few pairs of single tokens: {', '.join(left_out)}."
     return results.dataset(
-        verdict=_verdict(sentences, list(drawn)),
+        verdict=_verdict(sentences, list(drawn_pairs)),
         note=note.strip(),
         heads_by_relation=named,
         examples=examples,
@@ -142,7 +144,7 @@ def run(
 
 
 def _score(
-    map_: VocabularyMap, drawn: dict[str, list[tuple[int, int]]], k: int
+    map_: VocabularyMap, drawn_pairs: dict[str, list[tuple[int, int]]], k: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Tell of the sources and targets of every relation whether a head raises or lowers them most.
 
@@ -151,23 +153,25 @@ def _score(
     """
     shape = (map_.model.layers, map_.model.heads)
     hits = {
-        f"{name}{kind}": np.full((len(each), len(each), *shape), np.nan)
-        for name, each in drawn.items()
+        f"{name}{kind}": np.full((len(word_pairs), len(word_pairs), *shape), np.nan)
+        for name, word_pairs in drawn_pairs.items()
         for kind in KINDS
     }
-    written = {name: np.full((len(each), *shape), np.nan) for name, each in drawn.items()}
-    pairs = [pair for each in drawn.values() for pair in each]
+    logits = {
+        name: np.full((len(word_pairs), *shape), np.nan) for name, word_pairs in drawn_pairs.items()
+    }
+    pairs = [pair for word_pairs in drawn_pairs.values() for pair in word_pairs]
     sources, targets = zip(*pairs, strict=True)
     for layer, head, rows in map_.rows(sources, targets, k + 1):
         start = 0
-        for name, each in drawn.items():
-            part = slice(start, start := start + len(each))
+        for name, word_pairs in drawn_pairs.items():
+            part = slice(start, start := start + len(word_pairs))
             first = _first(name, k)
-            found = (rows.among_largest(first), rows.among_smallest(first))
-            for kind, marks in zip(KINDS, found, strict=True):
+            marks_by_kind = (rows.among_largest(first), rows.among_smallest(first))
+            for kind, marks in zip(KINDS, marks_by_kind, strict=True):
                 hits[f"{name}{kind}"][..., layer, head] = marks[part, part]
-            written[name][:, layer, head] = rows.logits.diagonal()[part]
-    return hits, written
+            logits[name][:, layer, head] = rows.logits.diagonal()[part]
+    return hits, logits
 
 
 def _first(name: str, k: int) -> int:
@@ -193,8 +197,8 @@ def _null(
 
 
 def _pairs(model: Model, pairs: list[tuple[int, int]]) -> str:
-    ends = ((model.words([one])[0], model.words([other])[0]) for one, other in pairs)
-    return ", ".join(f"{str(one).strip()} → {str(other).strip()}" for one, other in ends)
+    ends = ((model.words([source])[0], model.words([target])[0]) for source, target in pairs)
+    return ", ".join(f"{str(source).strip()} → {str(target).strip()}" for source, target in ends)
 
 
 def _verdict(sentences: list[str], names: list[str]) -> Verdict:

@@ -64,12 +64,14 @@ def _shifted_by(
 ) -> Array:
     """Return the coupling under shifts of each prompt's anchors (draw, prompt, lag)."""
     shares = np.full((*shifts.shape, 2 * lags + 1), np.nan)
-    for prompt, (here, there, end) in enumerate(zip(plans, anchors, ends, strict=True)):
+    for prompt, (plan_positions, anchor_positions, end) in enumerate(
+        zip(plans, anchors, ends, strict=True)
+    ):
         size = int(end) - skip
         anchored = np.zeros(size, dtype=bool)
-        anchored[there - skip] = True
+        anchored[anchor_positions - skip] = True
         for column, lag in enumerate(range(-lags, lags + 1)):
-            partner = here + lag - skip
+            partner = plan_positions + lag - skip
             partner = partner[(partner >= 0) & (partner < size)]
             if len(partner):
                 positions = (partner - shifts[:, prompt, None]) % size

@@ -55,14 +55,14 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
             "at their values, 'key' at their keys and one value as evidence, such as the task "
             "recall with pairs=3"
         )
-    others = [(str(prompt.part(key)), str(prompt.part(value))) for key, value in spans]
-    asked = others.pop(stands.index(question.evidence[0]))
+    other_facts = [(str(prompt.part(key)), str(prompt.part(value))) for key, value in spans]
+    asked_fact = other_facts.pop(stands.index(question.evidence[0]))
     free = [[word for word in kind if word not in prompt.clean] for kind in (keys, values)]
     if not all(free):
         raise NotApplicable("task: every known key or value is in the prompt; state fewer facts")
 
     def write(slot: int, fact: tuple[str, str]) -> Prompt:
-        facts = [*others[:slot], fact, *others[slot:]]
+        facts = [*other_facts[:slot], fact, *other_facts[slot:]]
         moved = replace(prompt, questions=(replace(question, evidence=(stands[slot],)),))
         texts = {}
         for (key, value), fact_there in zip(spans, facts, strict=True):
@@ -72,7 +72,8 @@ def _moved(prompt: Prompt, keys: tuple[str, ...], values: tuple[str, ...]) -> Mo
     count = range(len(spans))
     dummy = (free[0][0], free[1][0])
     return Moved(
-        tuple(write(slot, asked) for slot in count), tuple(write(slot, dummy) for slot in count)
+        tuple(write(slot, asked_fact) for slot in count),
+        tuple(write(slot, dummy) for slot in count),
     )
 
 
@@ -116,19 +117,20 @@ def _fit(count: int) -> Array:
     return np.asarray(np.linalg.pinv(_powers(count)))
 
 
-def explained(asked: Array, dummy: Array) -> tuple[Array, Array, Array]:
+def explained(facts: Array, dummies: Array) -> tuple[Array, Array, Array]:
     """Split the variance of masses over document and slot: by slot, by document, by both.
 
     The last axis is the slot; shares of the total, NaN where nothing varies.
     """
-    table = np.stack((asked, dummy), axis=-2)
-    whole = table.mean((-1, -2), keepdims=True)
-    slot = table.mean(-2, keepdims=True) - whole
-    document = table.mean(-1, keepdims=True) - whole
-    rest = table - whole - slot - document
-    total = ((table - whole) ** 2).sum((-1, -2))
+    table = np.stack((facts, dummies), axis=-2)
+    grand_mean = table.mean((-1, -2), keepdims=True)
+    slot = table.mean(-2, keepdims=True) - grand_mean
+    document = table.mean(-1, keepdims=True) - grand_mean
+    residual = table - grand_mean - slot - document
+    total = ((table - grand_mean) ** 2).sum((-1, -2))
     sums = [
-        np.broadcast_to(effect**2, table.shape).sum((-1, -2)) for effect in (slot, document, rest)
+        np.broadcast_to(effect**2, table.shape).sum((-1, -2))
+        for effect in (slot, document, residual)
     ]
-    known = np.where(total > 1e-12, total, np.nan)
-    return sums[0] / known, sums[1] / known, sums[2] / known
+    varying = np.where(total > 1e-12, total, np.nan)
+    return sums[0] / varying, sums[1] / varying, sums[2] / varying

@@ -77,7 +77,7 @@ def run(
     sums = _tiles.sorted_sums(maps)
     needed = _tiles.needed(maps, mass)
     budgets = [2**power for power in range(maps.shape[-1].bit_length())]
-    held = np.stack([sums[..., budget - 1] for budget in budgets], axis=-1)
+    budget_mass = np.stack([sums[..., budget - 1] for budget in budgets], axis=-1)
     near, columns = _tiles.decompose(maps, weights, window)
     stripe = columns[..., :stripes].sum(-1)
     enough = near[..., None] + np.concatenate(
@@ -105,7 +105,7 @@ def run(
         ("rest_share", GRID, outside, "Mass outside window and stripes", SHARE, split, STRIPES),
         ("stripes_needed", GRID, count, f"Stripes that reach {percent(mass)} with the window",
          ("columns of blocks", "sequential", 0), split, STRIPES),
-        ("mass_in_blocks", (*GRID, "blocks"), _tiles.average(held, weights[..., None]),
+        ("mass_in_blocks", (*GRID, "blocks"), _tiles.average(budget_mass, weights[..., None]),
          "Mass in the best blocks of each row", SHARE,
          f"best blocks of each row of blocks; {convention}"),
     )  # fmt: skip

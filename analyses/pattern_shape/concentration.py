@@ -163,11 +163,11 @@ def _add_rows(
     ``count`` counts the keys of each query.
     """
     title = without_first.TITLE if end else ""
-    seen, most = count(results.capture), largest_entropy(results.capture, count)
-    open_rows, kept = np.where(most > 0, most, np.nan), weights.shape[-1]
+    keys, most = count(results.capture), largest_entropy(results.capture, count)
+    open_rows, ranks = np.where(most > 0, most, np.nan), weights.shape[-1]
     # The k largest of k keys are all of them, which says nothing.
-    full = np.where((seen > kept)[:, :, None], weights.sum(-1), np.nan)
-    counts, peaks = by_octave(weights[..., 0], seen, octaves(seen, shortest))
+    full = np.where((keys > ranks)[:, :, None], weights.sum(-1), np.nan)
+    counts, peaks = by_octave(weights[..., 0], keys, octaves(keys, shortest))
     with np.errstate(divide="ignore"):
         dilution = -slope(np.log(counts)[:, :, None], np.log(peaks))
     sigma = mean(np.sqrt(np.maximum(2 * (open_rows - raw), 0)))
@@ -175,8 +175,8 @@ def _add_rows(
         (f"spikiness{end}", GRID, mean(np.clip(1 - raw / open_rows, 0, 1)),
          f"Spikiness of the weights{title}", SHARE, f"1 − H / log n; {lengths}",
          "The Hedgehog & the Porcupine"),
-        (f"concentration{end}", GRID, mean(full), f"Mass of the {kept} largest weights{title}",
-         SHARE, f"queries that see more than {kept} of these keys; {lengths}",
+        (f"concentration{end}", GRID, mean(full), f"Mass of the {ranks} largest weights{title}",
+         SHARE, f"queries that see more than {ranks} of these keys; {lengths}",
          "Selective Attention"),
         (f"dilution{end}", GRID, dilution, f"Dilution of the largest weight with length{title}",
          ("slope", "diverging"),

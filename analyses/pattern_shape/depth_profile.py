@@ -96,7 +96,7 @@ def run(
         "depth_loss", ("depth",), cost, "Loss that hiding a part costs the question", "nats",
         "diverging", evidence="causal",
     )  # fmt: skip
-    rho = np.array([ranked(one, other) for one, other in zip(over, cost, strict=True)])
+    rho = np.array([ranked(masses, costs) for masses, costs in zip(over, cost, strict=True)])
     results.add_mean(
         "agreement", (), rho, "Agreement of mass and cost over the parts", "ρ",
         "diverging", -1, 1,

@@ -126,9 +126,9 @@ def largest_entropy(
 
     ``count`` counts the keys of each query.
     """
-    seen = count(capture)[:, :, None] * np.ones((1, 1, capture.sizes["head"], 1))
+    keys = count(capture)[:, :, None] * np.ones((1, 1, capture.sizes["head"], 1))
     if "sink_logit" in capture.coords:
         sinks = capture["sink_logit"].transpose("layer", "head").values
-        seen = seen + ~np.isnan(sinks)[None, :, :, None]
+        keys = keys + ~np.isnan(sinks)[None, :, :, None]
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log(seen))
+        return np.asarray(np.log(keys))

@@ -161,13 +161,13 @@ def _positions(members: tuple[int, ...], shared: bool) -> list[int]:
 
 
 def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> Blocks:
-    seen = torch.eye(blocks + 2, dtype=torch.bool)
-    seen[-1] = True
+    sees = torch.eye(blocks + 2, dtype=torch.bool)
+    sees[-1] = True
     # Without a shared prefix it is the start of the first block, as of any text.
-    seen[1:, 0] = True
+    sees[1:, 0] = True
     if not shared:
-        seen[2:-1, 0] = False
-    return Blocks(members, seen.expand(model.layers, model.heads, -1, -1))
+        sees[2:-1, 0] = False
+    return Blocks(members, sees.expand(model.layers, model.heads, -1, -1))
 
 
 def _verdict(spread: Array, cost: Array) -> Verdict:
@@ -180,9 +180,9 @@ def _verdict(spread: Array, cost: Array) -> Verdict:
         f"nats, {amount(loss[1] - loss[0], '+')} and {amount(loss[2] - loss[0], '+')}"
     )
     rises = np.stack([values[:, 1] - values[:, 0] for values in (spread, cost)], axis=1)
-    told = told_above_zero(rises)
-    if len(rises) >= LEAST_PROMPTS and not told.any():
+    raised = told_above_zero(rises)
+    if len(rises) >= LEAST_PROMPTS and not raised.any():
         return Verdict("not_supported", f"Parallel blocks raise neither: {text}.")
-    alone = "entropy" if told[0] else "loss"
+    alone = "entropy" if raised[0] else "loss"
     remark = f"; blocks raise the {alone} alone, so entropy does not predict what the model loses"
     return causal_verdict(rises, text, remark)

@@ -224,13 +224,13 @@ def _add_wave(results: Results, bias: Array) -> None:
     )  # fmt: skip
 
 
-def _hits(asked: Array, bias: Array) -> Array:
+def _hits(fact_masses: Array, bias: Array) -> Array:
     """Return the share of asked facts with the largest attention (prompt, condition).
 
     The attention is the mean over heads, raw, and less what a dummy gets in the slot; then chance.
     """
-    slots = np.arange(asked.shape[1])
-    raw = np.nanmean(asked, axis=(2, 3))
-    calibrated = np.nanmean(asked - bias[:, None], axis=(2, 3))
+    slots = np.arange(fact_masses.shape[1])
+    raw = np.nanmean(fact_masses, axis=(2, 3))
+    calibrated = np.nanmean(fact_masses - bias[:, None], axis=(2, 3))
     hits = [(masses.argmax(-1) == slots).mean(-1) for masses in (raw, calibrated)]
-    return np.stack([*hits, np.full(len(asked), 1 / len(slots))], axis=1)
+    return np.stack([*hits, np.full(len(fact_masses), 1 / len(slots))], axis=1)

@@ -143,10 +143,12 @@ def _measured(
     The second spans are those without the first token.
     """
     if predicts(capture):
-        seen = so_far(capture)
-        bins = octaves(seen, shortest)
-        (counts, whole), (_, rest) = (by_octave(each, seen, bins) for each in _spans(capture))
-        return [f"{low} to {high - 1} tokens" for low, high in bins], counts, whole, rest
+        lengths = so_far(capture)
+        bins = octaves(lengths, shortest)
+        (counts, full), (_, without_sink) = (
+            by_octave(spans, lengths, bins) for spans in _spans(capture)
+        )
+        return [f"{low} to {high - 1} tokens" for low, high in bins], counts, full, without_sink
     ids = tokens(capture)
     sizes = [min(map(len, ids))]
     while sizes[0] // 2 >= shortest:
@@ -157,10 +159,11 @@ def _measured(
     ]
     shape = (len(ids), capture.sizes["layer"], len(sizes))
     counts = np.broadcast_to(np.array(sizes, dtype=np.float64), shape)
-    whole, rest = (
-        np.stack([mean(each) for each in spans], axis=-1) for spans in zip(*parts, strict=True)
+    full, without_sink = (
+        np.stack([mean(spans) for spans in by_size], axis=-1)
+        for by_size in zip(*parts, strict=True)
     )
-    return [f"text of {size} tokens" for size in sizes], counts, whole, rest
+    return [f"text of {size} tokens" for size in sizes], counts, full, without_sink
 
 
 def _spans(capture: xr.Dataset) -> tuple[Array, Array]:
@@ -172,14 +175,14 @@ def _spans(capture: xr.Dataset) -> tuple[Array, Array]:
 
 def _add(results: Results, end: str, counts: Array, spans: Array, title: str, rule: str) -> None:
     """Add the spans and their growth over the tokens so far, under names with this end."""
-    seen = np.broadcast_to(counts[:, :, None], spans.shape)
-    growth, rate = slope(np.log(seen), np.log(spans)), slope(seen, spans)
+    lengths = np.broadcast_to(counts[:, :, None], spans.shape)
+    growth, rate = slope(np.log(lengths), np.log(spans)), slope(lengths, spans)
     longest = _last(spans)
     # The offset is that of the line through the same lengths.
-    offset = mean(spans) - rate * mean(np.where(np.isnan(spans), np.nan, seen))
+    offset = mean(spans) - rate * mean(np.where(np.isnan(spans), np.nan, lengths))
     results.add_means(
         (f"span{end}", GRID, longest, f"Effective span{title}", ("tokens", "sequential", 0)),
-        (f"span_share{end}", GRID, longest / _last(seen),
+        (f"span_share{end}", GRID, longest / _last(lengths),
          f"Effective span against the text so far{title}", ("share of text", "sequential", 0)),
         (f"growth{end}", GRID, growth, f"Growth of the span with length{title}",
          ("slope", "diverging")),

@@ -104,13 +104,13 @@ def run(
 
     require(capture, (*KEEP, *NEEDS), "atlas")
     qk_rows.refuse_other(capture, "atlas")
-    known = attending(capture)
+    has_map = attending(capture)
     names = heads(capture)
     if len(names) < 3:
         raise NotApplicable(f"model: {len(names)} heads make no map; atlas needs 3 or more")
     samples, units, chosen = _prune(model, task, exhaustive, seed)
     for values in samples.values():
-        values[:, ~known] = np.nan
+        values[:, ~has_map] = np.nan
 
     prompts = f"{capture.sizes['prompt']} prompts of {task.name}"
     convention = f"head set to zero, {chosen.convention}; {prompts}"
@@ -151,25 +151,25 @@ def run(
             f"{without_first.RULE if end else ''}",
         )  # fmt: skip
 
-    components, shown = _components(_features(capture, names, queries, skip))
+    components, explained = _components(_features(capture, names, queries, skip))
     index = tuple(np.transpose(names))
     _, distance, weights = variants[order[0]]
-    distance, strongest = (mean(mean(each), 0)[index] for each in (distance, weights[..., 0]))
+    distance, strongest = (mean(mean(values), 0)[index] for values in (distance, weights[..., 0]))
     points = np.stack([components, np.stack([np.log2(1 + distance), strongest], axis=1)])
     scores = {
         metric: np.abs(results[name].values[index])
         for metric, name in zip(METRICS, samples, strict=True)
     }
-    ranks = np.stack([rankdata(each, nan_policy="omit") - 1 for each in scores.values()])
+    ranks = np.stack([rankdata(values, nan_policy="omit") - 1 for values in scores.values()])
     ranks /= (~np.isnan(ranks)).sum(-1, keepdims=True) - 1
     compared = {**scores, "distance": distance, "largest weight": strongest}
     results.add_all(
         ("atlas", ("map", "metric", "point"), np.broadcast_to(ranks, (len(MAPS), *ranks.shape)),
          "Rank of the head by what its removal costs", ("share of heads below", "sequential", 0, 1),
          "rank of the absolute mean over prompts; 1: the most important; "
-         f"the two components show {percent(shown)} of the variance of the patterns"),
+         f"the two components show {percent(explained)} of the variance of the patterns"),
         ("agreement", ("one", "other"),
-         [[_ranked(one, other) for other in compared.values()] for one in compared.values()],
+         [[_ranked(first, second) for second in compared.values()] for first in compared.values()],
          "Agreement of two rankings of heads", ("Spearman ρ", "diverging", -1, 1),
          f"rank correlation over {len(names)} heads, with pruning {chosen.convention}"),
     )  # fmt: skip
@@ -194,10 +194,10 @@ def run(
     )
 
 
-def _ranked(one: Array, other: Array) -> float:
+def _ranked(first: Array, second: Array) -> float:
     """Return the rank correlation over the heads that both know."""
-    known = ~(np.isnan(one) | np.isnan(other))
-    return ranked(one[known], other[known])
+    present = ~(np.isnan(first) | np.isnan(second))
+    return ranked(first[present], second[present])
 
 
 def _prune(
@@ -207,30 +207,34 @@ def _prune(
     smooth = differentiable(task.metric)
     encoded = ablation.encode_task(model, task)
     chosen = screen(model, encoded, task.metric, exhaustive=exhaustive, seed=seed)
-    asked = [[question.at for question in questions] for questions in encoded.questions]
+    question_positions = [
+        [question.at for question in questions] for questions in encoded.questions
+    ]
     with torch.no_grad():
         clean = [
             logits(model, torch.tensor([ids]), (), torch.tensor([at]))[0].float().log_softmax(-1)
-            for ids, at in zip(encoded.ids, asked, strict=True)
+            for ids, at in zip(encoded.ids, question_positions, strict=True)
         ]
 
     def divergence(output: torch.Tensor, prompts: Any, positions: Any) -> torch.Tensor:
-        found = []
+        divergences = []
         for row, prompt, places in zip(output, prompts, positions, strict=True):
-            ablated = row[[places.index(at) for at in asked[prompt]]].float().log_softmax(-1)
+            ablated = (
+                row[[places.index(at) for at in question_positions[prompt]]].float().log_softmax(-1)
+            )
             middle = torch.logaddexp(clean[prompt], ablated) - np.log(2)
             parts = [(side.exp() * (side - middle)).sum(-1) for side in (clean[prompt], ablated)]
-            found.append((parts[0] + parts[1]).mean() / (2 * np.log(2)))
-        return torch.stack(found).clamp_min(0.0)
+            divergences.append((parts[0] + parts[1]).mean() / (2 * np.log(2)))
+        return torch.stack(divergences).clamp_min(0.0)
 
     names = (task.metric, "log_probability")
     measures: list[ablation.Measure] = [divergence]
     measures[:0] = [AnswerMetric(name, encoded.questions) for name in names]
     pruned = ablation.ablate_heads(model, encoded, measures, heads=chosen.heads)
-    whole = [ablation.evaluate(model, encoded, (), name) for name in names]
+    intact = [ablation.evaluate(model, encoded, (), name) for name in names]
     samples = {
-        "lost_metric": whole[0][:, None, None] - pruned[0],
-        "lost_log_probability": whole[1][:, None, None] - pruned[1],
+        "lost_metric": intact[0][:, None, None] - pruned[0],
+        "lost_log_probability": intact[1][:, None, None] - pruned[1],
         "output_divergence": pruned[2],
         "gate_gradient": np.abs(head_gradients.gate_gradient(model, encoded, smooth)),
     }

@@ -187,8 +187,8 @@ class Joint:
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:
     """Bring the queries and keys of a head to one place and size.
 
-    >>> one = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
-    >>> one.factor, one.queries.tolist() == one.keys.tolist()
+    >>> joint = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
+    >>> joint.factor, joint.queries.tolist() == joint.keys.tolist()
     (2.0, True)
     """
     q, k = np.concatenate(queries), np.concatenate(keys)
@@ -197,14 +197,17 @@ def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Join
     factor = (sizes[0] / sizes[1]) ** 0.25 if min(sizes) > 0 else 1.0
     if scaling == "correlation":
         step = max(1, len(q) // 256)
-        some, others = q[::step], centred[::step]
-        products = (some @ others.T).ravel()
-        tried = factor * 2.0 ** np.linspace(-3, 3, 25)
+        query_sample, key_sample = q[::step], centred[::step]
+        products = (query_sample @ key_sample.T).ravel()
+        factors = factor * 2.0 ** np.linspace(-3, 3, 25)
         correlations = [
-            _correlation(_closeness(some / c, others * c + some.mean(0) / c).ravel(), products)
-            for c in tried
+            _correlation(
+                _closeness(query_sample / c, key_sample * c + query_sample.mean(0) / c).ravel(),
+                products,
+            )
+            for c in factors
         ]
-        factor = float(tried[int(np.argmax(correlations))])
+        factor = float(factors[int(np.argmax(correlations))])
     return Joint(q / factor, centred * factor + q.mean(0) / factor, factor)
 
 

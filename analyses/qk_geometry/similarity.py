@@ -86,21 +86,21 @@ def run(
     count = capture.sizes["prompt"]
     rows = max(2, -(-queries // count))
     far, near = _compare(capture, model, names, rows, skip)
-    apart, alike = (np.asarray(sum(each / count for each in values)) for values in (far, near))
+    apart, alike = (np.asarray(sum(value / count for value in values)) for values in (far, near))
     groups, silhouette = _group(apart, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
     grid[tuple(np.transpose(names))] = groups
     convention = f"mean over {rows} queries of each of {count} prompts"
     pooled = f"Jensen–Shannon divergence, {convention}; {_signatures.WHAT}"
-    written = f"cosine of z W_O in the residual stream, {convention}"
+    output_rule = f"cosine of z W_O in the residual stream, {convention}"
     bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
     results = Results(capture, seed=seed, convention=convention)
     results.add_all(
         ("pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
          "Divergence of the rows of two heads", bits, pooled, CLARK),
         ("output_similarity", ("one", "other"), alike[np.ix_(order, order)],
-         "Cosine of the outputs of two heads", cosine, written, "EfficientViT"),
+         "Cosine of the outputs of two heads", cosine, output_rule, "EfficientViT"),
         ("cluster", ("layer", "head"), grid, "Group of the head",
          ("number of the group", "sequential", 1, clusters),
          f"average linkage of the divergences, {clusters} groups, numbered by size"),
@@ -111,7 +111,7 @@ def run(
         ("nearest_in_layer", ("layer", "head"), _within_layers(capture, names, far, np.min),
          "Divergence from the nearest head of the layer", bits, pooled, CLARK),
         ("alike_in_layer", ("layer", "head"), _within_layers(capture, names, near, np.max),
-         "Cosine with the most similar head of the layer", cosine, written, "EfficientViT"),
+         "Cosine with the most similar head of the layer", cosine, output_rule, "EfficientViT"),
     )  # fmt: skip
     ordered = [label(names[at]) for at in order]
     coords: dict[str, Any] = {"one": ordered, "other": ordered}
@@ -179,11 +179,13 @@ def _group(apart: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
     from sklearn.metrics import silhouette_score
 
     clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-    found = clustering.fit(apart).labels_
-    sizes = np.bincount(found, minlength=clusters)
+    cluster_labels = clustering.fit(apart).labels_
+    sizes = np.bincount(cluster_labels, minlength=clusters)
     number = np.empty(clusters, dtype=np.int64)
     number[np.argsort(-sizes, kind="stable")] = np.arange(1, clusters + 1)
-    return number[found], float(silhouette_score(apart, found, metric="precomputed"))
+    return number[cluster_labels], float(
+        silhouette_score(apart, cluster_labels, metric="precomputed")
+    )
 
 
 def _pairs(apart: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:

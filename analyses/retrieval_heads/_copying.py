@@ -55,5 +55,5 @@ def rouge_1_recall(reference: Iterable[Hashable], candidate: Iterable[Hashable])
     >>> rouge_1_recall("police killed the gunman".split(), "the gunman kill police".split())
     0.75
     """
-    wanted = Counter(reference)
-    return (wanted & Counter(candidate)).total() / wanted.total()
+    counts = Counter(reference)
+    return (counts & Counter(candidate)).total() / counts.total()

@@ -14,7 +14,7 @@ DROPPED = 2.0
 
 def documents(text: str) -> list[tuple[int, int]]:
     """Split a text into sentences, as spans of characters; the last may lack its full stop."""
-    stops = [found.end() for found in re.finditer(r"\.(?=\s|$)", text)]
+    stops = [match.end() for match in re.finditer(r"\.(?=\s|$)", text)]
     cuts = [0, *stops, *([len(text)] if not stops or text[stops[-1] :].strip() else [])]
     return list(pairwise(cuts))
 

@@ -60,7 +60,10 @@ def measure(
             return evaluate(model, encoded, edits, "accuracy")
         rows = zip(encoded.ids, encoded.questions, strict=True)
         return np.array(
-            [_needle_steps.recall(model, ids, asked, new_tokens, edits) for ids, asked in rows]
+            [
+                _needle_steps.recall(model, ids, questions, new_tokens, edits)
+                for ids, questions in rows
+            ]
         )
 
     def scores(sets: Sequence[Sequence[Head]]) -> Array:

@@ -81,17 +81,17 @@ def greedy_steps(
     """
     prompt = opening(ids, questions)
 
-    def ends(written: Any, scores: Any, **_: Any) -> Any:
-        line = model.tokenizer is not None and "\n" in model.tokenizer.decode(written[0, -1:])
-        return torch.full((1,), line, device=written.device)
+    def ends(token_ids: Any, scores: Any, **_: Any) -> Any:
+        line = model.tokenizer is not None and "\n" in model.tokenizer.decode(token_ids[0, -1:])
+        return torch.full((1,), line, device=token_ids.device)
 
-    found = generate(
+    generated = generate(
         model, [prompt], ("topk_key",), edits, new_tokens=new_tokens, k=1,
         prefill_edited=False, options={"stopping_criteria": StoppingCriteriaList([ends])},
     ).isel(prompt=0)  # fmt: skip
-    rows = found["topk_key"].sel(rank=1).transpose("query", "layer", "head").values
+    rows = generated["topk_key"].sel(rank=1).transpose("query", "layer", "head").values
     looked = np.nan_to_num(rows[len(prompt) - 1 : -1], nan=-1.0).astype(np.int64)
-    return looked, found["token_id"].values[len(prompt) :].astype(np.int64)
+    return looked, generated["token_id"].values[len(prompt) :].astype(np.int64)
 
 
 def recall(

@@ -91,7 +91,9 @@ def run(
     weights = np.stack([evidence_weight(captures[kind]) for kind in KINDS], axis=1)
     scored = np.full_like(weights, np.nan)
     accuracy = np.full((len(KINDS), 3, 3), np.nan)
-    wrong = [_mistakes(model, each, short=kind == "thread") for kind, each in subjects.items()]
+    wrong = [
+        _mistakes(model, subject, short=kind == "thread") for kind, subject in subjects.items()
+    ]
     records: dict[str, dict[str, Any]] = {}
     named: dict[str, list[str]] = {}
     notes: list[str] = []

@@ -86,12 +86,13 @@ def run(
     cut = stated(task)
     encoded = encode(cut, model.tokenizer, model.bos)
     sentences = _sentences(cut, model)
-    asked = query_words or max(len(row[-1]) for row in sentences)
-    contexts = [[*ids[: len(ids) - asked], *null] for ids in encoded.ids]
-    question = capture(model, cut, stats=("received_last",), last=asked)
+    question_length = query_words or max(len(row[-1]) for row in sentences)
+    contexts = [[*ids[: len(ids) - question_length], *null] for ids in encoded.ids]
+    question = capture(model, cut, stats=("received_last",), last=question_length)
     blank = capture(model, contexts, stats=("received_last",), last=len(null))
     prompts = [
-        _score(cut, encoded, row, sentences[row], asked, question, blank) for row in range(len(cut))
+        _score(cut, encoded, row, sentences[row], question_length, question, blank)
+        for row in range(len(cut))
     ]
     scores = np.stack([prompt.scores[prompt.gold].sum(0) for prompt in prompts])
 
@@ -100,23 +101,24 @@ def run(
     pool = heads(question)
     best = min(best, len(pool) // 2)
     chosen = top(np.mean([scores[row] for row in train], axis=0), best)
-    rest = [head for head in pool if head not in chosen]
+    remaining = [head for head in pool if head not in chosen]
     tested = [prompts[row] for row in test]
-    others = [
-        _ranks_first(tested, group) for group in causal_check.random_sets(rest, best, draws, seed)
+    by_random_heads = [
+        _ranks_first(tested, group)
+        for group in causal_check.random_sets(remaining, best, draws, seed)
     ]
     ranked = [
         bootstrap(_ranks_first(tested, chosen), seed=seed),
         bootstrap(_ranks_first(tested, pool), seed=seed),
-        crossed(np.stack(others), seed=seed),
+        crossed(np.stack(by_random_heads), seed=seed),
     ]
     shares = np.asarray(ranked, dtype=np.float64).T
 
     unknown = null.count(getattr(model.tokenizer, "unk_token_id", None))
     convention = (
-        f"question: last {asked} tokens; null question: {null_query!r}, {len(null)} tokens"
-        f"{f', {unknown} of them unknown to the tokenizer' if unknown else ''}; documents: the "
-        f"sentences of {len(cut)} prompts of {task.name}"
+        f"question: last {question_length} tokens; null question: {null_query!r}, {len(null)} "
+        f"tokens{f', {unknown} of them unknown to the tokenizer' if unknown else ''}; documents: "
+        f"the sentences of {len(cut)} prompts of {task.name}"
     )
     rule = "Σ over the gold document, tokens at or below mean − 2 std (ddof 1) left out"
     results = Results(question, seed=seed, source=SOURCE, convention=convention)
@@ -169,10 +171,10 @@ def _sentences(task: Task, model: Model) -> list[list[tuple[int, ...]]]:
         raise NotApplicable(
             f"task: the prompts of {task.name} are tokens without sentences; use recall or needle"
         )
-    made = tokenize(model.tokenizer, texts, model.bos)
+    tokenized = tokenize(model.tokenizer, texts, model.bos)
     return [
-        [text.positions(span) for span in documents(written)]
-        for written, text in zip(texts, made, strict=True)
+        [text.positions(span) for span in documents(clean)]
+        for clean, text in zip(texts, tokenized, strict=True)
     ]
 
 
@@ -181,14 +183,14 @@ def _score(
     encoded: EncodedTask,
     row: int,
     sentences: Sequence[Sequence[int]],
-    asked: int,
+    question_length: int,
     question: xr.Dataset,
     blank: xr.Dataset,
 ) -> _Prompt:
     """Score the documents of one prompt in every head."""
-    end = len(encoded.ids[row]) - asked
-    kept = [[at for at in document if at < end] for document in sentences]
-    positions = [document for document in kept if document]
+    end = len(encoded.ids[row]) - question_length
+    before_question = [[at for at in document if at < end] for document in sentences]
+    positions = [document for document in before_question if document]
     evidence = set(encoded.questions[row][0].evidence)
     gold = np.array([bool(evidence & set(place)) for place in positions])
     if not gold.any() or len(positions) < 2:

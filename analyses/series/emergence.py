@@ -178,15 +178,15 @@ def _listed(emerged: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> l
     """List what emerged, first to last."""
     rows = []
     for place in np.argwhere(emerged["emergence_step"].notnull().values).tolist():
-        here = emerged.isel(dict(zip(rest, place, strict=True)))
-        upper = float(here["emergence_step_upper"])
+        entry = emerged.isel(dict(zip(rest, place, strict=True)))
+        upper = float(entry["emergence_step_upper"])
         rows.append(
             {
                 "name": _name(array, rest, place),
-                "step": round(float(here["emergence_step"]), 2),
-                "lower": float(here["emergence_step_lower"]),
+                "step": round(float(entry["emergence_step"]), 2),
+                "lower": float(entry["emergence_step_lower"]),
                 "upper": None if np.isnan(upper) else upper,
-                "final": round(float(here["final_value"]), 4),
+                "final": round(float(entry["final_value"]), 4),
             }
         )
     return sorted(rows, key=lambda row: (row["step"], row["name"]))

@@ -36,8 +36,8 @@ class Kept:
         if not file.is_file():
             return None
         result = dataset_file.load(file)
-        made = (result.attrs.pop("source", ""), result.attrs.pop("stamp", ""))
-        return result if made == (state.name, state.stamp()) else None
+        origin = (result.attrs.pop("source", ""), result.attrs.pop("stamp", ""))
+        return result if origin == (state.name, state.stamp()) else None
 
     def keep(self, state: State, result: xr.Dataset) -> None:
         """Write the result of a checkpoint, whole or not at all."""
@@ -60,15 +60,15 @@ def prepare(
     folder = Path(path)
     manifest = folder / MANIFEST
     if manifest.is_file():
-        known = read(folder)
-        other = [name for name, value in identity.items() if known.get(name) != value]
-        if not other:
+        previous = read(folder)
+        differing = [name for name, value in identity.items() if previous.get(name) != value]
+        if not differing:
             return Kept(folder)
         if not overwrite:
-            was = "; ".join(f"{name} {known.get(name)!r}" for name in other)
+            was = "; ".join(f"{name} {previous.get(name)!r}" for name in differing)
             raise InvalidInput(
-                f"out: {folder} holds a timeline with {was}, not {identity[other[0]]!r}; choose "
-                "another folder or replace it (--overwrite)"
+                f"out: {folder} holds a timeline with {was}, not {identity[differing[0]]!r}; "
+                "choose another folder or replace it (--overwrite)"
             )
         for file in [*(folder / PARTS).glob("*.safetensors"), folder / WHOLE, folder / PAGE]:
             file.unlink(missing_ok=True)
@@ -78,8 +78,8 @@ def prepare(
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
-    made = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    dataset_file.write_text(manifest, json.dumps({**made, **identity}, indent=2) + "\n")
+    header = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    dataset_file.write_text(manifest, json.dumps({**header, **identity}, indent=2) + "\n")
     return Kept(folder)
 
 

@@ -65,8 +65,8 @@ def order(
     >>> early, late = [0.0, 0.9, 1.0, 1.0], [0.0, 0.1, 0.2, 1.0]
     >>> steps = ("checkpoint", [0, 100, 200, 300])
     >>> values = {"late": ("checkpoint", late), "early": ("checkpoint", early)}
-    >>> found = order(xr.Dataset(values, {"step": steps}), ["late", "early"])
-    >>> found["score"].values.tolist(), found.attrs["verdict"]
+    >>> result = order(xr.Dataset(values, {"step": steps}), ["late", "early"])
+    >>> result["score"].values.tolist(), result.attrs["verdict"]
     (['early', 'late'], 'supported')
     """
     AtLeast(0).check("least", least)
@@ -74,8 +74,10 @@ def order(
     if not runs:
         raise InvalidInput("timelines: none given; give what timeline returned")
     names = _scores(runs[0]) if scores is None else list(scores)
-    found = [{name: _first(run, name, least) for name in names} for run in runs]
-    tables = [{name: one for name, one in table.items() if one is not None} for table in found]
+    entries = [{name: _first(run, name, least) for name in names} for run in runs]
+    tables = [
+        {name: entry for name, entry in table.items() if entry is not None} for table in entries
+    ]
     names = [name for name in names if all(name in table for table in tables)]
     if len(names) < 2:
         raise NotApplicable(
@@ -129,7 +131,7 @@ def _result(
         for place, (name, first) in enumerate(zip(names, entries, strict=True))
     ]  # fmt: skip
     pairs = [
-        Verdict(state, _said(listed[place], listed[place + 1], state, sure[place], len(runs)))
+        Verdict(state, _sentence(listed[place], listed[place + 1], state, sure[place], len(runs)))
         for place, state in enumerate(states)
     ]
     verdict = pairs[0]
@@ -166,25 +168,25 @@ def _first(timeline: xr.Dataset, score: str, least: float) -> tuple[str, Array, 
     The steps at every share are those of the entry that is first there, each end by itself: the
     score is surely below where all entries are, and surely across where one is.
     """
-    held = timeline
+    data = timeline
     if score in timeline and INTACT in _conditions(timeline[score]):
-        held = timeline.sel(condition=INTACT, drop=True)
-    found = [emergence(held, score, of="change", share=share, least=least) for share in SHARES]
-    listed = found[HALF].attrs["order"]
+        data = timeline.sel(condition=INTACT, drop=True)
+    emerged = [emergence(data, score, of="change", share=share, least=least) for share in SHARES]
+    listed = emerged[HALF].attrs["order"]
     if not listed:
         return None
     ends = [f"emergence_step{end}" for end in ("", "_lower", "_upper")]
-    steps = np.array([[_least(one[end]) for end in ends] for one in found])
+    steps = np.array([[_least(result[end]) for end in ends] for result in emerged])
     place = np.unravel_index(
-        np.nanargmin(found[HALF]["emergence_step"]), found[HALF]["emergence_step"].shape
+        np.nanargmin(emerged[HALF]["emergence_step"]), emerged[HALF]["emergence_step"].shape
     )
-    rest = found[HALF]["emergence_step"].dims
-    at = dict(zip(rest, map(int, place), strict=True))
-    curve = held[score].isel(at)
-    sides = [held.get(f"{score}_{end}", held[score]).isel(at) for end in ("lower", "upper")]
+    dims = emerged[HALF]["emergence_step"].dims
+    at = dict(zip(dims, map(int, place), strict=True))
+    curve = data[score].isel(at)
+    sides = [data.get(f"{score}_{end}", data[score]).isel(at) for end in ("lower", "upper")]
     begin = float(curve[0])
     change = float(curve[-1]) - begin
-    progress = np.array([(each.values - begin) / change for each in (curve, *sides)])
+    progress = np.array([(values.values - begin) / change for values in (curve, *sides)])
     progress[1:] = np.sort(progress[1:], axis=0)
     return listed[0]["name"], steps, progress
 
@@ -216,19 +218,23 @@ def _known(end: float) -> float | None:
     return None if np.isnan(end) else round(float(end), 2)
 
 
-def _said(before: dict[str, Any], after: dict[str, Any], state: str, sure: float, runs: int) -> str:
-    one, other = (
+def _sentence(
+    before: dict[str, Any], after: dict[str, Any], state: str, sure: float, runs: int
+) -> str:
+    first, second = (
         f"{row['score']} ({_entry(row)}step {amount(row['step'])})" for row in (before, after)
     )
     if runs > 1:
         count = f"in {round(sure * runs)} of {runs} runs"
-        told = {"supported": "surely", "too_few": "too few runs to tell"}.get(state, "not surely")
-        return f"{one} before {other}, {count}: {told}."
+        certainty = {"supported": "surely", "too_few": "too few runs to tell"}.get(
+            state, "not surely"
+        )
+        return f"{first} before {second}, {count}: {certainty}."
     levels = f"{round(sure * len(SHARES))} of {len(SHARES)} levels"
     return {
-        "supported": f"{one} surely before {other}, at {levels}.",
-        "too_few": f"{one} and {other}: the checkpoints lie too far apart to tell.",
-        "disagreement": f"{one} and {other}: levels do not agree which comes first.",
+        "supported": f"{first} surely before {second}, at {levels}.",
+        "too_few": f"{first} and {second}: the checkpoints lie too far apart to tell.",
+        "disagreement": f"{first} and {second}: levels do not agree which comes first.",
     }[state]
 
 

@@ -80,14 +80,14 @@ def timeline(
     ('checkpoint', 'layer', 'head')
     """
     settings = option_values.parse(analysis, analyses.options(analysis), options or {})
-    own = hasattr(analyses.load(analysis), "TASK")
-    if not own and prompts is None and task is None:
+    has_task = hasattr(analyses.load(analysis), "TASK")
+    if not has_task and prompts is None and task is None:
         raise InvalidInput(f"prompts: {analysis} runs on your own prompts; give some, or a task")
     series = states(sources, steps)
     identity = {
         "analysis": analysis,
         "options": json.dumps(settings, sort_keys=True),
-        "prompts": kept.digest((prompts, task if own or prompts is None else None)),
+        "prompts": kept.digest((prompts, task if has_task or prompts is None else None)),
         "n": n,
         "seed": seed,
         "headscope": version("headscope"),
@@ -95,21 +95,21 @@ def timeline(
     folder = None if out is None else kept.prepare(out, identity, overwrite=overwrite)
 
     def measured(state: State) -> xr.Dataset:
-        model, given = probes.load_model(state.source), prompts
-        if not own and prompts is None:
+        model, supplied = probes.load_model(state.source), prompts
+        if not has_task and prompts is None:
             named = isinstance(task, str | os.PathLike)
             count = n or DEFAULT_PROMPTS
-            given = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
+            supplied = probes.tasks.make(task, model.tokenizer, count, seed) if named else task
         return runner.execute(
-            analysis, model, given, task=task if own else None, options=settings, n=n, seed=seed,
-            progress=progress,
+            analysis, model, supplied, task=task if has_task else None, options=settings, n=n,
+            seed=seed, progress=progress,
         )  # fmt: skip
 
     results: dict[str, xr.Dataset] = {}
     failed: dict[str, str] = {}
-    for done, state in enumerate(series):
+    for number, state in enumerate(series):
         if progress is not None:
-            progress("checkpoints", done, len(series))
+            progress("checkpoints", number, len(series))
         try:
             result = None if folder is None else folder.find(state)
             if result is None:
@@ -124,7 +124,7 @@ def timeline(
             failed[state.label] = kind + lines[0]
     if progress is not None:
         progress("checkpoints", len(series), len(series))
-    whole = joined.join(series, results, failed)
+    combined = joined.join(series, results, failed)
     if folder is not None:
-        folder.finish(whole)
-    return whole
+        folder.finish(combined)
+    return combined

@@ -106,15 +106,15 @@ def draw_others(
 ) -> list[Activation]:
     """Draw as many other places, at the same boundaries of the same prompts."""
     generator = np.random.default_rng(seed)
-    taken = {(place.prompt, place.position, place.channel) for place in massive}
-    drawn = []
+    excluded = {(place.prompt, place.position, place.channel) for place in massive}
+    places = []
     for activation in massive:
         prompt, place = activation.prompt, (activation.position, activation.channel)
-        while (prompt, *place) in taken:
+        while (prompt, *place) in excluded:
             position = int(generator.integers(len(ids[prompt])))
             place = (position, int(generator.integers(size)))
-        drawn.append(Activation(prompt, activation.boundary, *place, 0.0))
-    return drawn
+        places.append(Activation(prompt, activation.boundary, *place, 0.0))
+    return places
 
 
 @contextmanager
@@ -122,11 +122,11 @@ def replaced(model: Model, prompt: int, values: Mapping[Activation, float]) -> I
     """Run one prompt with activations of its residual stream set to other values."""
 
     def take(boundary: int, stream: Tensor) -> Tensor | None:
-        here = [place for place in values if (place.prompt, place.boundary) == (prompt, boundary)]
-        if not here:
+        places = [place for place in values if (place.prompt, place.boundary) == (prompt, boundary)]
+        if not places:
             return None
         changed = stream.clone()
-        for place in here:
+        for place in places:
             changed[:, place.position, place.channel] = values[place]
         return changed
 

@@ -208,9 +208,9 @@ def _sweep_prompt(
             jobs += [(number, gamma, -1, -1)] if bool(keys.any()) else []
     starts = torch.tensor([max(0, layer) for _, _, layer, _ in jobs], dtype=torch.long)
 
-    def edit(some: Tensor, prompts: list[int]) -> RowScale:
+    def edit(numbers: Tensor, prompts: list[int]) -> RowScale:
         rows = []
-        for job in some.tolist():
+        for job in numbers.tolist():
             number, gamma, layer, head = jobs[job]
             rows.append(_factors(sets[number], gammas[gamma], layer, head))
         return RowScale(torch.stack(rows))

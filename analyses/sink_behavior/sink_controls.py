@@ -72,18 +72,18 @@ def run(
         raise NotApplicable(
             f"model: sink_controls draws tokens, and {model.architecture} reads images; see sinks"
         )
-    drawn = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))
+    drawn_ids = np.random.default_rng(seed).choice(_ordinary(model), size=(prompts, tokens))
     first, last = _ends(model)
-    random = drawn.copy()
+    random = drawn_ids.copy()
     if first is not None:
         random[:, 0] = first
     if last is not None:
         random[:, -1] = last
-    repeated = np.repeat(drawn[:, :1], tokens, axis=1)
+    repeated = np.repeat(drawn_ids[:, :1], tokens, axis=1)
     stats = (*NEEDS, *("received_share",) * model.geometry.sigmoid)
     controls = [capture_prompts(model, ids.tolist(), stats=stats) for ids in (random, repeated)]
-    own, on_random, on_repeated = (
-        sinks.run(held, epsilon=epsilon, seed=seed) for held in (capture, *controls)
+    on_prompts, on_random, on_repeated = (
+        sinks.run(data, epsilon=epsilon, seed=seed) for data in (capture, *controls)
     )
     opening = "no BOS"
     if first is not None:
@@ -99,7 +99,7 @@ def run(
     ):
         ends = [result[f"sink{end}"].values for end in ENDS]
         results.add_interval(name, ("layer", "head"), ends, title, *SHARE)
-    by_kind = (own, on_random, on_repeated)
+    by_kind = (on_prompts, on_random, on_repeated)
     rates = [[float(result[f"sink_rate{end}"]) for result in by_kind] for end in ENDS]
     results.add_interval(
         "rate", ("condition",), rates, "Sink rate by kind of token", "%", "sequential", 0, 100

@@ -79,9 +79,12 @@ def run(
 
     alpha = steady_weight(capture, least_queries)
     lengths = lengths_of(capture)
-    held = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
+    sink_weights = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
     shares = np.stack(
-        [_place_shares(weights, int(end)) for weights, end in zip(held, lengths, strict=True)]
+        [
+            _place_shares(weights, int(end))
+            for weights, end in zip(sink_weights, lengths, strict=True)
+        ]
     )
     kinds = [_kind(prompt, most) for prompt in shares]
     counted = np.array([[kind == name for name in KINDS] for kind in kinds], dtype=np.float64)
@@ -99,7 +102,7 @@ def run(
         ("sink_share", ("place",), np.nan_to_num(shares), "Where the weight of sinks lies",
          ("share of sink weight", *ZERO_TO_ONE),
          f"Σ over heads of α_k at {convention}; all 0 where a prompt has no sink"),
-        ("reference_points", (), _points(held), "Effective number of reference points",
+        ("reference_points", (), _points(sink_weights), "Effective number of reference points",
          ("tokens", "sequential", 0),
          f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}"),
     )  # fmt: skip
@@ -117,21 +120,23 @@ def run(
         {"kind": list(KINDS), "place": list(PLACES)},
         topology=topology,
         positional_encoding=encoding,
-        reference_tokens=_named(capture, held),
+        reference_tokens=_named(capture, sink_weights),
         note=f"Sink topology: {topology} in {count} of {len(kinds)} prompts; positions: "
         f"{encoding}. A statistic of the pattern; what the sinks do: `sink_calibration`.",
     )
 
 
-def _place_shares(held: Array, end: int) -> Array:
+def _place_shares(weights: Array, end: int) -> Array:
     """Return the share of sink weight at each place; NaN without sinks."""
-    total = held.sum()
+    total = weights.sum()
     if not total:
         return np.full(len(PLACES), np.nan)
-    between = held[1 : end - 1]
+    between = weights[1 : end - 1]
     best = between.max(initial=0.0)
-    last = held[end - 1] if end > 1 else 0.0
-    return np.asarray([held[0], last, best, between.sum() - best], dtype=np.float64) / float(total)
+    last = weights[end - 1] if end > 1 else 0.0
+    return np.asarray([weights[0], last, best, between.sum() - best], dtype=np.float64) / float(
+        total
+    )
 
 
 def _kind(shares: Array, most: float) -> str:
@@ -142,10 +147,10 @@ def _kind(shares: Array, most: float) -> str:
     return "bidirectional" if shares[:2].sum() >= most else "distributed"
 
 
-def _points(held: Array) -> Array:
+def _points(weights: Array) -> Array:
     """Return exp(entropy) of every prompt's sink weight, 0 without sinks."""
-    total = held.sum(-1, keepdims=True)
-    share = np.divide(held, total, out=np.zeros_like(held), where=total > 0)
+    total = weights.sum(-1, keepdims=True)
+    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     return np.where(total[:, 0] > 0, np.exp(-(share * logs).sum(-1)), 0.0)
 
@@ -158,11 +163,11 @@ def _ends(alpha: Array, lengths: NDArray[np.int64]) -> tuple[Array, Array, Array
     return alpha[..., 0], last, between
 
 
-def _named(capture: xr.Dataset, held: Array) -> list[dict[str, Any]]:
+def _named(capture: xr.Dataset, sink_weights: Array) -> list[dict[str, Any]]:
     """Name the token that holds most sink weight in each of the first prompts."""
     words = words_of(capture)
     named = []
-    for prompt, weights in enumerate(held[:8]):
+    for prompt, weights in enumerate(sink_weights[:8]):
         if weights.sum():
             position = int(weights.argmax())
             token = "" if words is None else str(words[prompt, position])

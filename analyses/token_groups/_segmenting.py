@@ -26,7 +26,7 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Segments:
-    """Named segments of all prompts, and what they are in words (``said``).
+    """Named segments of all prompts, and what they are in words (``description``).
 
     ``numbers`` are, per prompt, the segment of every token, -1 for none; ``answers`` the token that
     answers a question at its very end, None where none is asked.
@@ -34,7 +34,7 @@ class Segments:
 
     names: tuple[str, ...]
     numbers: tuple[NDArray[np.int64], ...]
-    said: str
+    description: str
     answers: tuple[int | None, ...] = ()
 
     def positions(self, prompt: int, name: str) -> list[int]:
@@ -42,7 +42,7 @@ class Segments:
         return np.flatnonzero(self.numbers[prompt] == self.names.index(name)).tolist()
 
 
-def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ()) -> Segments:
+def named(labels: Sequence[Sequence[str]], description: str, order: Sequence[str] = ()) -> Segments:
     """Number the labels of tokens, in the order given or of first mention; "" is no segment."""
     mentioned = dict.fromkeys(name for row in labels for name in row if name)
     names = tuple(name for name in order if name in mentioned) or tuple(mentioned)
@@ -55,7 +55,7 @@ def named(labels: Sequence[Sequence[str]], said: str, order: Sequence[str] = ())
         )
     place = {name: number for number, name in enumerate(names)}
     numbers = tuple(np.array([place.get(name, NONE) for name in row]) for row in labels)
-    return Segments(names, numbers, said)
+    return Segments(names, numbers, description)
 
 
 def segment(
@@ -163,8 +163,8 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
         labelled.append(labels)
         at_end = [question.answer_ids[0] for question in questions if question.at == len(row) - 1]
         answers.append(at_end[0] if at_end else None)
-    made = named(labelled, f"roles of task {task.name}, the narrowest where several meet")
-    return replace(made, answers=tuple(answers))
+    segments = named(labelled, f"roles of task {task.name}, the narrowest where several meet")
+    return replace(segments, answers=tuple(answers))
 
 
 def _read(path: str, lengths: NDArray[np.int64]) -> Segments:

@@ -112,28 +112,33 @@ def run(
         return tasks.make(TASK, model.tokenizer, number, start, pairs=pairs, queries=1, **words)
 
     if shots:
-        own, pool_of_shots = (
+        base, pool_of_shots = (
             draw(len(task), 2, task.seed), draw(SHOT_DRAWS * counts[-1], 2, task.seed + 1)
         )  # fmt: skip
-        drawn = [few_shot(own, count, pool_of_shots, seed=seed, apart="key") for count in counts]
+        drawn_tasks = [
+            few_shot(base, count, pool_of_shots, seed=seed, apart="key") for count in counts
+        ]
     else:
-        drawn = [draw(len(task), count, task.seed) for count in counts]
+        drawn_tasks = [draw(len(task), count, task.seed) for count in counts]
     # What competes: the facts, or the shots and the asked fact.
     units = np.array(counts, dtype=float) + bool(shots)
-    sets = [Facts(model, prompts) for prompts in drawn]
+    sets = [Facts(model, prompts) for prompts in drawn_tasks]
     masses = []
     for prompts in sets:
         masses.append(np.stack([prompts.masses(row) for row in range(len(task))]))
     on_asked, entropies, groups, relevance = _summarize(sets, masses)
     sums = np.stack(
-        [_per_token(*each)[..., :-2].sum(-1) for each in zip(sets, masses, strict=True)],
+        [
+            _per_token(facts, mass)[..., :-2].sum(-1)
+            for facts, mass in zip(sets, masses, strict=True)
+        ],
         axis=-1,
     )
     share = np.maximum(on_asked, LEAST) / np.maximum(sums, LEAST)
     dispersion = -slope(np.log(units), np.log(share))
     chosen = top(bootstrap(on_asked[..., -1])[0], best)
-    rest = [head for head in pool if head not in chosen]
-    random = random_sets(rest, best, 1, seed)[0]
+    remaining = [head for head in pool if head not in chosen]
+    random = random_sets(remaining, best, 1, seed)[0]
     generator = np.random.default_rng(seed)
     right, nats = np.empty((2, len(task), len(CONDITIONS), len(sets)))
     for column, prompts in enumerate(sets):
@@ -147,7 +152,10 @@ def run(
     competing = "shots and the fact" if shots else "facts"
     convention = f"mass of the asking token on key and value of a fact; {prompts_words}"
     results = Results(
-        capture(model, drawn[-1], stats=("lse",)), seed=seed, source=SOURCE, convention=convention
+        capture(model, drawn_tasks[-1], stats=("lse",)),
+        seed=seed,
+        source=SOURCE,
+        convention=convention,
     )
     results.add_means(
         ("asked_mass", (*GRID, axis), on_asked, "Mass on the asked fact", SHARE),
@@ -192,19 +200,19 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
     """
     on_asked, entropies, groups = [], [], []
     for prompts, mass in zip(sets, masses, strict=True):
-        whole = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
-        others = np.stack([rest.sum(-1) for _, rest in whole])
-        on_asked.append(np.stack([asked for asked, _ in whole]))
-        parts = (on_asked[-1], others, mass[..., -2], mass[..., -1])
+        by_row = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
+        other_mass = np.stack([other_masses.sum(-1) for _, other_masses in by_row])
+        on_asked.append(np.stack([asked for asked, _ in by_row]))
+        parts = (on_asked[-1], other_mass, mass[..., -2], mass[..., -1])
         groups.append(
             [[float(mean(part[row].ravel())) for part in parts] for row in range(len(mass))]
         )
         even = _per_token(prompts, mass)
         entropies.append(entropy(even[..., :-2]))
-    rest = np.stack(
+    other_masses = np.stack(
         [split(row, asked)[1].mean(-1) for row, asked in zip(even, prompts.asked, strict=True)]
     )
-    relevance = np.log2(np.maximum(on_asked[-1], LEAST) / np.maximum(rest, LEAST))
+    relevance = np.log2(np.maximum(on_asked[-1], LEAST) / np.maximum(other_masses, LEAST))
     by_group = np.clip(np.stack([np.array(rows) for rows in groups], axis=1), 0, 1)
     return np.stack(on_asked, axis=-1), np.stack(entropies, axis=-1), by_group, relevance
 

@@ -89,22 +89,24 @@ def run(
     other.
     """
     require(capture, NEEDS, "segments", ("self",))
-    made = segment(capture, model, prompts, by=by, pieces=pieces, rare=rare, labels=labels)
+    segments = segment(capture, model, prompts, by=by, pieces=pieces, rare=rare, labels=labels)
     inputs = _segment_mass.inputs(capture)
-    names = list(made.names)
+    names = list(segments.names)
     cut = inputs[:causal_prompts]
-    mass, even, own = _masses(capture, model, inputs, made)
-    effects = [_cut(capture, model, prompt, made, number) for number, prompt in enumerate(cut)]
+    mass, even, own_mass = _masses(capture, model, inputs, segments)
+    effects = [_cut(capture, model, prompt, segments, number) for number, prompt in enumerate(cut)]
     enrichment = mass / even
 
-    kinds_text = f"{made.said}; {len(inputs)} prompt(s)"
-    convention = f"{made.said}; mean over the queries of a segment; {len(inputs)} prompt(s)"
+    kinds_text = f"{segments.description}; {len(inputs)} prompt(s)"
+    convention = (
+        f"{segments.description}; mean over the queries of a segment; {len(inputs)} prompt(s)"
+    )
     against_even = f"mass over the share of the visible keys; 1 is even; {convention}"
     links, pairs = ("layer", "head", "from", "to"), ("one", "other")
     times = ("× the even share", "sequential", 0)
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
-        ("own_mass", ("layer", "head"), own, "Mass within the query's own segment", SHARE,
+        ("own_mass", ("layer", "head"), own_mass, "Mass within the query's own segment", SHARE,
          f"mean over queries; {kinds_text}"),
         ("segment_mass", links, mass, "Mass from segment to segment", SHARE),
         ("enrichment", links, enrichment, "Enrichment from segment to segment", times,
@@ -124,7 +126,7 @@ def run(
             "link_effect", pairs, effect, f"{title}: keys of a segment hidden from another",
             units, scale, None if scale == "diverging" else 0, evidence="causal",
             note=verdict.text, convention="all heads; read at the queries that no longer see; "
-            f"{len(cut)} prompt(s); {made.said}",
+            f"{len(cut)} prompt(s); {segments.description}",
         )  # fmt: skip
     by_link = _heads(results["enrichment"].values, names, enriched)
     best = "; ".join(f"{link}: {', '.join(heads[:3])}" for link, heads in list(by_link.items())[:4])
@@ -132,44 +134,45 @@ def run(
     return results.dataset(
         {"from": names, "to": names, "one": names, "other": names},
         heads_by_type=by_link,
-        note=f"Segments: {made.said}. Heads with most enrichment, {best or 'none'}.{remark}",
+        note=f"Segments: {segments.description}. Heads with most enrichment, "
+        f"{best or 'none'}.{remark}",
         verdict=verdict,
     )
 
 
 def _masses(
-    capture: xr.Dataset, model: Model, inputs: list[Any], made: Segments
+    capture: xr.Dataset, model: Model, inputs: list[Any], segments: Segments
 ) -> tuple[Array, Array, Array]:
     """Return mass and even share (prompt, layer, head, from, to), and the mass within."""
-    masses, shares, own = [], [], []
-    count = len(made.names)
-    for prompt, numbers in zip(inputs, made.numbers, strict=True):
+    masses, shares, within = [], [], []
+    count = len(segments.names)
+    for prompt, numbers in zip(inputs, segments.numbers, strict=True):
         rows = _segment_mass.members(numbers, count)
         even = _segment_mass.even(capture, numbers, count, rows)
         mass = _segment_mass.masses(model, prompt, numbers, count, rows)
         # What nobody can see has no share to compare with.
         masses.append(np.where(np.isnan(even), np.nan, mass))
         sizes = np.array([len(row) for row in rows]) / sum(map(len, rows))
-        own.append((np.nan_to_num(np.einsum("lhss->lhs", mass)) * sizes).sum(-1))
-        own[-1][~attending(capture)] = np.nan
+        within.append((np.nan_to_num(np.einsum("lhss->lhs", mass)) * sizes).sum(-1))
+        within[-1][~attending(capture)] = np.nan
         shares.append(np.broadcast_to(even, mass.shape))
-    return np.stack(masses), np.stack(shares), np.stack(own)
+    return np.stack(masses), np.stack(shares), np.stack(within)
 
 
 def _cut(
     capture: xr.Dataset,
     model: Model,
     prompt: Any,
-    made: Segments,
+    segments: Segments,
     number: int,
 ) -> Array:
     """Hide each segment from each in turn and read what that does to the queries (from, to)."""
-    count = len(made.names)
+    count = len(segments.names)
     effects = np.full((count, count), np.nan)
-    numbers = made.numbers[number]
+    numbers = segments.numbers[number]
     rows = _segment_mass.members(numbers, count)
     visible = _segment_mass.even(capture, numbers, count, rows)[:, 0]
-    answer = made.answers[number] if made.answers else None
+    answer = segments.answers[number] if segments.answers else None
     if answer is not None and (model.context is None or len(prompt) < model.context):
         # What is asked at the end has its answer, which the prompt itself does not hold.
         prompt = [*prompt, answer]
@@ -183,19 +186,21 @@ def _cut(
 
 def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdict:
     """Conclude whether the links with most mass are those whose loss changes most."""
-    known = ~np.isnan(mass) & ~np.isnan(effect)
-    if not known.any():
+    measured = ~np.isnan(mass) & ~np.isnan(effect)
+    if not measured.any():
         return Verdict("too_few", "No link could be cut.")
     costs = mean(effect, 0)
-    source, target = np.unravel_index(np.where(known.any(0), costs, -np.inf).argmax(), costs.shape)
+    source, target = np.unravel_index(
+        np.where(measured.any(0), costs, -np.inf).argmax(), costs.shape
+    )
     dearest = (
         f"the dearest link is {names[source]} → {names[target]} "
         f"({amount(costs[source, target], '+')} {units})"
     )
     rho = np.array(
         [
-            ranked(one[cut], other[cut]) if cut.sum() >= LEAST_LINKS else np.nan
-            for one, other, cut in zip(mass, effect, known, strict=True)
+            ranked(link_mass[cut], link_effect[cut]) if cut.sum() >= LEAST_LINKS else np.nan
+            for link_mass, link_effect, cut in zip(mass, effect, measured, strict=True)
         ]
     )
     if np.isnan(rho).all():

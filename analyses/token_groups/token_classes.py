@@ -74,11 +74,11 @@ def run(
     hidden state), with 95 % intervals over prompts. A class without a token is left out.
     """
     require(capture, NEEDS, "token_classes", ("self",))
-    made = segment(capture, model, by="kinds", rare=rare)
-    names, prompts = list(made.names), _segment_mass.inputs(capture)
-    mass, enrichment, shares = _masses(capture, made)
+    classes = segment(capture, model, by="kinds", rare=rare)
+    names, prompts = list(classes.names), _segment_mass.inputs(capture)
+    mass, enrichment, shares = _masses(capture, classes)
 
-    convention = f"{made.said}; mean over all queries of {len(prompts)} prompt(s)"
+    convention = f"{classes.description}; mean over all queries of {len(prompts)} prompt(s)"
     grid = ("layer", "head", "token_class")
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
@@ -88,12 +88,13 @@ def run(
          f"mass over the share of the visible keys; 1 is even; {convention}"),
         ("mean_mass", ("token_class",), known_mean(mass, (1, 2)),
          "Mass on a class of tokens, mean of heads", SHARE),
-        ("token_share", ("token_class",), shares, "Share of the tokens", SHARE, made.said),
+        ("token_share", ("token_class",), shares, "Share of the tokens", SHARE,
+         classes.description),
     )  # fmt: skip
     coords: dict[str, Any] = {"token_class": names}
     verdict = None
     if causal_prompts:
-        effect = _hide(capture, model, made, prompts[:causal_prompts], draws, seed)
+        effect = _hide(capture, model, classes, prompts[:causal_prompts], draws, seed)
         title, units, scale = _segment_mass.units(capture)
         verdict = _verdict(effect, results["mean_mass"].values, names, units)
         results.add_mean(
@@ -103,7 +104,7 @@ def run(
             note=verdict.text,
             convention=f"hidden from every query of every head; read at all tokens but the "
             f"first; others: {draws} random draw(s) of other tokens, missing where they are "
-            f"fewer than those of the class; {len(effect)} prompt(s); {made.said}",
+            f"fewer than those of the class; {len(effect)} prompt(s); {classes.description}",
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
     enrichments = np.moveaxis(results["class_enrichment"].values, -1, 0)
@@ -121,13 +122,13 @@ def run(
     )
 
 
-def _masses(capture: xr.Dataset, made: Segments) -> tuple[Array, Array, Array]:
+def _masses(capture: xr.Dataset, classes: Segments) -> tuple[Array, Array, Array]:
     """Return mass and enrichment (prompt, layer, head, class), share of tokens (prompt, class)."""
-    count = len(made.names)
+    count = len(classes.names)
     received = np.nan_to_num(weight(capture)) * seers(capture, capture["length"].values)
-    mass = np.full((len(made.numbers), *received.shape[1:3], count), np.nan)
-    enrichment, shares = mass.copy(), np.zeros((len(made.numbers), count))
-    for row, numbers in enumerate(made.numbers):
+    mass = np.full((len(classes.numbers), *received.shape[1:3], count), np.nan)
+    enrichment, shares = mass.copy(), np.zeros((len(classes.numbers), count))
+    for row, numbers in enumerate(classes.numbers):
         belongs = (numbers[:, None] == np.arange(count)).astype(float)
         mass[row] = received[row, ..., : len(numbers)] @ belongs / len(numbers)
         every = [np.arange(len(numbers))]
@@ -139,26 +140,26 @@ def _masses(capture: xr.Dataset, made: Segments) -> tuple[Array, Array, Array]:
 
 
 def _hide(
-    capture: xr.Dataset, model: Model, made: Segments, prompts: list[Any], draws: int, seed: int
+    capture: xr.Dataset, model: Model, classes: Segments, prompts: list[Any], draws: int, seed: int
 ) -> Array:
     """Hide every class, and as many random others (prompt, condition, token_class)."""
     generator = np.random.default_rng(seed)
-    effects = np.full((len(prompts), len(CONDITIONS), len(made.names)), np.nan)
+    effects = np.full((len(prompts), len(CONDITIONS), len(classes.names)), np.nan)
     for row, prompt in enumerate(prompts):
         hiding = _segment_mass.Hiding(capture, model, prompt)
         # The first query of a text sees itself alone, which says nothing of the class.
-        read = np.arange(1, len(made.numbers[row]))
-        for column, name in enumerate(made.names):
-            inside = made.positions(row, name)
-            rest = np.setdiff1d(read, inside)
-            if not inside or not len(rest):
+        readers = np.arange(1, len(classes.numbers[row]))
+        for column, name in enumerate(classes.names):
+            inside = classes.positions(row, name)
+            outside = np.setdiff1d(readers, inside)
+            if not inside or not len(outside):
                 continue
-            effects[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), read)
-            if len(inside) >= len(rest):
+            effects[row, 0, column] = _segment_mass.mean_of(hiding.effect(inside), readers)
+            if len(inside) >= len(outside):
                 continue
-            sets = [generator.permutation(rest)[: len(inside)].tolist() for _ in range(draws)]
+            sets = [generator.permutation(outside)[: len(inside)].tolist() for _ in range(draws)]
             effects[row, 1, column] = np.mean(
-                [_segment_mass.mean_of(hiding.effect(others), read) for others in sets]
+                [_segment_mass.mean_of(hiding.effect(others), readers) for others in sets]
             )
     return effects
 
@@ -178,8 +179,8 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str) -> Verdic
         f"that can be compared; hiding them changes {amount(mean[0, best])} {units}, hiding as "
         f"many others {amount(mean[1, best])}."
     )
-    told = told_from_zero(over)
-    more = ", ".join(names[column] for column in compared if told[column] and gap[column] > 0)
-    less = ", ".join(names[column] for column in compared if told[column] and gap[column] < 0)
+    apart = told_from_zero(over)
+    more = ", ".join(names[column] for column in compared if apart[column] and gap[column] > 0)
+    less = ", ".join(names[column] for column in compared if apart[column] and gap[column] < 0)
     text = f"{text} More than random tokens matter: {more or 'none'}; less: {less or 'none'}"
     return causal_verdict(over, text, claimed=np.array([best]))

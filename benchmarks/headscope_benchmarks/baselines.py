@@ -153,15 +153,15 @@ def _eager_statistics(q: Tensor, k: Tensor, v: Tensor) -> Result:
     """Attend eagerly, then compute every statistic of the benchmark from the whole matrix."""
     scores, weights, z = _matrices(q, k, v)
     length = q.shape[2]
-    wanted = request(length)
-    tile = wanted.tile
+    spec = request(length)
+    tile = spec.tile
     tiles = -(-length // tile)
     columns = torch.nn.functional.pad(weights, (0, tiles * tile - length))
     pooled = torch.unflatten(columns, 3, (tiles, tile)).sum(dim=4)
     rows = torch.nn.functional.pad(pooled, (0, 0, 0, tiles * tile - length))
     sizes = torch.full((tiles, 1), float(tile))
     sizes[-1] -= tiles * tile - length
-    top = weights.topk(min(wanted.k, length), dim=-1)
+    top = weights.topk(min(spec.k, length), dim=-1)
     unseen = torch.arange(top.values.shape[-1]) > torch.arange(length)[:, None]
     return {
         "z": z,
@@ -216,12 +216,12 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, aux: bool) -> Any:
         )
         compiled: Any = torch.compile(flex.flex_attention, dynamic=False)
         options = {"block_mask": mask, "enable_gqa": q.shape[1] != k.shape[1]}
-        wanted = flex.AuxRequest(lse=True, max_scores=True)
+        aux_request = flex.AuxRequest(lse=True, max_scores=True)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Result:
             if not aux:
                 return {"z": compiled(q, k, v, **options)}
-            z, more = compiled(q, k, v, return_aux=wanted, **options)
+            z, more = compiled(q, k, v, return_aux=aux_request, **options)
             return {"z": z, "lse": more.lse, "max_weight": torch.exp(more.max_scores - more.lse)}
 
         return attend

@@ -70,8 +70,8 @@ def model_call(name: str, length: int, heads: int) -> Call:
     ``forward`` is the model alone with torch's fused attention, ``capture`` records the statistics
     up to the histogram, ``bridge_cache`` returns a list of the pattern (batch, head, query, key).
     """
-    wanted = request(length, "histogram")
-    return _model_call(name, length, heads, 1, {"stats": wanted.stats, "tile": wanted.tile})
+    spec = request(length, "histogram")
+    return _model_call(name, length, heads, 1, {"stats": spec.stats, "tile": spec.tile})
 
 
 def long_call(name: str, length: int, heads: int) -> Call:

@@ -17,8 +17,8 @@ END = "nothing is measured, report this with `headscope --version`"
 
 def oracle(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
     """Compute every statistic of the benchmark, and the pattern, densely in float64."""
-    wanted = request(q.shape[2])
-    return attend_dense(q, k, v, replace(wanted, stats=(*wanted.stats, "pattern")))
+    spec = request(q.shape[2])
+    return attend_dense(q, k, v, replace(spec, stats=(*spec.stats, "pattern")))
 
 
 def check(

@@ -61,17 +61,17 @@ def answer(route: Route, scripts: Path) -> int:
 
 def local(address: str, scripts: Path) -> Path | None:
     """Find a script of cdnjs or unpkg in its npm package, which is fetched once."""
-    known = re.search(r"ajax/libs/([^/]+)/([\d.]+)/(.+)$", address)
-    known = known or re.search(r"(?:unpkg\.com|/npm)/([^@]+)@([\d.]+)/(.+)$", address)
-    if known is None:
+    match = re.search(r"ajax/libs/([^/]+)/([\d.]+)/(.+)$", address)
+    match = match or re.search(r"(?:unpkg\.com|/npm)/([^@]+)@([\d.]+)/(.+)$", address)
+    if match is None:
         return None
-    library, version, path = known.groups()
+    library, version, path = match.groups()
     folder = scripts / f"{library}-{version}"
     if not folder.exists():
         name = PACKAGES.get(library, library)
-        for wanted in (version, f"^{version}"):
+        for version_range in (version, f"^{version}"):
             packed = subprocess.run(
-                ["npm", "pack", "--silent", f"{name}@{wanted}"],
+                ["npm", "pack", "--silent", f"{name}@{version_range}"],
                 cwd=scripts, capture_output=True, text=True,
             )  # fmt: skip
             if packed.returncode == 0:
@@ -81,13 +81,13 @@ def local(address: str, scripts: Path) -> Path | None:
         with tarfile.open(scripts / packed.stdout.split()[-1]) as archive:
             archive.extractall(folder, filter="data")
     stem = Path(path).name.replace(".min.js", ".js")
-    found = [
+    files = [
         file
-        for wanted in (Path(path).name, stem)
-        for file in sorted(folder.rglob(wanted), key=lambda file: len(file.parts))
+        for pattern in (Path(path).name, stem)
+        for file in sorted(folder.rglob(pattern), key=lambda file: len(file.parts))
         if file.as_posix().endswith(path) or "/" not in path
     ]
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def visit(browser: Browser, address: str, *selectors: str) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def page(name: str, weights: Any, tokens: list[str]) -> str:
 def main() -> None:
     """Write one page."""
     name, source, target = sys.argv[1:]
-    with np.load(source) as given:
-        weights, tokens = given["weights"], given["tokens"].tolist()
+    with np.load(source) as archive:
+        weights, tokens = archive["weights"], archive["tokens"].tolist()
     start = time.perf_counter()
     html = page(name, weights, tokens)
     head = '<!doctype html><html><head><meta charset="utf-8"></head><body>'

@@ -135,17 +135,17 @@ def ablation_tables(result: Result) -> Iterator[Table]:
 def circuit_tables(result: Result) -> Iterator[Table]:
     """Lay out the result of benchmarks/circuits.py: method × task × model, then the variants."""
     methods = list(dict.fromkeys(row["method"] for case in result.values() for row in case["rows"]))
-    for kind, what in (("node", "heads"), ("edge", "edges between heads")):
+    for kind, noun in (("node", "heads"), ("edge", "edges between heads")):
         judged = {
             name: {row["method"]: row[kind] for row in case["rows"]}
             for name, case in result.items()
             if any(row[kind] for row in case["rows"])
         }
         yield Table(
-            f"AUC for the {what} of a circuit",
+            f"AUC for the {noun} of a circuit",
             ("method", *judged),
             tuple(
-                (method, *(_interval(found.get(method)) for found in judged.values()))
+                (method, *(_interval(by_method.get(method)) for by_method in judged.values()))
                 for method in methods
             ),
             " ".join(

@@ -42,8 +42,13 @@ def prepare(name: str, q: Tensor, k: Tensor, v: Tensor) -> Any:
 def _forward(q: Tensor, k: Tensor, v: Tensor, rows: bool) -> dict[str, Tensor]:
     from headscope.kernels.triton import first_pass
 
-    done = first_pass.run(_launch(q, k, v), max_weight=rows, entropy=rows)
-    outputs = {"z": done.z, BASE2: done.lse, "max_weight": done.max_weight, "entropy": done.entropy}
+    result = first_pass.run(_launch(q, k, v), max_weight=rows, entropy=rows)
+    outputs = {
+        "z": result.z,
+        BASE2: result.lse,
+        "max_weight": result.max_weight,
+        "entropy": result.entropy,
+    }
     return {name: values for name, values in outputs.items() if values is not None}
 
 
@@ -52,19 +57,19 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
     from headscope.kernels.triton.plan import PASSES, ways
 
     lse = first_pass.run(_launch(q, k, v)).lse
-    wanted = request(q.shape[2], column)
-    only = COLUMNS[column] if column == "columns" else wanted.stats
-    taken = ways(only, stock=True)
-    if not PASSES.keys() & taken.values():
+    spec = request(q.shape[2], column)
+    only = COLUMNS[column] if column == "columns" else spec.stats
+    way_of = ways(only, stock=True)
+    if not PASSES.keys() & way_of.values():
         raise NotApplicable(f"second pass: no Triton kernel computes any of {', '.join(only)}")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         launch = _launch(q, k, v)
         outputs: dict[str, Tensor] = {}
         for way, later in PASSES.items():
-            names = [name for name in only if taken[name] == way]
+            names = [name for name in only if way_of[name] == way]
             if names:
-                outputs |= later(launch, lse, names, wanted)
+                outputs |= later(launch, lse, names, spec)
         return outputs
 
     return attend
@@ -73,9 +78,9 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
 def _planned(q: Tensor, k: Tensor, v: Tensor, forward: Any, column: str) -> dict[str, Tensor]:
     from headscope.kernels.triton.engine import TritonEngine
 
-    wanted = request(q.shape[2], column)
-    panels = Panels(q, k, v, AttentionSpec().fit(q, k), wanted)
-    chosen = [load(name) for name in ("z", *wanted.stats)]
+    spec = request(q.shape[2], column)
+    panels = Panels(q, k, v, AttentionSpec().fit(q, k), spec)
+    chosen = [load(name) for name in ("z", *spec.stats)]
     results: dict[str, Tensor] = TritonEngine(panels, forward).run(chosen)
     return results
 

@@ -55,13 +55,13 @@ def test_words_on_smollm2_are_those_of_all_logits():
     encoded = encode_task(model, tasks.make("ioi", tokenizer=model.tokenizer, n=1))
     reads = Readout(model)
     opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
-    found = _promoted_words.coordinates(reads, opened.found, 1)
+    found = _promoted_words.coordinates(reads, opened.cache, 1)
     with torch.no_grad():
         logits = model.module(torch.tensor([list(opened.ids)])).logits[0, -1]
         assert found["stream_promotes"][1][-1] == repr(model.words([int(logits.argmax())])[0])
         gain = final_norm(model).weight
         for layer in (0, 17, 29):
-            z = opened.found.z[layer][0].float()
+            z = opened.cache.z[layer][0].float()
             weight = model.base.layers[layer].self_attn.o_proj.weight.view(576, 9, 64)
             vectors = torch.einsum("hs,rhs->hr", z, weight)
             for name, each in (("promotes", vectors * gain), ("promotes_before_norm", vectors)):

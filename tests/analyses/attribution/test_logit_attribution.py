@@ -328,12 +328,12 @@ def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkey
     encoded = ablation.encode_task(model, task)
     reads = Readout(model)
     opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
-    found = _promoted_words.coordinates(reads, opened.found, 3)
+    found = _promoted_words.coordinates(reads, opened.cache, 3)
     table = model.module.get_output_embeddings().weight.detach().double()
     norm = copy.deepcopy(reads.last).double()
     with torch.no_grad():
-        z = [opened.found.z[layer][0] for layer in range(2)]
-        heads = torch.stack([reads.writes_of(layer, opened.found)[0] for layer in range(2)])
+        z = [opened.cache.z[layer][0] for layer in range(2)]
+        heads = torch.stack([reads.writes_of(layer, opened.cache)[0] for layer in range(2)])
         if name == "llama":
             weights = [layer.self_attn.o_proj.weight.double() for layer in model.base.layers]
             expected = torch.stack(
@@ -345,7 +345,7 @@ def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkey
             torch.testing.assert_close(heads, expected)
         # The norm of a vector alone has another scale, which moves no word, and its bias.
         after = norm(heads) - norm(torch.zeros_like(heads))
-        streams = torch.cat(opened.found.streams)
+        streams = torch.cat(opened.cache.streams)
         for key, logits in (
             ("promotes", after @ table.T), ("promotes_before_norm", heads @ table.T),
             ("stream_promotes", norm(streams) @ table.T),

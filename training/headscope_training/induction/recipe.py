@@ -74,11 +74,11 @@ class InductionRecipe(Recipe):
 
     def optimizers(self, model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
         attention = attention_weights(model)
-        taken = {id(weight) for weight in attention}
-        others = [weight for weight in model.parameters() if id(weight) not in taken]
+        attention_ids = {id(weight) for weight in attention}
+        other_weights = [weight for weight in model.parameters() if id(weight) not in attention_ids]
         return [
             (torch.optim.SGD(attention, momentum=0.9), ATTENTION_RATE),
-            (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0), OTHER_RATE),
+            (torch.optim.AdamW(other_weights, betas=(0.9, 0.98), weight_decay=0.0), OTHER_RATE),
         ]
 
 

@@ -55,8 +55,8 @@ class BigramModel:
 
     def loss(self, before: Tensor, after: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy of tokens behind others; `smoothing` is the weight of the unigrams."""
-        seen, total = self.counts[before, after], self.counts.sum(1)[before]
-        return -((seen + smoothing * self.single[after]) / (total + smoothing)).log()
+        counts, total = self.counts[before, after], self.counts.sum(1)[before]
+        return -((counts + smoothing * self.single[after]) / (total + smoothing)).log()
 
     def score(self, rows: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Loss and accuracy of both; the smoothing is the best one for these very rows."""
@@ -141,8 +141,8 @@ def card(source: Path) -> str:
     """Measure a folder on the library of the running Python; losses in nats a token, top-1."""
     model: Any = GPT2LMHeadModel.from_pretrained(source)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
-    seen, unseen = read_library(held_out=False), read_library(held_out=True)
-    learned, rows = windows(tokenizer, seen), windows(tokenizer, unseen)[::EVERY]
+    learned_files, held_out_files = read_library(held_out=False), read_library(held_out=True)
+    learned, rows = windows(tokenizer, learned_files), windows(tokenizer, held_out_files)[::EVERY]
     few = random.Random(SEED).sample(rows, 8)
     scores = head_scores(model, repeated(model, 64))
     best = {kind: best_heads(array) for kind, array in scores.items()}
@@ -150,11 +150,11 @@ def card(source: Path) -> str:
     numbers = {
         "corpus": {
             "python": platform.python_version(),
-            "files": len(seen),
-            "characters": sum(len(file.text) for file in seen),
+            "files": len(learned_files),
+            "characters": sum(len(file.text) for file in learned_files),
             "tokens": sum(len(row) for row in learned),
-            "held_out_files": len(unseen),
-            "held_out_characters": sum(len(file.text) for file in unseen),
+            "held_out_files": len(held_out_files),
+            "held_out_characters": sum(len(file.text) for file in held_out_files),
         },
         "held_out": {
             "windows": len(rows),

@@ -155,8 +155,8 @@ class PythonRecipe(Recipe):
     def optimizers(self, model: GPT2LMHeadModel) -> list[tuple[torch.optim.Optimizer, float]]:
         # Muon for the matrices inside the layers, AdamW for embeddings, gains and biases.
         inner = [p for p in model.transformer.h.parameters() if p.ndim == 2]
-        taken = {id(p) for p in inner}
-        outer = [p for p in model.parameters() if id(p) not in taken]
+        inner_ids = {id(p) for p in inner}
+        outer = [p for p in model.parameters() if id(p) not in inner_ids]
         groups = [
             {"params": [p for p in outer if p.ndim == 2], "weight_decay": 0.1},
             {"params": [p for p in outer if p.ndim != 2], "weight_decay": 0.0},
