@@ -126,9 +126,9 @@ def _open(
 def absolute(source: str) -> str:
     """Name a folder or file by its whole path, so that a run finds its model from anywhere."""
     name, at, checkpoint = source.rpartition("@")
-    for path, rest in ((source, ""), (name, at + checkpoint)):
+    for path, suffix in ((source, ""), (name, at + checkpoint)):
         if path and Path(path).expanduser().exists():
-            return f"{Path(path).expanduser().resolve()}{rest}"
+            return f"{Path(path).expanduser().resolve()}{suffix}"
     return source
 
 
@@ -136,8 +136,8 @@ def needed(model: Model) -> tuple[str, ...]:
     """List the statistics that analyses of a run's own prompts read, and the default ones."""
     from headscope.probes.capturing.options import DEFAULT, applicable_stats
 
-    own = [analyses.load(name) for name in analyses.names()]
-    needs = [stat for module in own if not hasattr(module, "TASK") for stat in module.NEEDS]
+    modules = [analyses.load(name) for name in analyses.names()]
+    needs = [stat for module in modules if not hasattr(module, "TASK") for stat in module.NEEDS]
     # Whole maps are made again for the few prompts that an analysis looks at.
     stats = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
     return applicable_stats(tuple(stats), model)
@@ -206,12 +206,12 @@ def analyze_run(
     `Run.error_file`. The report says it, too, unless the run holds an earlier result. Anything else
     that has to be mended first is raised; what was finished before is kept.
     """
-    wanted = list(dict.fromkeys(names))
+    selected = list(dict.fromkeys(names))
     results: dict[str, Outcome] = {}
 
     def numbered(step: str, done: float, total: float) -> None:
         if progress is not None:
-            progress(f"{len(results) + 1}/{len(wanted)} {step}", done, total)
+            progress(f"{len(results) + 1}/{len(selected)} {step}", done, total)
 
     register = register or run.manifest["options"].get("register")
     autoencoder = None
@@ -220,11 +220,11 @@ def analyze_run(
 
         autoencoder = saelens.load(sae)
     model, prompts = open_model(run, source, load), run.prompts()
-    given: dict[str, Any] = {"task": task, "options": options, "n": number}
-    given["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
+    arguments: dict[str, Any] = {"task": task, "options": options, "n": number}
+    arguments["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
     with tasks.wording(register):
         outcomes = runner.execute_many(
-            wanted,
+            selected,
             model,
             prompts,
             capture=run.capture,
@@ -232,11 +232,11 @@ def analyze_run(
             effects=run.effects,
             dtype=dtype,
             sae=autoencoder,
-            **given,
+            **arguments,
         )
         if announce is not None:
-            announce(cost.estimate(wanted, model, prompts, capture=run.capture, **given))
-        for name in wanted:
+            announce(cost.estimate(selected, model, prompts, capture=run.capture, **arguments))
+        for name in selected:
             _, outcome = next(outcomes)
             _keep(run, name, outcome)
             results[name] = outcome

@@ -56,8 +56,8 @@ def of_circuit(
             )
 
     def draw(count: int) -> Task:
-        made = tasks.make(circuit.task, model.tokenizer, count, seed, **circuit.options)
-        return replace(made, metric=circuit.metric)
+        drawn = tasks.make(circuit.task, model.tokenizer, count, seed, **circuit.options)
+        return replace(drawn, metric=circuit.metric)
 
     encoded = ablation.encode_task(model, draw(n))
     others = ablation.kept_z(ablation.capture_corrupted(model, encoded))
@@ -70,13 +70,13 @@ def of_circuit(
     values = ablation.ablate_sets(model, encoded, measures, sets, others)[0]
     titles = ["intact", "circuit alone", "without the circuit"]
     titles += [f"without {role}" for role in circuit.roles]
-    ours = {what: _mean(values[:, number], seed) for number, what in enumerate(titles)}
-    ours |= _sae_auc(circuit, model, draw(sae_prompts), seed)
+    measured = {what: _mean(values[:, number], seed) for number, what in enumerate(titles)}
+    measured |= _sae_auc(circuit, model, draw(sae_prompts), seed)
     known = {row["row"]: (float(row["value"]), str(row["source"])) for row in circuit.published}
     missing = (float("nan"),) * 3
     return [
-        Row(what, value, *ours.get(what, missing), source)
-        for what in dict.fromkeys((*ours, *known))
+        Row(what, value, *measured.get(what, missing), source)
+        for what in dict.fromkeys((*measured, *known))
         for value, source in [known.get(what, (float("nan"), ""))]
     ]
 
@@ -105,9 +105,9 @@ def of_retrieval(model: Model, n: int = 16, seed: int = 0) -> list[Row]:
     best = record["heads"].get(model.name, ())
     if best:
         score = result["retrieval_set"].values.ravel()
-        ours = {label(divmod(int(at), model.heads)) for at in np.argsort(-score)[: len(best)]}
-        found = len(ours & set(best))
-        rows.append(Row(f"of the {len(best)} strongest", len(best), found, missing, missing))
+        strongest = {label(divmod(int(at), model.heads)) for at in np.argsort(-score)[: len(best)]}
+        count = len(strongest & set(best))
+        rows.append(Row(f"of the {len(best)} strongest", len(best), count, missing, missing))
     return rows
 
 
@@ -116,8 +116,8 @@ def of_sinks(model: Model, texts: Sequence[str], seed: int = 0) -> list[Row]:
     from headscope.analyses.sink_behavior import sink_controls
 
     record = published.scores("sinks")
-    taken = capture(model, list(texts), stats=("received",))
-    result = sink_controls.run(taken, model, seed=seed)
+    captured = capture(model, list(texts), stats=("received",))
+    result = sink_controls.run(captured, model, seed=seed)
     ends = [result[f"rate{end}"].values for end in ("", "_lower", "_upper")]
     kinds = ("natural", "random", "repeated")
     missing = float("nan")
@@ -143,14 +143,14 @@ def _sae_auc(
     from headscope.analyses.circuits import sae_circuits
 
     total = (model.layers * model.heads) ** 2
-    taken = capture(model, task, stats=(), keep=("z",))
-    result = sae_circuits.run(taken, model, task, edges=total, seed=seed)
-    wanted = np.zeros((model.layers, model.heads), dtype=bool)
+    captured = capture(model, task, stats=(), keep=("z",))
+    result = sae_circuits.run(captured, model, task, edges=total, seed=seed)
+    in_circuit = np.zeros((model.layers, model.heads), dtype=bool)
     for head in circuit.heads:
-        wanted[head] = True
+        in_circuit[head] = True
     score = result["unique_codes"].values
     known = ~np.isnan(score)
-    node = float(roc_auc_score(wanted[known], score[known]))
+    node = float(roc_auc_score(in_circuit[known], score[known]))
     linked = {(edge.source, edge.target) for edge in circuit.edges}
     columns = ("source_layer", "source_head", "target_layer", "target_head")
     places = np.stack([result[name].values for name in columns], axis=1).tolist()

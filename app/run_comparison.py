@@ -39,7 +39,7 @@ def pairs(runs: tuple[Run, Run], scores: Sequence[str] | None) -> dict[str, Pair
     first, second = ({CAPTURE: run.capture, **run.results()} for run in runs)
     if scores is None:
         return shared(first, second)
-    found = {}
+    by_score = {}
     for score in scores:
         analysis, _, name = score.partition(".")
         for results, run in zip((first, second), runs, strict=True):
@@ -47,8 +47,8 @@ def pairs(runs: tuple[Run, Run], scores: Sequence[str] | None) -> dict[str, Pair
                 raise InvalidInput(
                     f"--score: {run.path} has no {score!r}; headscope analyze makes it"
                 )
-        found[score] = first[analysis], second[analysis], name
-    return found
+        by_score[score] = first[analysis], second[analysis], name
+    return by_score
 
 
 def compare_score(
@@ -110,8 +110,8 @@ def _known(score: xr.DataArray) -> xr.DataArray:
 
 def record(runs: Sequence[tuple[Path, str]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return comparisons as the content of a JSON file; a run is its path and its model."""
-    both = [{"path": str(path), "model": model} for path, model in runs]
-    return {"runs": both, "scores": list(rows)}
+    entries = [{"path": str(path), "model": model} for path, model in runs]
+    return {"runs": entries, "scores": list(rows)}
 
 
 def _number(value: Any) -> float | None:

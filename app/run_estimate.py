@@ -42,19 +42,19 @@ def estimate(model: Model, prompts: Any, stats: Sequence[str]) -> RunEstimate:
 
     plan = probes.plan(model, prompts, stats=stats, out=Path("capture.safetensors"))
     plan.check()
-    given = read(model, prompts)
-    lengths = list(map(len, given.ids))
-    longest = max(given.ids, key=len)
-    some: list[Any] = []
-    for ids in given.ids:
-        if sum(map(len, some)) < 4 * SHORT:
-            some.append(ids[:SHORT])
-    each = _seconds(model, some, stats) / sum(map(len, some))
+    batch = read(model, prompts)
+    lengths = list(map(len, batch.ids))
+    longest = max(batch.ids, key=len)
+    sample: list[Any] = []
+    for ids in batch.ids:
+        if sum(map(len, sample)) < 4 * SHORT:
+            sample.append(ids[:SHORT])
+    per_token = _seconds(model, sample, stats) / sum(map(len, sample))
     steeper = 0.0
     if len(longest) > SHORT:
         part = longest[:LONG]
-        steeper = max(_seconds(model, [part], stats) / len(part) - each, 0) / len(part)
-    seconds = each * sum(lengths) + steeper * sum(length**2 for length in lengths)
+        steeper = max(_seconds(model, [part], stats) / len(part) - per_token, 0) / len(part)
+    seconds = per_token * sum(lengths) + steeper * sum(length**2 for length in lengths)
     return RunEstimate(
         len(lengths), sum(lengths), len(longest), seconds, plan.disk, plan.memory, plan.available
     )

@@ -28,8 +28,8 @@ def read_texts(model: Model, file: Path | None, tokens: int, seed: int) -> list[
     files = read_library(held_out=False)
     random.Random(seed).shuffle(files)
     texts: list[list[int]] = []
-    for each in files:
+    for source in files:
         if sum(map(len, texts)) >= tokens:
             break
-        texts.append(model.encode(each.text))
+        texts.append(model.encode(source.text))
     return texts

@@ -100,17 +100,17 @@ class AttentionSpec:
         if self.edits is not None:
             self.edits.check(batch, heads, queries, keys)
 
-        def here(tensor: Tensor | None) -> Tensor | None:
+        def on_device(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(q.device)
 
         return replace(
             self,
             scale=size**-0.5 if self.scale is None else self.scale,
-            key_mask=here(key_mask),
-            query_mask=here(query_mask),
-            slopes=here(self.slopes),
-            bias=here(self.bias),
-            sinks=here(self.sinks),
+            key_mask=on_device(key_mask),
+            query_mask=on_device(query_mask),
+            slopes=on_device(self.slopes),
+            bias=on_device(self.bias),
+            sinks=on_device(self.sinks),
             edits=None if self.edits is None else self.edits.to(q.device),
         )
 

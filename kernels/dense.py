@@ -65,12 +65,12 @@ def attend_dense(
     )
     if edits.recent is not None and edits.first is not None:
         recent, first = (limit.cpu().view(1, -1, 1, 1) for limit in (edits.recent, edits.first))
-        kept = (distances < recent) | (dense.ranks < first) | (recent == 0)
-        dense.logits = torch.where(kept, dense.logits, -torch.inf)
+        in_window = (distances < recent) | (dense.ranks < first) | (recent == 0)
+        dense.logits = torch.where(in_window, dense.logits, -torch.inf)
     if edits.pattern is not None:
-        own = edits.pattern.isnan().cpu()
+        unset = edits.pattern.isnan().cpu()
         fixed = torch.where(visible, edits.pattern.cpu().double().log(), -torch.inf)
-        dense.logits = torch.where(own, dense.logits, fixed)
+        dense.logits = torch.where(unset, dense.logits, fixed)
     valid_queries = dense.seen.any(dim=-1)
     dense.weights = normalize(dense, valid_queries[..., None], spec.sigmoid)
 

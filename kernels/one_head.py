@@ -36,8 +36,8 @@ def head_weights(
     tensor([[0.5000, 0.0000],
             [0.2500, 0.2500]])
     """
-    wanted = torch.zeros(q.shape[2], dtype=torch.bool)
-    wanted[queries] = True
+    query_mask = torch.zeros(q.shape[2], dtype=torch.bool)
+    query_mask[queries] = True
     weights = torch.zeros(len(queries), len(keys), device=q.device)
 
     def run(part: Part, filled: Iterator[Panel]) -> None:
@@ -49,7 +49,7 @@ def head_weights(
             chosen = chosen[queries[rows].to(q.device) - panel.queries.start]
             weights[rows, columns] = chosen[:, keys[columns].to(q.device) - panel.keys.start]
 
-    Panels(q, k, k[..., :0], spec.fit(q, k), wanted=wanted).for_each_part(run)
+    Panels(q, k, k[..., :0], spec.fit(q, k), wanted=query_mask).for_each_part(run)
     return weights
 
 

@@ -158,8 +158,8 @@ def push(
     call = Product.of(q, k, spec, heads, gradient)
     valid_queries = call.panels.visibility.valid_queries
     r = call.take("r", r, "query", None if bool(valid_queries.all()) else valid_queries)
-    wanted = (r != 0).any(dim=3).flatten(0, 1).any(dim=0)
-    call = replace(call, panels=replace(call.panels, wanted=wanted))
+    nonzero = (r != 0).any(dim=3).flatten(0, 1).any(dim=0)
+    call = replace(call, panels=replace(call.panels, wanted=nonzero))
 
     def step(weights: Tensor, panel: Panel, r: Tensor) -> tuple[slice, Tensor]:
         return panel.keys, weights.mT @ r[:, :, panel.queries]
@@ -196,16 +196,16 @@ class Product:
             return cls(panels, heads, (), False)
         sizes = tuple((size,) for size in (*q.shape[:3], v.shape[3]))
         factors = []
-        for name, each in (("dz", gradient.dz), ("relevance", gradient.relevance)):
-            if each is None:
+        for name, factor in (("dz", gradient.dz), ("relevance", gradient.relevance)):
+            if factor is None:
                 continue
-            expect(name, each, sizes)
-            refuse_gradients(**{name: each})
+            expect(name, factor, sizes)
+            refuse_gradients(**{name: factor})
             hidden = ~panels.visibility.valid_queries[:, None, :, None]
-            factors.append(each.float().masked_fill(hidden, 0.0))
+            factors.append(factor.float().masked_fill(hidden, 0.0))
         edits = panels.spec.edits
         if edits is not None and edits.gate is not None:
-            factors = [each * edits.gate[:, :, None, None] for each in factors]
+            factors = [factor * edits.gate[:, :, None, None] for factor in factors]
         return cls(panels, heads, tuple(factors), gradient.positive)
 
     def take(self, name: str, vectors: Tensor, side: str, mask: Tensor | None) -> Tensor:
@@ -232,10 +232,10 @@ class Product:
         total = Total(result, self.heads is not None)
 
         def work(part: Part, filled: Iterator[Panel]) -> None:
-            mine = narrow(vectors, part.batch, part.heads)
+            part_vectors = narrow(vectors, part.batch, part.heads)
             place = total.room(part)
             for panel in filled:
-                where, term = step(self.weigh(panel, part), panel, mine)
+                where, term = step(self.weigh(panel, part), panel, part_vectors)
                 if self.heads is not None:
                     term = (term * self.heads[part.heads, None, None]).sum(dim=1, keepdim=True)
                 place[:, :, where] += term

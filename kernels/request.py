@@ -73,10 +73,10 @@ class Request:
         if isinstance(self.stats, str):
             raise InvalidInput(f"stats: {self.stats!r} is one string; give a tuple of names")
         object.__setattr__(self, "stats", tuple(map(resolve, self.stats)))
-        for field, what in AT_LEAST_ONE.items():
+        for field, message in AT_LEAST_ONE.items():
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise InvalidInput(f"{field}: {what.format(value)}; give 1 or more")
+                raise InvalidInput(f"{field}: {message.format(value)}; give 1 or more")
         if not 0 < self.share < 1:
             raise InvalidInput(f"share: {self.share} of the mass; give a number between 0 and 1")
         if not 0 <= self.horizon[0] <= self.horizon[1]:

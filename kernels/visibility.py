@@ -126,8 +126,8 @@ class Visibility:
             index = (begin + rank)[None]
         else:
             before = _count_before(self.key_mask)
-            wanted = (before[:, begin[:, 0], None] + rank + 1).flatten(1)
-            index = torch.searchsorted(before[:, 1:].contiguous(), wanted)
+            counts = (before[:, begin[:, 0], None] + rank + 1).flatten(1)
+            index = torch.searchsorted(before[:, 1:].contiguous(), counts)
             index = torch.unflatten(index, 1, (-1, count))
         return torch.where(index < end, index, NO_KEY)
 

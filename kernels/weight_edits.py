@@ -131,10 +131,10 @@ class WeightEdits:
         windows on one head are refused.
         """
         return WeightEdits(
-            gate=_both(torch.mul, self.gate, other.gate),
-            key_bias=_both(torch.add, self.key_bias, other.key_bias),
-            temperature=_both(torch.mul, self.temperature, other.temperature),
-            pattern=_both(_lay_over, self.pattern, other.pattern),
+            gate=_combined(torch.mul, self.gate, other.gate),
+            key_bias=_combined(torch.add, self.key_bias, other.key_bias),
+            temperature=_combined(torch.mul, self.temperature, other.temperature),
+            pattern=_combined(_lay_over, self.pattern, other.pattern),
             **_join_spans(self, other),
             **_join_windows(self, other),
         )
@@ -146,7 +146,7 @@ class WeightEdits:
         return replace(self, **moved)
 
 
-def _both(
+def _combined(
     combine: Callable[[Tensor, Tensor], Tensor], earlier: Tensor | None, later: Tensor | None
 ) -> Tensor | None:
     if earlier is None or later is None:
@@ -199,5 +199,5 @@ def expect(name: str, tensor: Tensor | None, sizes: tuple[tuple[int, ...], ...])
         size in allowed for size, allowed in zip(tensor.shape, sizes, strict=True)
     )
     if not fits:
-        wanted = ", ".join(" or ".join(map(str, dict.fromkeys(allowed))) for allowed in sizes)
-        raise InvalidInput(f"{name}: shape {tuple(tensor.shape)}; give ({wanted})")
+        choices = ", ".join(" or ".join(map(str, dict.fromkeys(allowed))) for allowed in sizes)
+        raise InvalidInput(f"{name}: shape {tuple(tensor.shape)}; give ({choices})")

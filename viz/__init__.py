@@ -64,8 +64,8 @@ def names() -> list[str]:
     >>> names()
     ['bars', 'graph', 'grid', 'lane', 'lines', 'matrix', 'number', 'patches', 'pattern', 'points']
     """
-    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return sorted(name for name in found if not name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return sorted(name for name in modules if not name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:

@@ -82,7 +82,7 @@ def curves(
     nodes = list(located)
     pixels = np.array([located[node] for node in nodes]).reshape(-1, 2) * unit
     index = {node: at for at, node in enumerate(nodes)}
-    taken: dict[frozenset[Node], list[Array]] = defaultdict(list)
+    drawn_between: dict[frozenset[Node], list[Array]] = defaultdict(list)
     drawn = np.empty((len(links), POINTS, 2))
     for at, (source, target) in enumerate(links):
         start, end = pixels[index[source]], pixels[index[target]]
@@ -90,11 +90,11 @@ def curves(
         others = np.delete(pixels, [index[source], index[target]], axis=0)
         near = np.abs(tried[:, :, None] - others) / NAME
         cost = (near.max(-1) < 1).sum((1, 2)).astype(float)
-        for curve in taken[frozenset((source, target))]:
+        for curve in drawn_between[frozenset((source, target))]:
             apart = np.linalg.norm(tried[:, POINTS // 2] - curve[POINTS // 2], axis=-1)
             cost += np.where(apart < MARK, np.inf, 0)
         chosen = tried[int(cost.argmin())]
-        taken[frozenset((source, target))].append(chosen)
+        drawn_between[frozenset((source, target))].append(chosen)
         drawn[at] = chosen / unit
     return drawn
 

@@ -92,7 +92,7 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
     """
     lacking = absent(array) if "layer" in dims else []
     named = {dim: entries(array, dim) for dim in dims}
-    found = []
+    labels = []
     for place in product(*(range(array.sizes[dim]) for dim in dims)):
         at = dict(zip(dims, place, strict=True))
         words = []
@@ -105,8 +105,8 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
                 continue
             else:
                 words.append(entry if not entry.isdigit() else f"{dim} {entry}")
-        found.append((", ".join(words), at))
-    return found
+        labels.append((", ".join(words), at))
+    return labels
 
 
 def token_row(array: xr.DataArray, dim: str, at: dict[str, int]) -> xr.DataArray | None:

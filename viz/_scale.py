@@ -58,8 +58,12 @@ def scale(array: xr.DataArray, fit: bool = False) -> Scale:
     (-3.0, 3.0)
     """
     values = finite(array)
-    seen = values[np.isfinite(values)]
-    least, most = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
+    finite_values = values[np.isfinite(values)]
+    least, most = (
+        (float(finite_values.min()), float(finite_values.max()))
+        if finite_values.size
+        else (0.0, 1.0)
+    )
     declared = (
         {} if fit else {side: float(array.attrs[side]) for side in SIDES & array.attrs.keys()}
     )

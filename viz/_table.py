@@ -45,32 +45,32 @@ def top(
     column = "kv_head" if name in dataset and "kv_head" in dataset[name].dims else "head"
     dims = ("layer", column)
     columns: dict[str, np.ndarray] = {}
-    for each in (name, *beside):
-        array = each if isinstance(each, xr.DataArray) else _variable(dataset, each)
+    for score in (name, *beside):
+        array = score if isinstance(score, xr.DataArray) else _variable(dataset, score)
         if set(array.dims) != set(dims):
             raise InvalidInput(
                 f"top: {array.name} has dims {array.dims}; average or select until it is {dims}"
             )
         columns[str(array.name)] = finite(array.transpose(*dims))
-        if isinstance(each, str):
+        if isinstance(score, str):
             for side in ("lower", "upper"):
-                if f"{each}_{side}" in dataset:
-                    bound = dataset[f"{each}_{side}"]
-                    columns[f"{each}_{side}"] = finite(bound.transpose(*dims))
+                if f"{score}_{side}" in dataset:
+                    bound = dataset[f"{score}_{side}"]
+                    columns[f"{score}_{side}"] = finite(bound.transpose(*dims))
     ranking = dataset[name].transpose(*dims)
     letter = "H" if column == "head" else "KV"
     layers, heads = (
         ranking[dim].values if dim in ranking.coords else range(ranking.sizes[dim]) for dim in dims
     )
     labels = [head_name(layer, head, letter) for layer in layers for head in heads]
-    table = pd.DataFrame({each: values.ravel() for each, values in columns.items()}, index=labels)
+    table = pd.DataFrame({label: values.ravel() for label, values in columns.items()}, index=labels)
     order = np.argsort(ranks(ranking).ravel(), kind="stable")
-    kept = [at for at in order if np.isfinite(columns[name].ravel()[at])]
-    return table.iloc[kept[:number]]
+    places = [at for at in order if np.isfinite(columns[name].ravel()[at])]
+    return table.iloc[places[:number]]
 
 
 def _variable(dataset: xr.Dataset, name: str) -> xr.DataArray:
     if name not in dataset:
-        known = ", ".join(str(each) for each in dataset.data_vars)
+        known = ", ".join(str(variable) for variable in dataset.data_vars)
         raise InvalidInput(f"top: no variable {name!r}; use one of {known}")
     return dataset[name]

@@ -43,10 +43,10 @@ def figure(
     notes = []
     if len(names) > MOST:
         strength = np.nan_to_num(np.abs(values)).max(axis=0)
-        kept = np.sort(np.argsort(-strength, kind="stable")[:MOST])
+        largest = np.sort(np.argsort(-strength, kind="stable")[:MOST])
         notes.append(f"largest {MOST} of {len(names)}")
-        names, values = [names[index] for index in kept], values[:, kept]
-        bounds = [side[:, kept] for side in bounds] if bounds is not None else None
+        names, values = [names[index] for index in largest], values[:, largest]
+        bounds = [side[:, largest] for side in bounds] if bounds is not None else None
     if bounds is not None:
         notes.append("whiskers: 95 % interval")
     if not np.isfinite(values).all():

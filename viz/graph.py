@@ -214,13 +214,13 @@ def _sums(
     """Say how many edges lead to a node and from it, of those drawn, and their sums."""
     words = [f"<b>{node_name(node)}</b>"]
     for side, way in ((1, "in"), (0, "out")):
-        own = [
+        drawn = [
             weight
             for link, weight in zip(links, weights.tolist(), strict=True)
             if link[side] == node
         ]
-        if own:
-            words.append(f"{way}: {len(own)} drawn, sum {measured(sum(own), units(array))}")
+        if drawn:
+            words.append(f"{way}: {len(drawn)} drawn, sum {measured(sum(drawn), units(array))}")
     return "<br>".join(words)
 
 
@@ -263,10 +263,10 @@ def _is_component(node: Node) -> bool:
 
 def _row_names(nodes: list[Node]) -> list[str]:
     """Name rows by their layer; what is no head says its layer itself, or is of none."""
-    own: dict[tuple[int, bool], list[Node]] = {row: [] for row in layout.rows(nodes)}
+    by_row: dict[tuple[int, bool], list[Node]] = {row: [] for row in layout.rows(nodes)}
     for node in nodes:
-        own[layout.row_of(node)].append(node)
+        by_row[layout.row_of(node)].append(node)
     return [
         "" if all(map(_is_component, members)) else f"L{layer}"
-        for (layer, _), members in own.items()
+        for (layer, _), members in by_row.items()
     ]

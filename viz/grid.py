@@ -59,8 +59,8 @@ def figure(
     other dim.
     """
     column = "head" if "head" in array.dims else "kv_head"
-    rest = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
-    panels = combinations(array, rest)
+    other_dims = tuple(str(dim) for dim in array.dims if dim not in ("layer", column))
+    panels = combinations(array, other_dims)
     notes = [f"first {PANELS} of {len(panels)} panels"] if len(panels) > PANELS else []
     panels = panels[:PANELS]
     drawn = [_panel(array.isel(at), lower, upper, at, column) for _, at in panels]
@@ -129,8 +129,8 @@ def _panel(
         for place, head in enumerate(heads):
             name = head_name(layer, head, "H" if column == "head" else "KV")
             value = float(values[row, place])
-            said = ABSENT if lacking[row] else measured(value, units(array))
-            lines = [f"<b>{name}</b>", f"{title(array)}: {said}"]
+            text = ABSENT if lacking[row] else measured(value, units(array))
+            lines = [f"<b>{name}</b>", f"{title(array)}: {text}"]
             if bounds is not None and np.isfinite(value):
                 lines.append(interval_words(*(float(side[row, place]) for side in bounds)))
             if np.isfinite(value):

@@ -49,9 +49,9 @@ def figure(
     along the position dim names the words.
     """
     along = next(str(dim) for dim in array.dims if dim in POSITIONS)
-    rest = tuple(str(dim) for dim in array.dims if dim != along)
-    array = array.transpose(*rest, along)
-    rows = combinations(array, rest)
+    other_dims = tuple(str(dim) for dim in array.dims if dim != along)
+    array = array.transpose(*other_dims, along)
+    rows = combinations(array, other_dims)
     values = finite(array).reshape(len(rows), array.sizes[along])
     size = block_size(values.shape[1])
     named = [positions(array, along, token_row(array, along, at), size) for _, at in rows]
@@ -130,9 +130,9 @@ def _rows(
     if not np.isfinite(values).all():
         notes = [*notes, "grey: not measured or past the end of the text"]
     # Where the rows are the same text its words stand on the axis, else in the hover text.
-    same = all(row == named[0] for row in named)
+    one_text = all(row == named[0] for row in named)
     count = [str(index) for index in range(values.shape[1])]
-    full, short = named[0] if same else (count, count)
+    full, short = named[0] if one_text else (count, count)
     at, _ = thinned(labels, 40)
     fig = frame(
         array,
@@ -149,8 +149,8 @@ def _rows(
         showlegend=False,
     )
     places = {"x": full, "y": labels}
-    hover = "%{y}<br>%{x}" if same else "%{y}<br>%{text}"
-    text = None if same else [place for place, _ in named]
+    hover = "%{y}<br>%{x}" if one_text else "%{y}<br>%{text}"
+    text = None if one_text else [place for place, _ in named]
     cells = heatmap(array, values.astype(np.float32), fit, hover, text=text, **places)
     fig.add_traces([missing(values, **places), cells])
     return fig

@@ -53,23 +53,23 @@ def figure(
     the edges of a circuit, which stand on a logarithmic axis.
     """
     along = next(dim for dim in ALONG if dim in array.dims)
-    rest = tuple(str(dim) for dim in array.dims if dim != along)
-    lines = combinations(array, rest)
-    values = _rows(array, rest)
+    other_dims = tuple(str(dim) for dim in array.dims if dim != along)
+    lines = combinations(array, other_dims)
+    values = _rows(array, other_dims)
     notes = []
-    kept = np.arange(len(lines))
+    rows = np.arange(len(lines))
     chosen = np.array([picked in name.split(", ") for name, _ in lines]) & bool(picked)
     if len(lines) > MOST:
-        kept = np.sort(np.argsort(-_change(values) - 1e9 * chosen, kind="stable")[:MOST])
+        rows = np.sort(np.argsort(-_change(values) - 1e9 * chosen, kind="stable")[:MOST])
         notes.append(f"{MOST} of {len(lines)}: those that change most")
     bounds = None
     if lower is not None and upper is not None:
-        bounds = _rows(lower, rest), _rows(upper, rest)
-        if len(kept) <= BANDS:
+        bounds = _rows(lower, other_dims), _rows(upper, other_dims)
+        if len(rows) <= BANDS:
             notes.append("bands: 95 % interval")
-    if not np.isfinite(values[kept]).all():
+    if not np.isfinite(values[rows]).all():
         notes.append("gaps: not measured")
-    at, said, axis = _steps(array, along)
+    at, labels, axis = _steps(array, along)
     fig = frame(
         array,
         height=420,
@@ -77,19 +77,19 @@ def figure(
         xaxis=axis,
         yaxis={"title": {"text": units(array) or "value"}, "range": _range(array, fit)},
         hovermode="closest",
-        showlegend=len(kept) > 1,
+        showlegend=len(rows) > 1,
     )
-    for place, row in enumerate(kept.tolist()):
+    for place, row in enumerate(rows.tolist()):
         name = lines[row][0] or title(array)
         faded = chosen.any() and not chosen[row]
         ends = None if bounds is None else (bounds[0][row], bounds[1][row])
         colour = DISTINCT[place % len(DISTINCT)]
-        if ends is not None and len(kept) <= BANDS and not faded:
+        if ends is not None and len(rows) <= BANDS and not faded:
             fig.add_trace(_band(at, *ends, colour, name))
         fig.add_trace(
             go.Scatter(
                 x=at,
-                y=[None if np.isnan(one) else one for one in values[row].tolist()],
+                y=[None if np.isnan(value) else value for value in values[row].tolist()],
                 mode="lines+markers",
                 name=name,
                 legendgroup=name,
@@ -102,7 +102,7 @@ def figure(
                 opacity=FADED if faded else 1,
                 customdata=[[name]] * len(at),
                 connectgaps=False,
-                hovertext=_hover(array, name, said, values[row], ends),
+                hovertext=_hover(array, name, labels, values[row], ends),
                 hovertemplate="%{hovertext}<extra></extra>",
             )
         )
@@ -111,9 +111,9 @@ def figure(
     return fig
 
 
-def _rows(array: xr.DataArray, rest: tuple[str, ...]) -> Array:
+def _rows(array: xr.DataArray, other_dims: tuple[str, ...]) -> Array:
     """Return one row a line, one column a place along it."""
-    values = finite(array.transpose(*rest, ...))
+    values = finite(array.transpose(*other_dims, ...))
     return values.reshape(-1, values.shape[-1])
 
 
@@ -135,12 +135,12 @@ def _steps(array: xr.DataArray, along: str) -> tuple[list[float], list[str], dic
         unit = "edges" if along == "circuit_edges" else "removed"
         return at, [f"{name} {unit}" for name in names], axis
     if "step" in array.coords and array["step"].dims == ("checkpoint",):
-        at = [float(one) for one in array["step"].values.tolist()]
-        said = [
+        at = [float(number) for number in array["step"].values.tolist()]
+        labels = [
             f"step {step:g}" + ("" if name in (f"step{step:g}", str(place)) else f" ({name})")
             for place, (step, name) in enumerate(zip(at, names, strict=True))
         ]
-        return at, said, {"title": {"text": "training step"}}
+        return at, labels, {"title": {"text": "training step"}}
     count = [float(index) for index in range(len(names))]
     axis = {"title": {"text": "checkpoint"}, "tickvals": count, "ticktext": names}
     return count, names, axis
@@ -155,11 +155,15 @@ def _range(array: xr.DataArray, fit: bool) -> list[float] | None:
 
 
 def _hover(
-    array: xr.DataArray, name: str, said: list[str], values: Array, ends: tuple[Array, Array] | None
+    array: xr.DataArray,
+    name: str,
+    labels: list[str],
+    values: Array,
+    ends: tuple[Array, Array] | None,
 ) -> list[str]:
     return [
         described(array, f"<b>{name}</b><br>{step}", value, bounds if np.isfinite(value) else ())
-        for step, value, *bounds in zip(said, values, *(ends or ()), strict=True)
+        for step, value, *bounds in zip(labels, values, *(ends or ()), strict=True)
     ]
 
 

@@ -53,10 +53,10 @@ def figure(
     )
     hover = [
         [
-            described(array, f"<b>{one} and {other}</b>", value)
-            for other, value in zip(named[1], row, strict=True)
+            described(array, f"<b>{down} and {across}</b>", value)
+            for across, value in zip(named[1], row, strict=True)
         ]
-        for one, row in zip(named[0], values.tolist(), strict=True)
+        for down, row in zip(named[0], values.tolist(), strict=True)
     ]
     places: dict[str, Any] = {"x": named[1], "y": named[0]}
     template = "%{hovertext}<extra></extra>"

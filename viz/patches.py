@@ -34,11 +34,11 @@ def lay(array: xr.DataArray) -> xr.DataArray:
     places: dict[tuple[int, int], float] = {}
     beside: dict[str, float] = {}
     for word, value in zip(map(str, array["token"].values.tolist()), values.tolist(), strict=True):
-        found = PLACE.fullmatch(word)
-        if found is None:
+        match = PLACE.fullmatch(word)
+        if match is None:
             beside[word] = value
         else:
-            places[int(found[1]), int(found[2])] = value
+            places[int(match[1]), int(match[2])] = value
     laid = np.full((np.max(list(places), axis=0) + 1).tolist(), np.nan)
     laid[tuple(zip(*places, strict=True))] = list(places.values())
     return xr.DataArray(

@@ -41,9 +41,9 @@ def figure(
     ``key_token`` those along the key.
     """
     down, across = _sides(array)
-    rest = tuple(str(dim) for dim in array.dims if dim not in (down, across))
-    array = array.transpose(*rest, down, across)
-    panels = combinations(array, rest)
+    other_dims = tuple(str(dim) for dim in array.dims if dim not in (down, across))
+    array = array.transpose(*other_dims, down, across)
+    panels = combinations(array, other_dims)
     sizes = block_size(array.sizes[down]), block_size(array.sizes[across])
     # All panels travel with the figure, so together they may not exceed one full map.
     room = max(1, CELLS * CELLS // max(1, array.sizes[down] * array.sizes[across]))
@@ -77,8 +77,8 @@ def figure(
     fig.add_trace(heatmap(array, values.astype(np.float32), fit, hover, x=columns, y=rows))
     if len(panels) > 1:
         changes = [
-            {"z": [holes(one), one.astype(np.float32)], "x": [across] * 2, "y": [down] * 2}
-            for one, ((down, _), (across, _)) in zip(drawn, sides, strict=True)
+            {"z": [holes(weights), weights.astype(np.float32)], "x": [across] * 2, "y": [down] * 2}
+            for weights, ((down, _), (across, _)) in zip(drawn, sides, strict=True)
         ]
         fig.update_layout(updatemenus=[menu([label for label, _ in panels], changes, [0, 1])])
     return fig

@@ -28,8 +28,8 @@ def figure(
     ``x`` and ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape
     and ``label`` (point) the name, where there are such.
     """
-    rest = tuple(str(dim) for dim in array.dims if dim != "point")
-    panels = combinations(array, rest)
+    other_dims = tuple(str(dim) for dim in array.dims if dim != "point")
+    panels = combinations(array, other_dims)
     notes = [f"first {PANELS} of {len(panels)} panels"] if len(panels) > PANELS else []
     panels = panels[:PANELS]
     kinds = _column(array, "kind") or [""] * array.sizes["point"]
@@ -96,15 +96,15 @@ def _cloud(
     upper: Bound,
 ) -> dict[str, Any]:
     """Select the points of one kind in one panel."""
-    here = array.isel({**at, "point": members})
-    values = finite(here)
+    selected = array.isel({**at, "point": members})
+    values = finite(selected)
     sides = () if lower is None or upper is None else (lower, upper)
     bounds = [np.asarray(side.isel({**at, "point": members}), dtype=float) for side in sides]
     hover = [
         described(array, f"<b>{names[place]}</b>", value, ends)
         for place, value, *ends in zip(members, values, *bounds, strict=True)
     ]
-    x, y = (np.asarray(here.coords[side].values, dtype=np.float64) for side in ("x", "y"))
+    x, y = (np.asarray(selected.coords[side].values, dtype=np.float64) for side in ("x", "y"))
     return {"x": x, "y": y, "values": values, "hover": hover}
 
 

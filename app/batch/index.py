@@ -34,11 +34,13 @@ def html(batch: BatchState, records: Sequence[Record]) -> str:
 def _group(group: Group, records: Sequence[Record]) -> dict[str, Any]:
     """Return the cells of a group, and where its report is."""
     key = (group.model.name, group.task.label, group.seed)
-    own = [record for record in records if (record["model"], record["task"], record["seed"]) == key]
+    cells = [
+        record for record in records if (record["model"], record["task"], record["seed"]) == key
+    ]
     return {
         "title": group.title,
-        "records": [{"reason": "", **record} for record in own],
-        "done": sum(record["state"] == "done" for record in own),
+        "records": [{"reason": "", **record} for record in cells],
+        "done": sum(record["state"] == "done" for record in cells),
         # The names of the folders hold %: in an address, that is %25.
         "address": quote(f"{REPORTS}/{group.place}/report.html", safe="/="),
     }

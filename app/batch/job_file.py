@@ -140,7 +140,7 @@ def _options(
 def _values(
     file: MarkedFile,
     at: Location,
-    what: str,
+    owner: str,
     known: Mapping[str, Option],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -148,15 +148,15 @@ def _values(
     options = {}
     for name, value in values.items():
         if name not in known:
-            file.add((*at, name), f"{what}: {name!r} is unknown{near(name, known)}", name=True)
+            file.add((*at, name), f"{owner}: {name!r} is unknown{near(name, known)}", name=True)
             continue
         try:
             if not isinstance(value, str | int | float):
                 raise InvalidInput(f"{name}: give one value, or leave the option out")
             free = known[name].default is None
-            options[name] = value if free else parse(what, known, {name: value})[name]
+            options[name] = value if free else parse(owner, known, {name: value})[name]
         except HeadscopeError as error:
-            file.add((*at, name), f"{what}: {error}")
+            file.add((*at, name), f"{owner}: {error}")
     return options
 
 

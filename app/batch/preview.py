@@ -41,8 +41,8 @@ def lines(job: Job) -> Iterator[str]:
             if not plan.fits():
                 text += f", MORE THAN THE {format_bytes(plan.available)} AVAILABLE"
         yield f"{head}, {len(lengths)} prompts, {sum(lengths)} tokens, {text}"
-        yield from (f"    {each}" for each in costs)
-        seconds += sum(each.seconds or 0 for each in costs)
+        yield from (f"    {estimate}" for estimate in costs)
+        seconds += sum(estimate.seconds or 0 for estimate in costs)
     together = f"{captures} captures of {tokens} tokens together"
     yield f"{cells} cells, about {cost.duration(seconds)} of passes; {together}"
     more = f"; on the device {format_bytes(device)}" if device else ""
@@ -72,6 +72,5 @@ def _estimate(job: Job, group: Group) -> tuple[list[int], int, Plan | None, list
         return lengths, len(parts), None, costs
     # Its tokens decide what a part needs.
     largest = max(parts, key=lambda part: sum(lengths[part.start : part.stop]))
-    given = subset(prompts, largest)
-    plan = probes.plan(model, given, batch_tokens=job.batch_tokens, **options)
+    plan = probes.plan(model, subset(prompts, largest), batch_tokens=job.batch_tokens, **options)
     return lengths, len(parts), plan, costs

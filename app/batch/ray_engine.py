@@ -46,21 +46,21 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
     if address is not None and workers is not None:
         raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
     ray = _ray(alone=address is None or _listens_here_alone(address))
-    here: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     if workers:
-        here["num_cpus"] = job.threads * workers
+        options["num_cpus"] = job.threads * workers
     try:
         ray.init(
             address=address or "local", namespace="headscope", log_to_driver=False,
-            logging_level="error", configure_logging=True, **here,
+            logging_level="error", configure_logging=True, **options,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        what = "start" if address is None else f"join {address}"
+        action = "start" if address is None else f"join {address}"
         reason = Failure.of(error).reason
         if address is not None:
             # Ray sends its token to no address that was given, unless it is told to.
             reason += "; a cluster that asks for a token is joined with RAY_AUTH_MODE=token"
-        raise InvalidInput(f"engine: Ray does not {what}: {reason}") from error
+        raise InvalidInput(f"engine: Ray does not {action}: {reason}") from error
     try:
         if address is not None:
             _check_versions(ray, address)
@@ -95,12 +95,12 @@ def _listens_here_alone(address: str) -> bool:
         raise InvalidInput(f"--address: nothing answers at {address}; start one: ray start --head")
     if host not in (HOST, "localhost"):
         return False
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            own.connect(("192.0.2.1", 9))  # sends nothing
+            probe.connect(("192.0.2.1", 9))  # sends nothing
         except OSError:
             return True
-        return not _answers(own.getsockname()[0], int(port))
+        return not _answers(probe.getsockname()[0], int(port))
 
 
 def _answers(host: str, port: int) -> bool:
@@ -114,15 +114,15 @@ def _answers(host: str, port: int) -> bool:
 def _check_versions(ray: Any, address: str) -> None:
     """Refuse a cluster that would compute with something else than the manifest says."""
     try:
-        there = ray.get(ray.remote(num_cpus=0)(_versions).remote(os.getcwd()))
+        remote = ray.get(ray.remote(num_cpus=0)(_versions).remote(os.getcwd()))
     except ray.exceptions.RayError as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
         raise InvalidInput(f"engine: {address} does not run headscope: {reason}") from error
-    for name, here in versions().items():
-        if there.get(name) != here:
+    for name, local in versions().items():
+        if remote.get(name) != local:
             raise InvalidInput(
-                f"engine: {address} has {name} {there.get(name)}, and this is {here}; install the "
-                "same on both"
+                f"engine: {address} has {name} {remote.get(name)}, and this is {local}; install "
+                "the same on both"
             )
 
 

@@ -57,22 +57,22 @@ def run(
     """
     batch = BatchState(out, job)
     with batch.open(overwrite=overwrite):
-        todo, kept, revisions = _left(batch, retry)
+        todo, kept, revisions = _unfinished(batch, retry)
         count = sum(len(names) for _, names in todo)
         batch.note(event="begun", left=count, kept=kept)
         if progress is not None and count:
             progress(CELLS, 0, count)
         step = None if progress is None else (lambda _, done, total: progress(STEP, done, total))
-        for done, (group, name, outcome) in enumerate(engine(job, todo, step), 1):
+        for number, (group, name, outcome) in enumerate(engine(job, todo, step), 1):
             _keep(batch, group, name, outcome, revisions)
             if progress is not None:
-                progress(CELLS, done, count)
+                progress(CELLS, number, count)
         records = finish(batch)
         batch.note(event="finished", cells=len(records))
     return Summary(records, kept, out / INDEX)
 
 
-def _left(
+def _unfinished(
     batch: BatchState, retry: bool
 ) -> tuple[list[tuple[Group, list[str]]], int, dict[str, str]]:
     """List what has to be run, count what need not, and say which models that was done with."""
@@ -118,8 +118,8 @@ def finish(batch: BatchState) -> tuple[Record, ...]:
     """Write the reports that are missing, the index and the manifest, from what is on disk."""
     records: list[Record] = []
     for group in batch.job.groups:
-        own = {name: batch.record(group, name) for name in group.analyses}
-        known = {name: record for name, record in own.items() if record is not None}
+        by_name = {name: batch.record(group, name) for name in group.analyses}
+        known = {name: record for name, record in by_name.items() if record is not None}
         records += known.values()
         _report(batch, group, known)
     write_text(batch.path / INDEX, index.html(batch, records))

@@ -81,9 +81,9 @@ class BatchState:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Keep other batches out of the folder."""
-        with dataset_file.refusing("out", self.path), (self.path / LOCK).open("w") as held:
+        with dataset_file.refusing("out", self.path), (self.path / LOCK).open("w") as lock:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InvalidInput(f"out: another batch runs in {self.path}; wait for it") from None
             # It stays: who removes it could remove that of the next.
@@ -127,18 +127,20 @@ class BatchState:
         identity = self.job.cell_id(group, analysis)
         cell_rows = long_table.rows({analysis: result}, identity).drop_columns(list(FOLDERS))
         rows = self.path / HEADS / _partition(group, analysis) / TABLE
-        whole = self._cell(RESULTS, group, analysis)
-        for file in (rows, whole):
+        result_file = self._cell(RESULTS, group, analysis)
+        for file in (rows, result_file):
             dataset_file.make_folder(file.parent)
         with dataset_file.replacing(rows) as temporary:
             pq.write_table(cell_rows, temporary)
-        dataset_file.save(result, whole)
+        dataset_file.save(result, result_file)
         self._write(group, analysis, {
             "state": "done",
             "rows": cell_rows.num_rows,
             **{name: result.attrs.get(name, "") for name in ("revision", "prompts_sha256")},
             "n_prompts": result.attrs.get("n_prompts"),
-            "files": {str(file.relative_to(self.path)): _digest(file) for file in (rows, whole)},
+            "files": {
+                str(file.relative_to(self.path)): _digest(file) for file in (rows, result_file)
+            },
         })  # fmt: skip
 
     def fail(self, group: Group, analysis: str, failure: Failure) -> None:

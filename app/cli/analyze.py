@@ -71,12 +71,12 @@ def analyze(
     opened = run_folder.open(run)
     known = finished(opened)
     missing = [name for name in analyses.names() if name not in known or name in options]
-    wanted = named or [name for name in missing if every or name in options or name in quick()]
+    selected = named or [name for name in missing if every or name in options or name in quick()]
     stated: dict[str, float] = {}
     with bar(err, stated) as progress:
         outcomes = analyze_run(
             opened,
-            wanted,
+            selected,
             task=task,
             number=number,
             options=options,
@@ -88,11 +88,11 @@ def analyze(
             progress=progress,
         )
     code = report_missing(opened, outcomes, {*named, *options})
-    left = [] if named else [name for name in missing if name not in wanted]
-    if left:
+    remaining = [] if named else [name for name in missing if name not in selected]
+    if remaining:
         say(
-            f"left, as they run the model many times: {', '.join(left)}; headscope analyze {run} "
-            f"NAME runs one, headscope analyze {run} --all runs them all"
+            f"left, as they run the model many times: {', '.join(remaining)}; headscope analyze "
+            f"{run} NAME runs one, headscope analyze {run} --all runs them all"
         )
     if code:
         raise typer.Exit(code)
@@ -106,12 +106,12 @@ def say_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
     """
     from headscope.analyses._runtime.cost import duration
 
-    for each in sorted(costs, key=lambda cost: -(cost.seconds or 0)):
-        say(str(each), err)
-        if each.seconds is not None:
-            stated[each.analysis] = each.seconds
+    for cost in sorted(costs, key=lambda cost: -(cost.seconds or 0)):
+        say(str(cost), err)
+        if cost.seconds is not None:
+            stated[cost.analysis] = cost.seconds
     if len(costs) > 1:
-        say(f"together about {duration(sum(each.seconds or 0 for each in costs))}", err)
+        say(f"together about {duration(sum(cost.seconds or 0 for cost in costs))}", err)
 
 
 def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:

@@ -83,7 +83,7 @@ def batch(
     if len(summary.failed) > SHOWN:
         say(f"and {len(summary.failed) - SHOWN} more: see the index", err)
     count = len(summary.cells) - len(summary.failed)
-    kept = f", {summary.kept} of them known before" if summary.kept else ""
-    say(f"{count} of {len(summary.cells)} cells have a result{kept}: {summary.index}")
+    known_note = f", {summary.kept} of them known before" if summary.kept else ""
+    say(f"{count} of {len(summary.cells)} cells have a result{known_note}: {summary.index}")
     if summary.failed:
         raise typer.Exit(1)

@@ -65,13 +65,13 @@ def bench(
     if file is not None and not file.parent.is_dir():
         raise InvalidInput(f"--out: there is no folder {file.parent}; make it first")
     _check(*_prepare(CHECKED_LENGTH, heads))
-    wanted = sorted({*(lengths or LENGTHS), *(LONG if long else ())})
+    measured_lengths = sorted({*(lengths or LENGTHS), *(LONG if long else ())})
     rows = []
     with bar(err) as progress:
-        for done, length in enumerate(wanted):
-            progress("attention", done, len(wanted))
+        for number, length in enumerate(measured_lengths):
+            progress("attention", number, len(measured_lengths))
             rows.append({"length": length, "median_ms": _time(_prepare(length, heads)[0], rounds)})
-        progress("attention", len(wanted), len(wanted))
+        progress("attention", len(measured_lengths), len(measured_lengths))
     table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left")
     for column in ("tokens", "SDPA ms", *CALLS[1:]):
         table.add_column(column, justify="right")

@@ -83,8 +83,8 @@ def compare(
     for row in rows:
         say(f"{row['score']}: {row['summary']}")
     if file is not None:
-        both = [(run.path, str(run.manifest["model"])) for run in runs]
-        content = json.dumps(record(both, rows), indent=1)
+        sides = [(run.path, str(run.manifest["model"])) for run in runs]
+        content = json.dumps(record(sides, rows), indent=1)
         dataset_file.write_text(file, content + "\n")
         say(f"differences: {file}")
 
@@ -102,12 +102,12 @@ def _ablated(
 
     lost = []
     for at, model in enumerate([open_model(run) for run in runs], 1):
-        made = tasks.make(task, tokenizer=model.tokenizer, n=number)
+        drawn = tasks.make(task, tokenizer=model.tokenizer, n=number)
         layers = len(model.geometry.attending)
-        tokens = sum(map(len, read(model, made).ids))
+        tokens = sum(map(len, read(model, drawn).ids))
         work = tokens * layers * (1 + layers * model.heads * share(layers))
         with reporting(partial(progress, f"{at}/2 {model.name} without each head"), work):
-            lost.append(removed(model, made))
+            lost.append(removed(model, drawn))
     return lost[0], lost[1]
 
 

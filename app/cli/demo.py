@@ -35,11 +35,11 @@ def demo(
     """Run the main job on a model: capture a story, the analyses of the demo, report."""
     from headscope.app.pipeline import analyze_run, capture_run
 
-    own = "" if model == "headscope/bundled" else f"-{Path(model).name.replace('@', '-')}"
+    suffix = "" if model == "headscope/bundled" else f"-{Path(model).name.replace('@', '-')}"
     stated: dict[str, float] = {}
     with bar(err, stated) as progress:
         run = capture_run(
-            folder or Path(f"runs/demo{own}"),
+            folder or Path(f"runs/demo{suffix}"),
             model,
             task="story",
             number=number,

@@ -32,9 +32,9 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(requested: bool) -> None:
     """Print the version and stop."""
-    if wanted:
+    if requested:
         from importlib.metadata import version
 
         say(f"headscope {version('headscope')}")

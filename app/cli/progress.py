@@ -61,12 +61,12 @@ class Phase:
         """Return the seconds that are left, at the rate so far or as stated; None if unknown."""
         (start, before), (latest, share) = self.first, self.last
         if latest - start >= LEAST_TIME and share - before >= LEAST_SHARE:
-            left = (latest - start) * (1 - share) / (share - before)
+            remaining = (latest - start) * (1 - share) / (share - before)
         elif self.stated is not None:
-            left = self.stated * (1 - share)
+            remaining = self.stated * (1 - share)
         else:
             return None
-        return max(left - (now - latest), 0.0)
+        return max(remaining - (now - latest), 0.0)
 
     def describe(self, now: float) -> str:
         """Say the share that is done, the time that took, and what is left."""
@@ -91,18 +91,20 @@ class Phases:
         and ends when it is.
         """
         now = time.monotonic()
-        names, kept = [phase.name for phase in self.running], list(self.running)
+        names, running = [phase.name for phase in self.running], list(self.running)
         if name in names:
-            kept = kept[: names.index(name) + 1]
+            running = running[: names.index(name) + 1]
         else:
             stated = self.stated.get(name.rpartition(" ")[2])
-            kept = [phase for phase in kept if not phase.complete] + [Phase(name, now, stated)]
-        kept[-1].count(done, total, now)
-        whole = [*self.running, kept[-1]]
-        if len(kept) > 1 and kept[-1].complete:
-            kept.pop()
-        self.running = kept
-        return [phase for phase in whole if phase not in kept]
+            running = [phase for phase in running if not phase.complete] + [
+                Phase(name, now, stated)
+            ]
+        running[-1].count(done, total, now)
+        phases = [*self.running, running[-1]]
+        if len(running) > 1 and running[-1].complete:
+            running.pop()
+        self.running = running
+        return [phase for phase in phases if phase not in running]
 
     def describe(self) -> str:
         """Describe all of them in one line."""
@@ -117,8 +119,8 @@ def _clock(seconds: float) -> str:
     >>> _clock(75.4), _clock(3700)
     ('1:15', '61:40')
     """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes}:{remainder:02d}"
 
 
 @contextmanager
@@ -137,12 +139,12 @@ def _lines(console: Console, phases: Phases) -> Iterator[Report]:
     """Print one line every `INTERVAL` seconds, and nothing between."""
     over = Event()
 
-    def tell() -> None:
+    def print_progress() -> None:
         while not over.wait(INTERVAL):
             say(phases.describe(), console)
 
-    teller = Thread(target=tell, daemon=True)
-    teller.start()
+    printer = Thread(target=print_progress, daemon=True)
+    printer.start()
 
     def report(name: str, done: float, total: float) -> None:
         phases.count(name, done, total)
@@ -151,7 +153,7 @@ def _lines(console: Console, phases: Phases) -> Iterator[Report]:
         yield report
     finally:
         over.set()
-        teller.join()
+        printer.join()
 
 
 class _Left(ProgressColumn):

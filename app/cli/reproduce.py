@@ -72,7 +72,7 @@ def reproduce(
     _print(f"{about}; measured: {model.name}", rows, sources)
 
 
-def _at_hand(what: str, source: str | None, known: Sequence[str], needs: str) -> str:
+def _at_hand(paper: str, source: str | None, known: Sequence[str], needs: str) -> str:
     """Return the model to load, without asking the hub; refuse where none is on this machine."""
     from headscope.probes import constructed
     from headscope.probes.models.checkpoints import commit
@@ -83,9 +83,9 @@ def _at_hand(what: str, source: str | None, known: Sequence[str], needs: str) ->
         path = place.path
         if Path(path).is_dir() or path in constructed.names() or commit(path, place.revision):
             return name
-    wanted = " or ".join(known) if source is None else source
+    models = " or ".join(known) if source is None else source
     raise InvalidInput(
-        f"model: reproduce {what} needs {wanted}, which is not on this machine; "
+        f"model: reproduce {paper} needs {models}, which is not on this machine; "
         + (needs or "put it into the hub's cache, or give --model a folder with its weights")
     )
 
@@ -96,7 +96,9 @@ def _print(title: str, rows: Sequence[Row], sources: Sequence[str]) -> None:
         table.add_column(column)
     for row in rows:
         interval = "" if math.isnan(row.lower) else f"{amount(row.lower)} to {amount(row.upper)}"
-        numbers = ("" if math.isnan(each) else amount(each) for each in (row.published, row.ours))
+        numbers = (
+            "" if math.isnan(number) else amount(number) for number in (row.published, row.ours)
+        )
         table.add_row(row.what, *numbers, interval, row.source)
     out.print(table)
     for source in sources:

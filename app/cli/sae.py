@@ -79,8 +79,8 @@ def train(
     }  # fmt: skip
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}.checkpoint"), about)
     resumed = checkpoint.read() is not None
-    given = (loaded, ids, site, settings)
-    cost = model_training.estimate(*given, context=context)
+    inputs = (loaded, ids, site, settings)
+    cost = model_training.estimate(*inputs, context=context)
     say(cost, out if dry_run else err)
     if dry_run:
         return
@@ -90,7 +90,7 @@ def train(
     with bar(err, {"train": cost.seconds}) as progress:
         report = partial(progress, "train")
         trained = model_training.train(
-            *given, context=context, report=report, checkpoint=checkpoint
+            *inputs, context=context, report=report, checkpoint=checkpoint
         )
     saelens.save(trained, folder, overwrite=overwrite)
     checkpoint.delete()

@@ -112,7 +112,7 @@ def model(key: RunKey) -> Model:
     """Load the model of a run, which all sessions look at."""
     from headscope.app.pipeline import open_model
 
-    return open_model(run(key)[0], load=lambda *given, **options: _models(*given, **options)[0])
+    return open_model(run(key)[0], load=lambda *source, **options: _models(*source, **options)[0])
 
 
 def job_loader(report: Callable[[str, float, float], None]) -> Callable[..., Model]:
@@ -124,9 +124,9 @@ def job_loader(report: Callable[[str, float, float], None]) -> Callable[..., Mod
 
     def load(*source: Any, **loading: Any) -> Model:
         report("loading the model", 0, 1)
-        found = _models(*source, **loading)[1]
+        job_model = _models(*source, **loading)[1]
         report("loading the model", 1, 1)
-        return found
+        return job_model
 
     return load
 
@@ -146,10 +146,10 @@ def _loaded(
     """Load a model for the sessions, and for jobs."""
     from headscope.probes import load_model
 
-    found = load_model(source, attention=attention, tokenizer=tokenizer, bos=bos)
-    shared = (*found.module.parameters(), *found.module.buffers())
-    module = copy.deepcopy(found.module, {id(tensor): tensor for tensor in shared})
-    return found, replace(found, module=module)
+    original = load_model(source, attention=attention, tokenizer=tokenizer, bos=bos)
+    shared = (*original.module.parameters(), *original.module.buffers())
+    module = copy.deepcopy(original.module, {id(tensor): tensor for tensor in shared})
+    return original, replace(original, module=module)
 
 
 @st.cache_data(max_entries=64, show_spinner="Computing the pattern …")
@@ -175,12 +175,12 @@ def token_pairs(
     """Find what some tokens promote, and which of them they look for, at one head."""
     from headscope.analyses._measurements import token_pairs as pairs
 
-    given = model(key)
+    run_model = model(key)
     with _passes:
-        found = pairs.vectors(given, layer, head, tokens)
-        promoted = pairs.promoted(given, layer, head, found, tokens, k)
-    wanted = pairs.looked_for(found, tokens, found, k)
-    return {"ov": promoted, "qk": replace(wanted, others=np.asarray(tokens)[wanted.others])}
+        vectors = pairs.vectors(run_model, layer, head, tokens)
+        promoted = pairs.promoted(run_model, layer, head, vectors, tokens, k)
+    looked_for = pairs.looked_for(vectors, tokens, vectors, k)
+    return {"ov": promoted, "qk": replace(looked_for, others=np.asarray(tokens)[looked_for.others])}
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
@@ -188,9 +188,9 @@ def _captured(key: RunKey, ids: Tokens) -> xr.Dataset:
     """Capture queries and keys of all heads once, so that moving between heads is quick."""
     from headscope.probes import capture
 
-    given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
+    prompt: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
     with _passes:
-        return capture(model(key), [given], stats=("lse",), keep=("q", "k"))
+        return capture(model(key), [prompt], stats=("lse",), keep=("q", "k"))
 
 
 @st.cache_resource(max_entries=8, show_spinner="Pooling the patterns of all heads …")
@@ -198,13 +198,13 @@ def pooled_heads(key: RunKey, ids: Tokens) -> xr.DataArray:
     """Pool the patterns of all heads on some tokens, dims layer, head, query_tile, key_tile."""
     from headscope.probes import capture
 
-    given: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
+    prompt: Any = ids if not isinstance(ids, int) else run(key)[0].prompts()[ids]
     sides: Any = (ids.source, ids.target) if isinstance(ids, Pair) else (ids,)
     length = int(run(key)[1]["length"][ids]) if isinstance(ids, int) else max(map(len, sides))
     check_length(length, THUMBNAILS)
     with _passes:
-        found = capture(model(key), [given], stats=("pooled_max",), tile=-(-length // SIDE))
-    pooled = found["pooled_max"].isel(prompt=0)
+        captured = capture(model(key), [prompt], stats=("pooled_max",), tile=-(-length // SIDE))
+    pooled = captured["pooled_max"].isel(prompt=0)
     pooled.attrs["long_name"] = "Attention of every head on the prompt in view"
     return pooled
 
@@ -226,9 +226,9 @@ def overview(key: RunKey, ids: tuple[int, ...], number: int, head: int) -> xr.Da
     from headscope.kernels import statistics
 
     tile = -(-len(ids) // BLOCKS)
-    found = layer(key, ids, number).overview(head, tile)
+    arrays = layer(key, ids, number).overview(head, tile)
     return xr.Dataset(
-        {name: (statistics.load(name).dims, values) for name, values in found.items()},
+        {name: (statistics.load(name).dims, values) for name, values in arrays.items()},
         coords={"token": ("query", model(key).words(ids)), "layer": number, "head": head},
         attrs={"tile": tile},
     )

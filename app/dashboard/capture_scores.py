@@ -17,16 +17,17 @@ def summarize(capture: xr.Dataset) -> xr.Dataset:
     for name in STATISTICS:
         if name not in capture or set(capture[name].dims) != {"prompt", *GRID, "query"}:
             continue
-        told = statistics.load(name)
+        statistic = statistics.load(name)
         values = capture[name].transpose("prompt", *GRID, "query").values
         with np.errstate(invalid="ignore"):
             # Padding holds NaN; a layer without an attention map nothing else.
             known = np.isfinite(values).sum(-1)
             means = np.nansum(values, -1) / np.where(known, known, np.nan)
         results.add_mean(
-            name, GRID, means, told.title, told.units, "sequential", told.low, told.high,
+            name, GRID, means, statistic.title, statistic.units, "sequential",
+            statistic.low, statistic.high,
             convention="mean over the queries of a prompt, then over prompts",
-            source=told.source, evidence="correlational",
+            source=statistic.source, evidence="correlational",
         )  # fmt: skip
     return results.dataset(
         note="Statistics of the capture alone. Analyses say what the heads do and what is causal."

@@ -39,7 +39,7 @@ class CompressedScripts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        name = _asked(scope)
+        name = _static_file(scope)
         if scope["type"] == "http" and scope["path"] == "/":
             await self.app(scope, receive, partial(self._announce, send))
         elif name in _names():
@@ -58,18 +58,18 @@ class CompressedScripts:
 def _needed(parts: Sequence[str]) -> list[str]:
     """List the scripts of some parts of Streamlit, with those that they import."""
     by_part = {Path(name).name.split(".")[0]: name for name in _names() if name.endswith(".js")}
-    found: dict[str, None] = {}
-    wanted = [by_part[part] for part in parts if part in by_part]
-    while wanted:
-        name = wanted.pop()
-        if name not in found:
-            found[name] = None
+    scripts: dict[str, None] = {}
+    queue = [by_part[part] for part in parts if part in by_part]
+    while queue:
+        name = queue.pop()
+        if name not in scripts:
+            scripts[name] = None
             text = (FOLDER / name).read_text(encoding="utf-8")
-            wanted += [f"js/{other}" for other in re.findall(r'from"\./([^"]+\.js)"', text)]
-    return list(found)
+            queue += [f"js/{other}" for other in re.findall(r'from"\./([^"]+\.js)"', text)]
+    return list(scripts)
 
 
-def _asked(scope: Scope) -> str:
+def _static_file(scope: Scope) -> str:
     """Return the name of the static file that a request asks for, "" where it must stay plain."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return ""

@@ -132,17 +132,17 @@ class Queue:
     def submit(self, job: Job) -> Job:
         """Queue a job; one that the same visitor has queued already is returned instead."""
         with self._changed:
-            own = [each for each in self.of(job.owner) if not each.ended]
-            for each in own:
-                if each.about == job.about and not each.stopping:
-                    return each
-            if len(own) >= MOST:
+            unfinished = [queued for queued in self.of(job.owner) if not queued.ended]
+            for queued in unfinished:
+                if queued.about == job.about and not queued.stopping:
+                    return queued
+            if len(unfinished) >= MOST:
                 raise ResourceLimit(
-                    f"jobs: {len(own)} of yours run or wait; cancel one, or wait for its end"
+                    f"jobs: {len(unfinished)} of yours run or wait; cancel one, or wait for its end"
                 )
-            ended = [each for each in self.jobs if each.ended]
-            for each in ended[: max(0, len(ended) - KEPT)]:
-                self.jobs.remove(each)
+            ended = [queued for queued in self.jobs if queued.ended]
+            for queued in ended[: max(0, len(ended) - KEPT)]:
+                self.jobs.remove(queued)
             self.jobs.append(job)
             if self._worker is None:
                 self._worker = Thread(target=self._work, name="headscope-jobs", daemon=True)
@@ -165,8 +165,8 @@ class Queue:
 
     def last(self, owner: str, kind: str, path: str) -> Job | None:
         """Return the last job of a kind that a visitor has asked for about a run."""
-        own = [job for job in self.of(owner) if job.kind == kind and job.about[1][0] == path]
-        return own[-1] if own else None
+        jobs = [job for job in self.of(owner) if job.kind == kind and job.about[1][0] == path]
+        return jobs[-1] if jobs else None
 
     @property
     def unfinished(self) -> list[Job]:
@@ -181,7 +181,7 @@ class Queue:
     def _work(self) -> None:
         while True:
             with self._changed:
-                job = next((each for each in self.jobs if each.state == WAITING), None)
+                job = next((queued for queued in self.jobs if queued.state == WAITING), None)
                 if job is None:
                     self._worker = None
                     return

@@ -35,9 +35,9 @@ state.open_address(page.title)
 state.keep_address(drawn=False)
 with st.sidebar.container(key="navigation", gap="xxsmall"):
     first = next(iter(pages.values()))
-    for each in pages.values():
+    for target in pages.values():
         # Links of our own: Streamlit's leave the address behind. A link is marked on its own page.
-        link = page if page is named and each is first else each
+        link = page if page is named and target is first else target
         st.page_link(link, query_params=state.address())
 address = str(st.get_option("server.address") or "")
 if address and not is_local(address):

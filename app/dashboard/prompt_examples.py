@@ -56,21 +56,21 @@ def statistics(capture: xr.Dataset) -> dict[str, Statistic]:
         raise NotApplicable(
             f"capture: examples need a number for every token, and this run keeps means of {width}"
         )
-    found = {}
+    by_name = {}
     if {"max_weight", "first_mass"} <= set(capture.data_vars) and capture.attrs.get("first") == 1:
-        found[ELSEWHERE] = Statistic(TITLES[ELSEWHERE], "share", ELSEWHERE, {})
+        by_name[ELSEWHERE] = Statistic(TITLES[ELSEWHERE], "share", ELSEWHERE, {})
     for name, array in capture.data_vars.items():
-        rest = set(array.dims) - {"prompt", "layer", "head", *SIDES}
+        dims = set(array.dims) - {"prompt", "layer", "head", *SIDES}
         if len(set(SIDES) & set(array.dims)) != 1 or "head" not in array.dims:
             continue
         title, units = (str(array.attrs.get(word, name)) for word in ("long_name", "units"))
-        if not rest:
-            found[str(name)] = Statistic(title, units, str(name), {})
-        elif len(rest) == 1 and (dim := str(rest.pop())) in ENTRIES:
+        if not dims:
+            by_name[str(name)] = Statistic(title, units, str(name), {})
+        elif len(dims) == 1 and (dim := str(dims.pop())) in ENTRIES:
             for index, entry in enumerate(array[dim].values.tolist()):
                 key = f"{name}[{entry}]"
-                found[key] = Statistic(f"{title}: {entry}", units, str(name), {dim: index})
-    return found
+                by_name[key] = Statistic(f"{title}: {entry}", units, str(name), {dim: index})
+    return by_name
 
 
 def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]:
@@ -80,18 +80,18 @@ def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]
     one prompt does not fill them.
 
     >>> top, deciles = examples(np.array([[0.1, 0.9, 0.8], [0.2, np.nan, 0.3]]))
-    >>> [(one.prompt, one.position) for one in top[:2]], deciles[0].value
+    >>> [(example.prompt, example.position) for example in top[:2]], deciles[0].value
     ([(0, 1), (0, 2)], 0.9)
     """
     known = np.argwhere(np.isfinite(values))
     sizes = values[tuple(known.T)]
     order = known[np.argsort(-sizes, kind="stable")]
     most = -(-COUNT // max(len(np.unique(known[:, 0])), 1))
-    taken: dict[int, int] = {}
+    counts: dict[int, int] = {}
     top: list[Example] = []
     for prompt, position in order.tolist():
-        if len(top) < COUNT and taken.get(prompt, 0) < most:
-            taken[prompt] = taken.get(prompt, 0) + 1
+        if len(top) < COUNT and counts.get(prompt, 0) < most:
+            counts[prompt] = counts.get(prompt, 0) + 1
             top.append(Example(prompt, position, float(values[prompt, position])))
     deciles = []
     for share in DECILES if len(order) else ():
@@ -129,6 +129,6 @@ def unknown(capture: xr.Dataset, layer: int, head: int) -> tuple[int, int]:
 
 def _read(capture: xr.Dataset, name: str, at: dict[str, Any]) -> NDArray[np.float64]:
     # Variables, not the whole Dataset: a capture may be a file larger than memory.
-    found = capture.variables[name].isel(at)
-    side = next(dim for dim in found.dims if dim != "prompt")
-    return np.array(found.transpose("prompt", side).values, dtype=np.float64)
+    variable = capture.variables[name].isel(at)
+    side = next(dim for dim in variable.dims if dim != "prompt")
+    return np.array(variable.transpose("prompt", side).values, dtype=np.float64)

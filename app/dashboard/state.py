@@ -54,16 +54,16 @@ def take(
         st.session_state[DECIDING].add(field)
     several = isinstance(default, list)
     if field in st.session_state[SAID]:
-        kept = st.session_state.get(field)
-        if known is not None and not several and kept is not None and kept not in known:
+        current = st.session_state.get(field)
+        if known is not None and not several and current is not None and current not in known:
             st.session_state[field] = default
         return
     st.session_state[SAID][field] = st.query_params.get_all(field)
-    values = _asked(field, known)
+    values = _address_values(field, known)
     st.session_state[field] = values if several else values[-1] if values else default
 
 
-def _asked(field: str, known: Sequence[Any] | None) -> list[Any]:
+def _address_values(field: str, known: Sequence[Any] | None) -> list[Any]:
     """Read what the address asks for, and note what is not there."""
     values = st.query_params.get_all(field)
     if known is None:
@@ -87,11 +87,11 @@ def keep_address(*, drawn: bool = True) -> None:
     before the view that the user goes back from. Where others' options depend on the change, they
     have to be drawn first, or the one change would be two steps.
     """
-    said, shown = st.session_state[SAID], _shown()
-    changed = {field for field, words in shown.items() if words != said[field]}
+    in_address, shown = st.session_state[SAID], _shown()
+    changed = {field for field, words in shown.items() if words != in_address[field]}
     if changed and (drawn or not changed & st.session_state[DECIDING]):
         st.query_params.update(shown)
-        said.update(shown)
+        in_address.update(shown)
 
 
 def address() -> dict[str, list[str]]:
@@ -101,18 +101,18 @@ def address() -> dict[str, list[str]]:
 
 def _shown() -> dict[str, list[str]]:
     """Write the fields of the screen as an address does: a default that it left out stays out."""
-    said = st.session_state[SAID]
+    in_address = st.session_state[SAID]
     return {
         field: _words(field)
         for field, default in st.session_state[SHOWN].items()
-        if said[field] or st.session_state.get(field) != default
+        if in_address[field] or st.session_state.get(field) != default
     }
 
 
 def _words(field: str) -> list[str]:
     value = st.session_state.get(field)
     values = value if isinstance(value, list) else [value]
-    return [str(each) for each in values if each not in (None, "")]
+    return [str(item) for item in values if item not in (None, "")]
 
 
 def go(values: Mapping[str, Any]) -> None:
@@ -164,11 +164,11 @@ def token_view(tokens: int) -> dict[str, Any]:
     allowed: dict[str, Sequence[object]] = {
         "mode": MODES, "scale": SCALES, "hide": (True,), "token": range(tokens)
     }  # fmt: skip
-    asked = {field: _asked(field, known) for field, known in allowed.items()}
-    bad = [field for field, values in asked.items() if field in st.query_params and not values]
+    requested = {field: _address_values(field, known) for field, known in allowed.items()}
+    bad = [field for field, values in requested.items() if field in st.query_params and not values]
     if bad:
         st.query_params.update({field: [] for field in bad})
-    return {field: values[-1] for field, values in asked.items() if values}
+    return {field: values[-1] for field, values in requested.items() if values}
 
 
 def keep_token_view(view: Mapping[str, Any]) -> None:
@@ -180,14 +180,14 @@ def keep_token_view(view: Mapping[str, Any]) -> None:
 
 def long_view(length: int) -> dict[str, Any]:
     """Read from the address how the long view of so many tokens stands."""
-    maps = _asked("map", MAPS)
-    given: dict[str, Any] = {"map": maps[-1]} if maps else {}
+    maps = _address_values("map", MAPS)
+    view: dict[str, Any] = {"map": maps[-1]} if maps else {}
     if words := st.query_params.get("find"):
-        given["find"] = words
+        view["find"] = words
     sides = {name: st.query_params.get(name, "") for name in ("queries", "keys")}
     window = {name: _window(text, length) for name, text in sides.items()}
     if all(window.values()):
-        return given | window
+        return view | window
     if bad := {name: text for name, text in sides.items() if text}:
         st.session_state.setdefault("bad_params", []).extend(
             f"The link asks for {name} = {text!r}; a window is two tokens of {length}, such as "
@@ -195,7 +195,7 @@ def long_view(length: int) -> dict[str, Any]:
             for name, text in bad.items()
         )
         st.query_params.update({name: [] for name in bad})
-    return given
+    return view
 
 
 def _window(text: str, length: int) -> list[int] | None:

@@ -81,7 +81,10 @@ def write(run: Run, out: Path, source: str | None = None) -> Path:
     capture = probes.capture(model, run.prompts(), stats=STATS, targets="induction")
     results = {name: result for name, result in run.results().items() if name != NAME}
     scores = collect(results)
-    metrics = {**metric_grids(capture), **{key: one.array.values for key, one in scores.items()}}
+    metrics = {
+        **metric_grids(capture),
+        **{key: score.array.values for key, score in scores.items()},
+    }
     make_folder(out / HEADS)
     make_folder(out / "attributions")
     places = [(int(layer), int(head)) for layer in capture["layer"] for head in capture["head"]]
@@ -124,8 +127,10 @@ def metric_grids(capture: xr.Dataset) -> dict[str, NDArray[Any]]:
 
 def head_data(capture: xr.Dataset, layer: int, head: int) -> dict[str, Any]:
     """Return what HeadVis shows of one head: its sequences, histograms and top tokens."""
-    own = capture.sel(layer=layer, head=head).transpose("prompt", "query", "rank", ...)
-    weights, keys = (np.nan_to_num(own[name].values.astype(float)) for name in ("topk", "topk_key"))
+    of_head = capture.sel(layer=layer, head=head).transpose("prompt", "query", "rank", ...)
+    weights, keys = (
+        np.nan_to_num(of_head[name].values.astype(float)) for name in ("topk", "topk_key")
+    )
     largest = np.where(keys[:, 1:] >= 1, weights[:, 1:], 0.0).max((1, 2), initial=0.0)
     sequences = []
     for prompt, interval in _sampled(largest):
@@ -138,7 +143,7 @@ def head_data(capture: xr.Dataset, layer: int, head: int) -> dict[str, Any]:
             "interval": interval,
             "tokens": capture["token"].values[prompt, :count].tolist(),
             "attention_indices": (query * count + key)[order].tolist(),
-            "attention_values": [_round(one) for one in weights[prompt, query, rank][order]],
+            "attention_values": [_round(weight) for weight in weights[prompt, query, rank][order]],
             "seq_len": count,
             "max_activation": _round(largest[prompt]),
         })  # fmt: skip
@@ -170,22 +175,24 @@ def _sampled(largest: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 
 def _entries(sequences: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int, int, float]]:
-    for each in sequences:
-        for index, value in zip(each["attention_indices"], each["attention_values"], strict=True):
-            yield each, *divmod(index, each["seq_len"]), value
+    for sequence in sequences:
+        for index, value in zip(
+            sequence["attention_indices"], sequence["attention_values"], strict=True
+        ):
+            yield sequence, *divmod(index, sequence["seq_len"]), value
 
 
 def _distances(sequences: list[dict[str, Any]]) -> dict[str, Any]:
-    found = [(abs(query - key), value) for _, query, key, value in _entries(sequences)]
-    distance, value = np.array(found, dtype=float).reshape(-1, 2).T
+    pairs = [(abs(query - key), value) for _, query, key, value in _entries(sequences)]
+    distance, value = np.array(pairs, dtype=float).reshape(-1, 2).T
     mass, edges = np.histogram(distance, DISTANCES, weights=value)
     return {"bin_edges": edges.tolist(), "bin_values": mass.round(4).tolist()}
 
 
 def _top_tokens(sequences: list[dict[str, Any]], side: str) -> list[dict[str, Any]]:
     mass: dict[str, float] = {}
-    for each, query, key, value in _entries(sequences):
-        token = each["tokens"][query if side == "query" else key]
+    for sequence, query, key, value in _entries(sequences):
+        token = sequence["tokens"][query if side == "query" else key]
         mass[token] = mass.get(token, 0.0) + value
     ranked = sorted(mass.items(), key=lambda item: (-item[1], item[0]))[:TOKENS]
     return [{"token": token, "weight": _round(weight)} for token, weight in ranked]
@@ -201,8 +208,8 @@ def _config(
         for analysis, _, variable in [key.partition(".")]
     }
     described = {
-        key: ". ".join(str(said[part]) for part in DESCRIBED if said[part])
-        for key, said in about.items()
+        key: ". ".join(str(meaning[part]) for part in DESCRIBED if meaning[part])
+        for key, meaning in about.items()
     }
     attrs = capture.attrs
     return {
@@ -215,8 +222,8 @@ def _config(
         "metrics": [*METRICS, *about],
         "metric_descriptions": {**METRICS, **described},
         # Read by import-headvis alone.
-        "metric_units": {key: said["units"] for key, said in about.items()},
-        "metric_evidence": {key: said["evidence"] for key, said in about.items()},
+        "metric_units": {key: meaning["units"] for key, meaning in about.items()},
+        "metric_evidence": {key: meaning["evidence"] for key, meaning in about.items()},
         "head_data_pattern": PATTERN,
         "has_umap": False,
         "umap_heads": [],

@@ -48,9 +48,9 @@ def read(folder: Path) -> xr.Dataset:
         raise _broken(folder / SCATTER, "it holds no metric")
     layers, columns = (sorted({place[axis] for place in heads}) for axis in (0, 1))
     described, units, evidence = (
-        config.get(f"metric_{what}") or {} for what in ("descriptions", "units", "evidence")
+        config.get(f"metric_{field}") or {} for field in ("descriptions", "units", "evidence")
     )
-    made = config.get("pipeline_config") or {}
+    pipeline = config.get("pipeline_config") or {}
     result = xr.Dataset(coords={"layer": layers, "head": columns})
     for name in metrics:
         grid = np.full((len(layers), len(columns)), np.nan)
@@ -71,9 +71,13 @@ def read(folder: Path) -> xr.Dataset:
         "title": f"HeadVis: metrics of {model or 'a model'} on {data or 'its texts'}.",
         "note": "Read from a HeadVis tree, not measured in this run.",
         "model": model,
-        "revision": str(made.get("revision") or ""),
+        "revision": str(pipeline.get("revision") or ""),
         "task": data,
-        **({"n_prompts": made["n_sequences"]} if type(made.get("n_sequences")) is int else {}),
+        **(
+            {"n_prompts": pipeline["n_sequences"]}
+            if type(pipeline.get("n_sequences")) is int
+            else {}
+        ),
     }
     return result
 
@@ -100,8 +104,8 @@ def add(run: Run, folder: Path, *, same_model: bool = False) -> xr.Dataset:
                 f"{capture.sizes[dim]}); import it into a run of its model"
             )
     grid = {dim: capture[dim].values for dim in ("layer", "head")}
-    own = {f"{analysis}.{key}" for analysis, of in run.results().items() for key in of}
-    result = result.drop_vars(own & set(map(str, result))).reindex(grid)
+    exported = {f"{analysis}.{key}" for analysis, of in run.results().items() for key in of}
+    result = result.drop_vars(exported & set(map(str, result))).reindex(grid)
     run.save_result(NAME, result)
     return result
 
@@ -115,7 +119,7 @@ def patterns(folder: Path, layer: int, head: int) -> list[xr.DataArray]:
     config = _json(folder / CONFIG, dict)
     name = str(config.get("head_data_pattern") or PATTERN).format(layer=layer, head=head)
     file = folder / HEADS / name
-    found = []
+    arrays = []
     for sequence in _json(file, dict).get("sequences") or []:
         try:
             tokens, size = list(map(str, sequence["tokens"])), int(sequence["seq_len"])
@@ -134,8 +138,8 @@ def patterns(folder: Path, layer: int, head: int) -> list[xr.DataArray]:
         pattern = pattern.assign_coords(token=("query", tokens), key_token=("key", tokens))
         pattern.attrs = {"long_name": f"Attention of L{layer}H{head}", "units": "share", "scale":
                          "sequential", "low": 0.0, "high": 1.0, **about}  # fmt: skip
-        found.append(pattern)
-    return sorted(found, key=lambda one: -(one.attrs["max_activation"] or 0.0))
+        arrays.append(pattern)
+    return sorted(arrays, key=lambda pattern: -(pattern.attrs["max_activation"] or 0.0))
 
 
 def _number(folder: Path, place: tuple[int, int], row: dict[str, Any], name: str) -> float:
@@ -162,5 +166,5 @@ def _json(file: Path, kind: type) -> Any:
     return value
 
 
-def _broken(file: Path, what: str) -> InvalidInput:
-    return InvalidInput(f"tree: {file}: {what}; export the tree again")
+def _broken(file: Path, problem: str) -> InvalidInput:
+    return InvalidInput(f"tree: {file}: {problem}; export the tree again")

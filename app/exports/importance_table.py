@@ -35,14 +35,14 @@ def rows(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     and the ends of their intervals.
     """
     result = results[IMPORTANCE]
-    held = [
+    columns = [
         key for name in METHODS for key in (name, f"{name}_lower", f"{name}_upper") if key in result
     ]
-    table = heads_table({IMPORTANCE: result[held]})
+    table = heads_table({IMPORTANCE: result[columns]})
     table.columns = table.columns.str.removeprefix(f"{IMPORTANCE}.")
     ranks = viz.ranks(result[MAIN].transpose("layer", "head")).ravel()
     table.insert(0, "rank", pd.Series(ranks).astype("Int64"))
-    told = frozenset(str(result[MAIN].attrs.get("effect_heads", "")).split())
+    detected = frozenset(str(result[MAIN].attrs.get("effect_heads", "")).split())
     above = frozenset(result.attrs.get("important_heads", ()))
     few = int(result.attrs["n_prompts"]) < LEAST_PROMPTS
     named = roles(results, result)
@@ -52,7 +52,7 @@ def rows(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
             return MISSING
         if few:
             return TOO_FEW
-        return ABOVE if name in above else DETECTABLE if name in told else NONE
+        return ABOVE if name in above else DETECTABLE if name in detected else NONE
 
     verdicts = list(map(verdict, table["name"], table[MAIN]))
     types = [", ".join(named.get(name, ())) for name in table["name"]]
@@ -67,7 +67,7 @@ def file(
     """Return the table as the content of a file, with what each column is."""
     known = rows(results)
     described = tables.columns({IMPORTANCE: results[IMPORTANCE]})
-    meanings = {name.removeprefix(f"{IMPORTANCE}."): each for name, each in described.items()}
+    meanings = {name.removeprefix(f"{IMPORTANCE}."): meaning for name, meaning in described.items()}
     meanings = {name: meanings[name] for name in known.columns if name in meanings}
     about = {"model": manifest["model"], "revision": manifest["revision"], "run": run}
     table = tables.labelled(known, meanings, about)

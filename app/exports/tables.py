@@ -44,14 +44,14 @@ def labelled(
     import pyarrow as pa
 
     table = pd.concat([pd.DataFrame(dict(about), index=table.index), table], axis=1)
-    made = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
     fields = [
         field.with_metadata({key: str(value) for key, value in meanings[field.name].items()})
         if field.name in meanings
         else field
-        for field in made.schema
+        for field in arrow.schema
     ]
-    return made.cast(pa.schema(fields, metadata=made.schema.metadata))
+    return arrow.cast(pa.schema(fields, metadata=arrow.schema.metadata))
 
 
 def columns(results: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:

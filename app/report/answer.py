@@ -97,9 +97,9 @@ class Answer:
 
 def answer(results: Mapping[str, xr.Dataset]) -> Answer:
     """Find the answer in the results of a run."""
-    found = importance(results)
-    finding = None if found else strongest(results)
-    return Answer(found, finding, tuple(_flags(results)))
+    summary = importance(results)
+    finding = None if summary else strongest(results)
+    return Answer(summary, finding, tuple(_flags(results)))
 
 
 def importance(results: Mapping[str, xr.Dataset]) -> Importance | None:
@@ -183,7 +183,8 @@ def _agreement(result: xr.Dataset, methods: list[str]) -> tuple[tuple[tuple[floa
         for pair, (rho, *ends) in agreements(result, methods).items()
     }
     return tuple(
-        tuple(cells[other, one] for other in methods[:at]) for at, one in enumerate(methods)
+        tuple(cells[earlier, method] for earlier in methods[:at])
+        for at, method in enumerate(methods)
     )
 
 
@@ -196,24 +197,25 @@ def agreements(
     that it has not made an interval of has NaN for its ends.
     """
     scores = {name: np.abs(np.asarray(result[name].transpose(*GRID))).ravel() for name in methods}
-    found = {}
-    for one, other in combinations(methods, 2):
-        known = AGREEMENTS.get(frozenset((one, other)), "")
+    correlations: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for pair in combinations(methods, 2):
+        known = AGREEMENTS.get(frozenset(pair), "")
         if known in result:
             ends = (float(end) for end in viz.interval(result, known) if end is not None)
             lower, upper = (*ends, math.nan, math.nan)[:2]
-            found[one, other] = (float(result[known]), lower, upper)
+            correlations[pair] = (float(result[known]), lower, upper)
             continue
-        both = np.isfinite(scores[one]) & np.isfinite(scores[other])
-        found[one, other] = (ranked(scores[one][both], scores[other][both]), math.nan, math.nan)
-    return found
+        first, second = (scores[method] for method in pair)
+        measured = np.isfinite(first) & np.isfinite(second)
+        correlations[pair] = (ranked(first[measured], second[measured]), math.nan, math.nan)
+    return correlations
 
 
 def roles(results: Mapping[str, xr.Dataset], measured: xr.Dataset) -> dict[str, list[str]]:
     """List the types of every head, those of few heads first; what most heads are says nothing."""
     heads = measured.sizes["layer"] * measured.sizes["head"]
     named: dict[str, list[str]] = {}
-    for kind in sorted(head_kinds.collect(results).values(), key=lambda one: len(one.heads)):
+    for kind in sorted(head_kinds.collect(results).values(), key=lambda kind: len(kind.heads)):
         for head in kind.heads if 2 * len(kind.heads) <= heads else ():
             named.setdefault(head, []).append(kind.name)
     return named

@@ -97,7 +97,7 @@ def html(
         f"Attention heads of {manifest['model']}",
         [figure for part in parts for key in ("figures", "alike") for figure in part[key]],
         plotly_address,
-        made=_made(manifest),
+        made=_origin(manifest),
         answer=answer(results),
         more=more,
         kinds=list(head_kinds.collect(results).values()),
@@ -144,7 +144,7 @@ def _plain(array: xr.DataArray) -> dict[str, Any]:
     return {**plain, "values": values.tolist()}
 
 
-def _made(manifest: Mapping[str, Any]) -> str:
+def _origin(manifest: Mapping[str, Any]) -> str:
     """Say in one line what was captured, on which prompts, when."""
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
     if manifest.get("register"):

@@ -18,8 +18,8 @@ def render(docstring: str) -> tuple[str, Markup]:
     >>> render("Attention sinks.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")[1]
     Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
     """  # noqa: E501
-    summary, _, rest = inspect.cleandoc(docstring).partition("\n\n")
-    blocks = [_block(block) for block in re.split(r"\n\s*\n", rest) if block.strip()]
+    summary, _, body = inspect.cleandoc(docstring).partition("\n\n")
+    blocks = [_block(block) for block in re.split(r"\n\s*\n", body) if block.strip()]
     return " ".join(summary.split()), Markup("\n").join(blocks)
 
 
@@ -39,8 +39,8 @@ def _block(block: str) -> Markup:
     lines = block.splitlines()
     if len(lines) > 1 and set(lines[1].strip()) == {"-"}:
         title = Markup("<h5>{}</h5>").format(inline(lines[0].strip()))
-        rest = inspect.cleandoc("\n".join(lines[2:]))
-        return title + Markup("\n") + _block(rest) if rest else title
+        body = inspect.cleandoc("\n".join(lines[2:]))
+        return title + Markup("\n") + _block(body) if body else title
     if lines[0].lstrip().startswith(("- ", "* ")):
         entries = re.split(r"(?m)^\s*[-*] ", block)[1:]
         items = Markup("").join(Markup("<li>{}</li>").format(_joined(entry)) for entry in entries)

@@ -43,19 +43,21 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
     >>> [(kind.name, kind.stage) for kind in collect({"entropy": result}).values()]
     [('induction', 'latent reasoning'), ('sharp (entropy)', 'no single stage')]
     """
-    found: dict[str, Kind] = {}
+    kinds: dict[str, Kind] = {}
     for analysis, result in results.items():
         for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
             word, placed = str(key).replace("_", "-"), term(analysis, str(key))
             name = word if word in TERMS else f"{key} ({analysis})"
-            before = found.get(name)
+            before = kinds.get(name)
             if heads:
-                found[name] = Kind(
+                kinds[name] = Kind(
                     name, placed.stage, placed.placed_by, placed.evidence, placed.way,
                     frozenset(heads) | (before.heads if before else frozenset()),
                     (*(before.checks if before else ()), *_check(result, str(key))),
                 )  # fmt: skip
-    ordered = sorted(found.values(), key=lambda one: (one.name not in TERMS, one.stage, one.name))
+    ordered = sorted(
+        kinds.values(), key=lambda kind: (kind.name not in TERMS, kind.stage, kind.name)
+    )
     return {kind.name: kind for kind in ordered}
 
 

@@ -66,10 +66,10 @@ def standing(
     if among is not None:
         values = np.where(among, values, np.nan)
     size = np.abs(values) if score.array.attrs.get("scale") == "diverging" else values
-    own, known = size[layer, head], int(np.isfinite(size).sum())
-    if not np.isfinite(own):
+    at_head, known = size[layer, head], int(np.isfinite(size).sum())
+    if not np.isfinite(at_head):
         return None
-    larger, smaller = int((size > own).sum()), int((size < own).sum())
+    larger, smaller = int((size > at_head).sum()), int((size < at_head).sum())
     return Standing(
         score, float(values[layer, head]), larger + 1, known - larger - smaller, known,
         smaller / max(known - 1, 1),
@@ -95,8 +95,8 @@ def top_head(score: Score) -> tuple[int, int]:
 def causal_score(scores: Mapping[str, Score]) -> Score | None:
     """Return the causal score that speaks for a run: mean ablation, else one with a verdict."""
     causal = {key: score for key, score in scores.items() if score.is_causal}
-    told = [score for score in causal.values() if score.with_effect]
-    return causal.get(MAIN) or next(iter([*told, *causal.values()]), None)
+    tested = [score for score in causal.values() if score.with_effect]
+    return causal.get(MAIN) or next(iter([*tested, *causal.values()]), None)
 
 
 def causal_sentence(
@@ -107,44 +107,44 @@ def causal_sentence(
     if score is None:
         return "No causal number in this run: no head was ablated or patched."
     analysis, variable = score.key.split(".", 1)
-    result, here = results[analysis], standing(score, layer, head)
+    result, entry = results[analysis], standing(score, layer, head)
     labelled = [
         int(score.array[dim][at]) if dim in score.array.coords else at
         for dim, at in (("layer", layer), ("head", head))
     ]
     name = viz.head_name(labelled[0], labelled[1])
     method = METHODS.get(variable, "") if analysis == IMPORTANCE else ""
-    if here is None:
+    if entry is None:
         how = str(score.array.attrs.get("convention", ""))
         return f"{method.capitalize() or score.title} was not measured for this head ({how})."
     ends = [float(end[layer, head]) for end in (score.lower, score.upper) if end is not None]
     n = result.attrs.get("n_prompts")
-    tail = f"{here.place}; {_effect(result, score, name)} (n = {n})."
+    tail = f"{entry.place}; {_effect(result, score, name)} (n = {n})."
     if not method or "intact" not in result:
         units = str(score.array.attrs.get("units", ""))
         interval = f" {interval_text(*ends)}" if ends else ""
-        return f"{score.title}: {viz.measured(here.value, units)}{interval}, {tail}"
+        return f"{score.title}: {viz.measured(entry.value, units)}{interval}, {tail}"
     metric = str(result["intact"].attrs["long_name"]).removeprefix("Intact ")
-    what = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
+    subject = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
     of = f"of {viz.amount(result['intact'])}"
     known = bool(ends) and all(map(np.isfinite, ends))
     if known and ends[0] <= 0 <= ends[1]:
         # A loss counts as positive there, a change of the metric reads the other way round.
-        change = f"{viz.amount(-here.value)} {interval_text(-ends[1], -ends[0])} {of}"
-        head_of = f"{method.capitalize()} changes {what} by {change}"
+        change = f"{viz.amount(-entry.value)} {interval_text(-ends[1], -ends[0])} {of}"
+        head_of = f"{method.capitalize()} changes {subject} by {change}"
         return f"{head_of}: no detectable change (the 95 % interval holds 0), {tail}"
-    verb = "lowers" if here.value > 0 else "raises"
+    verb = "lowers" if entry.value > 0 else "raises"
     interval = f" {interval_text(*sorted(map(abs, ends)))}" if known else ""
-    size = viz.amount(abs(here.value))
-    return f"{method.capitalize()} {verb} {what} by {size}{interval} {of}, {tail}"
+    size = viz.amount(abs(entry.value))
+    return f"{method.capitalize()} {verb} {subject} by {size}{interval} {of}, {tail}"
 
 
 def _effect(result: xr.Dataset, score: Score, name: str) -> str:
     """Say whether an effect is above its null, with the null where the result holds it."""
-    said = score.effect(name)
-    if said == TOO_FEW:
+    effect = score.effect(name)
+    if effect == TOO_FEW:
         return f"too few prompts (of at least {LEAST_PROMPTS}) to tell it from chance"
-    words = "above the null" if said == ABOVE else "not above the null"
+    words = "above the null" if effect == ABOVE else "not above the null"
     null = float(result["null_ablation"]) if "null_ablation" in result else float("nan")
     return f"{words} ({viz.amount(null)})" if score.key == MAIN and np.isfinite(null) else words
 
@@ -165,14 +165,15 @@ def disagreement(scores: Mapping[str, Score], layer: int, head: int) -> str:
         if score.is_causal or score.array.attrs.get("units") != causal.array.attrs.get("units"):
             continue
         # Where few heads were ablated, both rankings are of those.
-        both = np.isfinite(causal.array.values) & np.isfinite(score.array.values)
-        mine, other = (standing(one, layer, head, both) for one in (causal, score))
-        if mine is None or other is None:
+        among = np.isfinite(causal.array.values) & np.isfinite(score.array.values)
+        by_causal = standing(causal, layer, head, among)
+        by_score = standing(score, layer, head, among)
+        if by_causal is None or by_score is None:
             continue
-        low, high = sorted((mine.below, other.below))
+        low, high = sorted((by_causal.below, by_score.below))
         if low < BOTTOM and high >= 1 - TOP:
-            said = f"{other.place} by “{score.title}” (correlational), {mine.place} by"
-            parted.append((high - low, f"Rankings disagree: {said} “{causal.title}” (causal)."))
+            places = f"{by_score.place} by “{score.title}” (correlational), {by_causal.place} by"
+            parted.append((high - low, f"Rankings disagree: {places} “{causal.title}” (causal)."))
     return max(parted, default=(0.0, ""))[1]
 
 
@@ -181,8 +182,8 @@ def highest(scores: Mapping[str, Score], layer: int, head: int) -> list[Standing
     family = {name: group for group, members in analyses.families().items() for name in members}
     best: dict[str, Standing] = {}
     for score in scores.values():
-        here = standing(score, layer, head)
+        rank = standing(score, layer, head)
         group = family.get(score.key.split(".", 1)[0], "")
-        if here is not None and (group not in best or here.below > best[group].below):
-            best[group] = here
-    return sorted(best.values(), key=lambda one: -one.below)[:BARS]
+        if rank is not None and (group not in best or rank.below > best[group].below):
+            best[group] = rank
+    return sorted(best.values(), key=lambda entry: -entry.below)[:BARS]

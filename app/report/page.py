@@ -64,7 +64,7 @@ def render(
         from plotly.offline import get_plotlyjs
 
         plotly = packed(get_plotlyjs())
-    data = ",".join(f"{json.dumps(each.name)}:{each.data}" for each in figures)
+    data = ",".join(f"{json.dumps(drawing.name)}:{drawing.data}" for drawing in figures)
     page = ENVIRONMENT.get_template(f"{template}.html.j2")
     return page.render(
         title=title,

@@ -94,8 +94,8 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Score]:
                 ends = viz.interval(result, name)
                 lower, upper = (None if end is None else end.transpose(*GRID) for end in ends)
                 key = f"{analysis}.{name}"
-                own = result.attrs.get("important_heads")
-                named = None if own is None else frozenset(own)
+                important = result.attrs.get("important_heads")
+                named = None if important is None else frozenset(important)
                 scores[key] = Score(key, result[name].transpose(*GRID), lower, upper, named)
     return scores
 
@@ -138,12 +138,12 @@ def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
     >>> list(entries(kinds))
     [('a', {'kind': 0}), ('b', {'kind': 1})]
     """
-    rest = [str(dim) for dim in array.dims if dim not in GRID]
-    if not set(GRID) <= set(array.dims) or len(rest) > 1:
+    others = [str(dim) for dim in array.dims if dim not in GRID]
+    if not set(GRID) <= set(array.dims) or len(others) > 1:
         return
-    if not rest:
+    if not others:
         yield "", {}
-    for dim in rest:
+    for dim in others:
         if array.sizes[dim] <= ENTRIES:
             for index in range(array.sizes[dim]):
                 labelled = dim in array.coords

@@ -94,8 +94,8 @@ def alike(result: xr.Dataset) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in viz.variables(result):
         array = result[name]
-        same = (first for first in groups if array.dims == result[first].dims)
-        first = next((one for one in same if _rho(result[one], array) > ALIKE), None)
+        candidates = (key for key in groups if array.dims == result[key].dims)
+        first = next((key for key in candidates if _rho(result[key], array) > ALIKE), None)
         if first is None:
             groups[name] = []
         else:
@@ -103,16 +103,16 @@ def alike(result: xr.Dataset) -> dict[str, list[str]]:
     return groups
 
 
-def _rho(one: xr.DataArray, other: xr.DataArray) -> float:
+def _rho(first: xr.DataArray, second: xr.DataArray) -> float:
     """Rank-correlate two variables over the places that both have; 0 of few values."""
     # Patterns share their masked half, which would make all of them alike.
-    if {"query", "key"} <= set(one.dims) or one.size < LEAST:
+    if {"query", "key"} <= set(first.dims) or first.size < LEAST:
         return 0.0
-    if one.dtype.kind not in "fiu" or other.dtype.kind not in "fiu":
+    if first.dtype.kind not in "fiu" or second.dtype.kind not in "fiu":
         return 0.0
-    first, second = (np.asarray(each.values, dtype=float).ravel() for each in (one, other))
-    both = np.isfinite(first) & np.isfinite(second)
-    return float(np.nan_to_num(ranked(first[both], second[both])))
+    x, y = (np.asarray(array.values, dtype=float).ravel() for array in (first, second))
+    known = np.isfinite(x) & np.isfinite(y)
+    return float(np.nan_to_num(ranked(x[known], y[known])))
 
 
 def _findings(
@@ -123,9 +123,9 @@ def _findings(
     for (_, variable), members in by_score(findings({name: result})).items():
         if variable in groups:
             first = members[0]
-            same = [str(result[key].attrs.get("long_name", key)) for key in groups[variable]]
+            titles = [str(result[key].attrs.get("long_name", key)) for key in groups[variable]]
             heads = [_finding(member) for member in members]
-            rows.append({"score": first, "alike": same, "heads": heads})
+            rows.append({"score": first, "alike": titles, "heads": heads})
     return rows
 
 

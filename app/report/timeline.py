@@ -43,11 +43,11 @@ def scores_in_order(timeline: xr.Dataset) -> xr.Dataset | None:
 
 def order_rows(ordered: xr.Dataset) -> list[tuple[str, ...]]:
     """List scores in order: name, first head, step, its ends, and whether told from the last."""
-    said = {"supported": "yes", "too_few": "cannot be told", "disagreement": "levels disagree"}
-    told = ["–", *(said[state] for state in ordered.attrs["pairs"])]
+    words = {"supported": "yes", "too_few": "cannot be told", "disagreement": "levels disagree"}
+    separated = ["–", *(words[state] for state in ordered.attrs["pairs"])]
     return [
         (row["score"], ", ".join(row["entries"]) or "–", f"{row['step']:g}", interval(row), after)
-        for row, after in zip(ordered.attrs["order"], told, strict=True)
+        for row, after in zip(ordered.attrs["order"], separated, strict=True)
     ]
 
 

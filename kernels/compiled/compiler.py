@@ -49,15 +49,15 @@ def build(source: Path) -> Build:
 
 def find_compiler() -> Path | Build:
     """Find a compiler, or the reason why there is none."""
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted == "off":
+    requested = os.environ.get(VARIABLE, "")
+    if requested == "off":
         return Build(None, f"switched off by {VARIABLE}=off")
-    for name in (wanted,) if wanted else NAMES:
+    for name in (requested,) if requested else NAMES:
         program = shutil.which(name)
         if program:
             return Path(program)
-    if wanted:
-        return Build(None, f"{VARIABLE}={wanted} is no program; unset it or name a C compiler")
+    if requested:
+        return Build(None, f"{VARIABLE}={requested} is no program; unset it or name a C compiler")
     return Build(None, f"no C compiler ({', '.join(NAMES)}) on the PATH; install one, such as gcc")
 
 
@@ -88,8 +88,10 @@ def processor() -> str:
     words = [sys.platform, platform.machine(), platform.processor()]
     about = Path("/proc/cpuinfo")
     if about.exists():
-        seen = ("model name", "flags", "Features", "CPU part")
-        words += sorted({line for line in about.read_text().splitlines() if line.startswith(seen)})
+        prefixes = ("model name", "flags", "Features", "CPU part")
+        words += sorted(
+            {line for line in about.read_text().splitlines() if line.startswith(prefixes)}
+        )
     return "\n".join(words)
 
 
@@ -118,15 +120,16 @@ def compile_into(target: Path, source: Path, compiler: Path) -> Build:
         for native in PROCESSORS:
             command = [str(compiler), *FLAGS, *native, "-o", str(part), str(source), "-lm"]
             try:
-                done = subprocess.run(
+                process = subprocess.run(
                     command, capture_output=True, text=True, errors="replace", timeout=SECONDS
                 )
             except subprocess.TimeoutExpired:
                 return Build(None, f"{compiler} took longer than {SECONDS} s")
-            if done.returncode == 0 and part.stat().st_size:
+            if process.returncode == 0 and part.stat().st_size:
                 part.replace(target)
                 return Build(target, f"built by {compiler}, kept in {target.parent}")
-            complaint = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[0]
+            message = process.stderr.strip() or f"ended with {process.returncode}"
+            complaint = message.splitlines()[0]
             note = note or f"{compiler} failed: {complaint}"
         return Build(None, note)
     finally:

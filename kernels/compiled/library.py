@@ -81,14 +81,14 @@ def agrees(run: Run) -> bool:
     block = visibility.block(slice(0, 3), 1)
     logits = logits[..., block.keys]
     panel = logits.clone()
-    wanted = frozenset({"topk_index", "weights"})
-    sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, wanted)
+    reductions = frozenset({"topk_index", "weights"})
+    sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, reductions)
     results = sweep.room(block, panel.shape)
-    done = sweep.reduce(block, results, float("inf"), panel, panel)
+    complete = sweep.reduce(block, results, float("inf"), panel, panel)
     visibility.mask_logits(logits, block)
     weights = logits.softmax(dim=-1)
     return (
-        done
+        complete
         and torch.allclose(panel, weights, rtol=1e-6, atol=1e-9)
         and torch.allclose(results["max_prob"], weights.amax(dim=-1), rtol=1e-6)
         and torch.equal(results["topk_index"], logits.topk(2, dim=-1).indices)
@@ -106,16 +106,16 @@ def multiplies_alike(run: Run, pack: Pack) -> bool:
     logits = Logits(q[:, None], k[0].mT, spec.scale, scores)
     scratch = Scratch()
     operands = Operands.of(logits, v[0], pack, scratch)
-    wanted = frozenset({"attn_output"})
-    sweep = Sweep(run, Request(stats=()), visibility, None, None, wanted, operands, scratch)
+    reductions = frozenset({"attn_output"})
+    sweep = Sweep(run, Request(stats=()), visibility, None, None, reductions, operands, scratch)
     block = visibility.block(slice(0, 50), 1)
     none = torch.empty(1, 1, 50, 70, device="meta")
     results = sweep.room(block, none.shape)
-    done = sweep.reduce(block, results, float("inf"), None, none)
-    whole = q @ k.mT * spec.scale
-    visibility.mask_logits(whole, block)
-    return done and torch.allclose(
-        results["attn_output"], whole.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
+    complete = sweep.reduce(block, results, float("inf"), None, none)
+    products = q @ k.mT * spec.scale
+    visibility.mask_logits(products, block)
+    return complete and torch.allclose(
+        results["attn_output"], products.softmax(dim=-1) @ v, rtol=1e-5, atol=1e-6
     )
 
 

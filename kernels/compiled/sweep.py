@@ -196,20 +196,20 @@ class Sweep:
             shapes.pop("attn_output", None)
         if "topk_index" in shapes:
             shapes["topk_index"] = (*shapes["topk_index"], 2)
-        made = self.scratch.share("results", shapes)
+        results = self.scratch.share("results", shapes)
         if "attn_output" in self.filled and self.output is not None:
-            made["attn_output"] = self.output[:, :, block.queries]
-        if "topk_index" in made:
+            results["attn_output"] = self.output[:, :, block.queries]
+        if "topk_index" in results:
             # Two halves of a whole number.
-            made["topk_index"] = made["topk_index"].view(torch.int64).squeeze(-1)
-        return made
+            results["topk_index"] = results["topk_index"].view(torch.int64).squeeze(-1)
+        return results
 
 
 def left_to_torch(request: Request, visibility: Visibility) -> frozenset[str]:
     """List what the sweep leaves to torch, which needs the weights for it."""
-    left = {"weights", "logits"}
+    remaining = {"weights", "logits"}
     if request.k > LARGEST_K:
-        left |= {"topk_index", "topk_weights"}
+        remaining |= {"topk_index", "topk_weights"}
     if visibility.lengths is not None:
-        left |= {"first_sum"}
-    return frozenset(left)
+        remaining |= {"first_sum"}
+    return frozenset(remaining)

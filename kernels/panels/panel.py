@@ -140,15 +140,15 @@ class Panel:
         """Reduce the weights over the queries of each tile; the last tile may be a short one."""
         batch, heads, rows, keys = self.weights.shape
         tile = min(self.request.tile, rows)
-        whole = rows // tile * tile
-        if whole == rows:
+        in_tiles = rows // tile * tile
+        if in_tiles == rows:
             return reduce(self.weights.view(-1, tile, keys)).view(batch, heads, -1, keys)
-        pieces = torch.split(self.weights, [whole, rows - whole], dim=2)
-        made = [
+        pieces = torch.split(self.weights, [in_tiles, rows - in_tiles], dim=2)
+        reduced = [
             reduce(piece.reshape(-1, count, keys)).view(batch, heads, -1, keys)
-            for piece, count in zip(pieces, (tile, rows - whole), strict=True)
+            for piece, count in zip(pieces, (tile, rows - in_tiles), strict=True)
         ]
-        return torch.cat(made, dim=2)
+        return torch.cat(reduced, dim=2)
 
     def _across(self, columns: Tensor) -> Float[Tensor, "batch head query_tile key_tile tile"]:
         """Cut the columns into tiles; the last tile is filled up with zeros."""

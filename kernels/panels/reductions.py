@@ -35,24 +35,24 @@ def sheared(
     *heads, rows, keys = weights.shape
     *steps, step, _ = weights.stride()
     bins = weights.new_zeros(*heads, rows, len(starts))
-    own = keys - rows
+    diagonal = keys - rows
 
     def strip(start: int, stop: int, skip: int = 0) -> Tensor:
-        at = weights.storage_offset() + skip * step + own + skip + 1 - stop
+        at = weights.storage_offset() + skip * step + diagonal + skip + 1 - stop
         sizes = (*heads, rows - skip, stop - start)
         return weights.as_strided(sizes, (*steps, step + 1, 1), at)
 
-    narrow = sum(2 * start <= min(own + 1, NARROW) for start in starts)
+    narrow = sum(2 * start <= min(diagonal + 1, NARROW) for start in starts)
     table = memberships(narrow).to(weights)
     bins[..., :narrow] = strip(0, len(table)) @ table
     for number, start in enumerate(starts[narrow:], narrow):
         stop = min(2 * start, keys)
         # The first row has none before it.
-        skip = int(stop > own + 1)
+        skip = int(stop > diagonal + 1)
         if start < stop:
             torch.sum(strip(start, stop, skip), dim=-1, out=bins[..., skip:, number])
-        if skip and start <= own:
-            torch.sum(weights[..., 0, : own + 1 - start], dim=-1, out=bins[..., 0, number])
+        if skip and start <= diagonal:
+            torch.sum(weights[..., 0, : diagonal + 1 - start], dim=-1, out=bins[..., 0, number])
     return bins
 
 
@@ -81,9 +81,9 @@ def select_topk(
         teeth = wide * torch.arange(COMB, device=best.device)
         candidates = (best[..., None] + teeth).flatten(-2)
         if COMB * wide < keys:
-            rest = torch.arange(COMB * wide, keys, device=best.device)
-            rest = rest.expand(*candidates.shape[:-1], -1)
-            candidates = torch.cat((candidates, rest), dim=-1)
+            tail = torch.arange(COMB * wide, keys, device=best.device)
+            tail = tail.expand(*candidates.shape[:-1], -1)
+            candidates = torch.cat((candidates, tail), dim=-1)
         values, place = logits.gather(3, candidates).topk(count, dim=-1)
         columns = candidates.gather(3, place)
     else:

@@ -79,11 +79,11 @@ class Softmax:
         assert self.sinks is not None
         keys = -computed["max_prob"].log()
         computed["lse_minus_max"] = torch.logaddexp(keys, self.sinks - computed["max_logit"])
-        left = torch.exp(keys - computed["lse_minus_max"])
-        weights.mul_(left[..., None])
+        share = torch.exp(keys - computed["lse_minus_max"])
+        weights.mul_(share[..., None])
         for name in ("max_prob", "mean_minus_max"):
             if name in computed:
-                computed[name].mul_(left)
+                computed[name].mul_(share)
 
     def recompute(self, block: Block, logits: Tensor, groups: list[slice]) -> Tensor:
         """Make the logits of some groups of rows in float64, in place."""
@@ -118,12 +118,12 @@ class Softmax:
         # Only a processor has a cache to keep to; a GPU would wait for many small calls.
         count = max(CACHED // keys, 1) if logits.device.type == "cpu" else len(scratch)
         rows = torch.split(logits.view(-1, keys), count)
-        made = rows if weights is logits else torch.split(weights.view(-1, keys), count)
+        outputs = rows if weights is logits else torch.split(weights.view(-1, keys), count)
         few = scratch[:count]
         chunks: dict[str, list[Tensor]] = {"max_logit": [], "max_prob": []}
         if "entropy" in self.wanted:
             chunks["mean_minus_max"] = []
-        for chunk, into in zip(rows, made, strict=True):
+        for chunk, into in zip(rows, outputs, strict=True):
             if chunk.shape[0] < few.shape[0]:
                 few = few[: chunk.shape[0]]
             max_logit = chunk.amax(dim=-1, keepdim=True)

@@ -20,13 +20,13 @@ def from_panel(panel: Panel) -> Tensor:
 
 def shortest(panel: Panel, before: Tensor) -> Tensor:
     """Halve the interval that the shortest distance lies in, given the sums before each key."""
-    wanted = panel.request.share * before[..., -1:]
+    threshold = panel.request.share * before[..., -1:]
     longest = max(panel.visibility.queries, panel.visibility.keys)
-    misses = torch.zeros(wanted.shape, dtype=torch.long, device=wanted.device)
+    misses = torch.zeros(threshold.shape, dtype=torch.long, device=threshold.device)
     holds = misses + longest
     for _ in range((longest - 1).bit_length()):
         middle = (misses + holds) // 2
-        enough = panel.within(middle, before) >= wanted
+        enough = panel.within(middle, before) >= threshold
         holds = torch.where(enough, middle, holds)
         misses = torch.where(enough, misses, middle)
     return holds[..., 0]

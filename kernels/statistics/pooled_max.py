@@ -30,8 +30,8 @@ def from_dense(dense: DenseAttention) -> Tensor:
         queries = dense.weights[:, :, first : first + tile]
         parts = [queries[..., at : at + tile] for at in range(0, queries.shape[3], tile)]
         row = torch.stack([part.amax(dim=(2, 3)) for part in parts], dim=-1)
-        some = valid_queries[:, :, first : first + tile].any(dim=-1)
-        rows.append(torch.where(some[..., None], row, torch.nan))
+        has_query = valid_queries[:, :, first : first + tile].any(dim=-1)
+        rows.append(torch.where(has_query[..., None], row, torch.nan))
     return torch.stack(rows, dim=2)
 
 

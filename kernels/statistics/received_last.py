@@ -20,11 +20,11 @@ from headscope.kernels.visibility import Visibility
 def ending(visibility: Visibility, last: int) -> Bool[Tensor, "batch query"]:
     """Which queries are among the last of their sequence that see a key."""
     valid_queries = visibility.valid_queries
-    left = valid_queries.flip(-1).cumsum(dim=-1).flip(-1)
+    remaining = valid_queries.flip(-1).cumsum(dim=-1).flip(-1)
     if visibility.lengths is not None:
-        after = torch.nn.functional.pad(left, (0, 1))
-        left = left - after[:, visibility.end]
-    return valid_queries & (left <= last)
+        after = torch.nn.functional.pad(remaining, (0, 1))
+        remaining = remaining - after[:, visibility.end]
+    return valid_queries & (remaining <= last)
 
 
 def from_panel(panel: Panel) -> Tensor:
@@ -50,8 +50,8 @@ def from_dense(dense: DenseAttention) -> Tensor:
         counts: dict[int, int] = {}
         for query in reversed(range(valid_queries.shape[1])):
             if valid_queries[row, query]:
-                seen = int(dense.visible[row, 0, query].nonzero()[0])
-                number = int(dense.sequence[seen])
+                first_key = int(dense.visible[row, 0, query].nonzero()[0])
+                number = int(dense.sequence[first_key])
                 counts[number] = counts.get(number, 0) + 1
                 if counts[number] <= dense.request.last:
                     chosen[row, 0, query] = dense.visible[row, 0, query]

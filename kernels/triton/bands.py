@@ -40,8 +40,8 @@ class BandLaunch(Launch):
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys of the band each query may see."""
-        whole = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
-        options = {field.name: getattr(whole, field.name) for field in fields(whole)}
+        full = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        options = {field.name: getattr(full, field.name) for field in fields(full)}
         return Band(**options, nearest=self.nearest, farthest=self.farthest)
 
 
@@ -54,9 +54,9 @@ class ChosenLaunch(Launch):
     @cached_property
     def visibility(self) -> Visibility:
         """Which keys the chosen queries may see."""
-        whole = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
+        full = self.spec.visibility(self.q.shape[2], self.k.shape[2], self.q.device)
         real = self.chosen.expand(self.q.shape[0], -1)
-        return replace(whole, query_mask=real)
+        return replace(full, query_mask=real)
 
 
 def narrow(launch: Launch, nearest: int, farthest: int) -> BandLaunch:

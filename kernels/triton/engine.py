@@ -33,7 +33,7 @@ class TritonEngine:
             arch = architecture(launch.q.device)
             size, dtype = launch.q.shape[3], launch.q.dtype
             forward = self.forward or forward_for(arch, size, dtype, launch.spec)
-            taken = ways(names, stock=forward == "stock")
+            passes = ways(names, stock=forward == "stock")
             if forward == "stock":
                 first = sdpa.run(launch)
             else:
@@ -42,13 +42,13 @@ class TritonEngine:
                 )
             results = leave(launch, first, names)
             for way, run in PASSES.items():
-                wanted = [name for name in names if taken[name] == way]
-                if wanted:
-                    results |= run(launch, first.lse, wanted, self.panels.request)
+                group = [name for name in names if passes[name] == way]
+                if group:
+                    results |= run(launch, first.lse, group, self.panels.request)
             results |= self._finish(chosen, results, first)
-            rest = [statistic for statistic in chosen if taken[statistic.name] == "panels"]
-            if rest:
-                results |= PanelEngine(self.panels).run(rest)
+            remaining = [statistic for statistic in chosen if passes[statistic.name] == "panels"]
+            if remaining:
+                results |= PanelEngine(self.panels).run(remaining)
         return {name: results[name] for name in names}
 
     def _finish(
@@ -78,5 +78,5 @@ def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tenso
         results["learned_sink_mass"] = torch.zeros_like(first.lse)
         if launch.sinks is not None:
             results["learned_sink_mass"] = torch.exp2(launch.sinks[:, None] - first.lse)
-    asked = {"max_weight": first.max_weight, "entropy": first.entropy}
-    return results | {name: result for name, result in asked.items() if result is not None}
+    optional = {"max_weight": first.max_weight, "entropy": first.entropy}
+    return results | {name: result for name, result in optional.items() if result is not None}

@@ -186,10 +186,10 @@ def effective_span(
     longest = max(launch.q.shape[2], launch.k.shape[2])
     holds = torch.full(launch.q.shape[:3], longest, dtype=torch.int32, device=launch.q.device)
     misses = torch.zeros_like(holds)
-    wanted = share * within(launch, lse, holds, configuration)
+    threshold = share * within(launch, lse, holds, configuration)
     for _ in range((longest - 1).bit_length()):
         middle = (misses + holds) // 2
-        enough = within(launch, lse, middle, configuration) >= wanted
+        enough = within(launch, lse, middle, configuration) >= threshold
         holds = torch.where(enough, middle, holds)
         misses = torch.where(enough, misses, middle)
     return holds.clamp_min(1).float()

@@ -77,8 +77,8 @@ class AttentionCall:
     def variant(self, edits: WeightEdits | None = None) -> AttentionSpec:
         """Say how the scores of this layer become weights."""
         # Without causal order the kernels cannot tell that queries and keys are the same tokens.
-        same = not self.causal and self.query.shape[2] == self.key.shape[2]
-        query_mask = self.key_mask if same else None
+        unordered = not self.causal and self.query.shape[2] == self.key.shape[2]
+        query_mask = self.key_mask if unordered else None
         if self.kind == "cross" and query_mask is not None:
             query_mask = torch.ones_like(query_mask)
         names = ("scale", "causal", "window", "softcap", "key_mask", "sinks", "slopes", "bias")
@@ -148,8 +148,8 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     with _lock, ExitStack() as stack:
         if model.bridge is not None:
             stack.enter_context(unwrapped(model.bridge))
-        own = own_implementation(model.module)
-        stack.enter_context(using(model.module, own or NAME))
+        custom = own_implementation(model.module)
+        stack.enter_context(using(model.module, custom or NAME))
         index = None if model.attention == SELF else AttentionIndex(model.module)
         if index is not None:
             stack.enter_context(index.track_cross_attention())
@@ -157,7 +157,7 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
         session = _Session(receive, model.module, model.attention, index, outside)
         token = _session.set(session)
         stack.callback(_session.reset, token)
-        if session.outside or own is not None:
+        if session.outside or custom is not None:
             stack.enter_context(trace_attention(model.module, session.on_traced))
         yield
 
@@ -224,7 +224,7 @@ def _read(
     bias = fields.pop("position_bias", None)
     if kind == "cross" and bias is not None and not bool(bias.any()):
         bias = None  # T5 hands its cross-attention a matrix of zeros
-    unknown = [name for name, given in fields.items() if given is not None]
+    unknown = [name for name, setting in fields.items() if setting is not None]
     for name in sorted(set(unknown) - HARMLESS):
         raise UnsupportedModel(
             f"{name}: {where} (layer {layer}) uses a variant of attention that the engine does "
@@ -270,8 +270,8 @@ def _mask(
         last = torch.arange(max(q_length - 2, 0), q_length)[:, None] + int(q_offset)
         keys = torch.arange(kv_length)[None, :] + int(kv_offset)
         zero = torch.zeros((), dtype=torch.long)
-        seen = mask_function(zero, zero, last, keys).cpu().expand(len(last), kv_length)
-        shape = _shape(seen, last, keys, window)
+        visible = mask_function(zero, zero, last, keys).cpu().expand(len(last), kv_length)
+        shape = _shape(visible, last, keys, window)
         session.masks.add(shape)
     mask: Tensor | None = flash_attention_mask(
         batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask
@@ -283,14 +283,14 @@ def _mask(
     return Mask.of(rule, size, options["dtype"], torch.device(options["device"]))
 
 
-def _shape(seen: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:
+def _shape(visible: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:
     """Name a mask from its last two rows: a chunked mask agrees with a window on one at most."""
-    if bool(seen.all()) and seen.shape[1] > 1 and bool((keys > last).any()):
+    if bool(visible.all()) and visible.shape[1] > 1 and bool((keys > last).any()):
         return False, None
     causal = keys <= last
-    if torch.equal(seen, causal):
+    if torch.equal(visible, causal):
         return True, None
-    if window is not None and torch.equal(seen, causal & (keys > last - int(window))):
+    if window is not None and torch.equal(visible, causal & (keys > last - int(window))):
         return True, int(window)
     raise UnsupportedModel(
         "attention_mask: the model builds a mask that is neither causal nor a sliding window "

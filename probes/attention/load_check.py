@@ -62,20 +62,19 @@ def inspect(model: Model) -> Model:
 
     model = replace(model, geometry=_geometry(model, ids))
     names = compared(model)
-    ours = run(model, ids, Reader(Request(stats=names), take=take), head=False)
+    output = run(model, ids, Reader(Request(stats=names), take=take), head=False)
     if isinstance(ids, Tensor) and model.reads == "images":
         vision.check(model, ids, calls[0].query.shape[2])
-    own, weights = _eager(model, ids, calls)
+    expected, weights = _eager(model, ids, calls)
     halves = (torch.float16, torch.bfloat16)
     half = any(weight.dtype in halves for weight in model.module.parameters())
     tolerance = 5e-2 if half else 1e-4
-    _compare_implementations(model, ids, own, tolerance)
-    _compare_output(model, ours, own, tolerance)
+    _compare_implementations(model, ids, expected, tolerance)
+    _compare_output(model, output, expected, tolerance)
     for layer_call, own_weights in zip(calls, weights, strict=True):
-        ours_of_layer = statistics[layer_call.layer]
-        _compare_statistics(model, layer_call, ours_of_layer, own_weights, tolerance)
+        _compare_statistics(model, layer_call, statistics[layer_call.layer], own_weights, tolerance)
     silent = run(model, ids, Reader(Request(stats=()), edits=(_Silence(),)), head=False)
-    if torch.equal(silent, ours):
+    if torch.equal(silent, output):
         raise UnsupportedModel(
             f"model: removing every head of {model.name} changes nothing; refused"
         )
@@ -100,10 +99,10 @@ def _refuse_unfit(model: Model) -> None:
             "model: a TransformerBridge around an encoder and a decoder is not read; give the "
             "Hugging Face model in it (bridge.original_model)"
         )
-    given = getattr(model.module, "main_input_name", "input_ids")
-    if model.attention != SELF and given != "input_ids":
+    input_name = getattr(model.module, "main_input_name", "input_ids")
+    if model.attention != SELF and input_name != "input_ids":
         raise UnsupportedModel(
-            f"model: the encoder of {model.architecture} reads {given}, not tokens"
+            f"model: the encoder of {model.architecture} reads {input_name}, not tokens"
         )
     if getattr(model.module.config, "attention_type", None) == "block_sparse":
         # BigBird turns itself into another model at the first short text, such as ours.
@@ -198,12 +197,12 @@ def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, 
         pair = paired(model, ids)
         with using(model.module, "eager"):
             listed = maps(model, pair.source, pair.target, PLAIN)
-            own = call(model, ids, head=False)
-        return own, [listed[layer_call.layer][0].double().cpu() for layer_call in calls]
+            hidden = call(model, ids, head=False)
+        return hidden, [listed[layer_call.layer][0].double().cpu() for layer_call in calls]
     parts = [layer_call.module for layer_call in calls]
     weights: dict[int, Tensor] = {}
 
-    def keep(part: nn.Module, given: Any, result: Any) -> None:
+    def keep(part: nn.Module, args: Any, result: Any) -> None:
         maps = [value for value in result[1:] if isinstance(value, Tensor) and value.ndim == 4]
         if len(maps) == 1:
             weights[id(part)] = maps[0][0].double().cpu()
@@ -212,20 +211,20 @@ def _eager(model: Model, ids: Ids, calls: list[AttentionCall]) -> tuple[Tensor, 
         for part in parts:
             stack.enter_context(part.register_forward_hook(keep))
         implementation = own_implementation(model.module) or "eager"
-        own = _own(model, ids, implementation)
+        hidden = _last_hidden_state(model, ids, implementation)
         if not weights and not follows(model.module):
             # Older code makes weights only where they are asked for. Not at first: to ask newer
             # code leaves hooks of transformers' own behind.
-            own = _own(model, ids, "eager", output_attentions=True)
+            hidden = _last_hidden_state(model, ids, "eager", output_attentions=True)
     for part in parts:
         if id(part) not in weights:
             raise UnsupportedModel(
                 f"model: {type(part).__name__} returns no weights to check against"
             )
-    return own, [weights[id(part)] for part in parts]
+    return hidden, [weights[id(part)] for part in parts]
 
 
-def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
+def _last_hidden_state(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
     """Run the model's own attention: the last hidden state."""
     with ExitStack() as stack:
         if model.bridge is not None:
@@ -238,24 +237,27 @@ def _own(model: Model, ids: Ids, implementation: str, **options: Any) -> Tensor:
     return hidden
 
 
-def _compare_implementations(model: Model, ids: Ids, own: Tensor, tolerance: float) -> None:
+def _compare_implementations(model: Model, ids: Ids, eager: Tensor, tolerance: float) -> None:
     """Refuse a model whose attentions are two: outside the interface, each has its own code."""
-    given = model.module.config._attn_implementation
-    if follows(model.module) or given == "eager":
+    implementation = model.module.config._attn_implementation
+    if follows(model.module) or implementation == "eager":
         return
-    gap = float((_own(model, ids, given).double() - own.double()).abs().max())
-    if gap > tolerance * max(1.0, float(own.double().abs().max())):
+    gap = float(
+        (_last_hidden_state(model, ids, implementation).double() - eager.double()).abs().max()
+    )
+    if gap > tolerance * max(1.0, float(eager.double().abs().max())):
         raise UnsupportedModel(
-            f"model: the {given} and the eager attention of {model.name} differ by {gap:.2g}, so "
-            "there is no one reading; load it with attn_implementation='eager' to read that"
+            f"model: the {implementation} and the eager attention of {model.name} differ by "
+            f"{gap:.2g}, so there is no one reading; load it with attn_implementation='eager' to "
+            "read that"
         )
 
 
-def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -> None:
-    if not bool(torch.isfinite(own).all()):
+def _compare_output(model: Model, output: Tensor, expected: Tensor, tolerance: float) -> None:
+    if not bool(torch.isfinite(expected).all()):
         raise InvalidInput(f"model: {model.name} gives NaN or infinite numbers; check its weights")
-    gap = float((ours.double() - own.double()).abs().max())
-    allowed = tolerance * max(1.0, float(own.double().abs().max()))
+    gap = float((output.double() - expected.double()).abs().max())
+    allowed = tolerance * max(1.0, float(expected.double().abs().max()))
     if gap > allowed:
         raise UnsupportedModel(
             f"model: through {NAME} the output of {model.name} differs from its eager attention "
@@ -266,28 +268,28 @@ def _compare_output(model: Model, ours: Tensor, own: Tensor, tolerance: float) -
 def _compare_statistics(
     model: Model,
     layer_call: AttentionCall,
-    ours: dict[str, Tensor],
+    statistics: dict[str, Tensor],
     weights: Tensor,
     tolerance: float,
 ) -> None:
     # Not weights > 0: a key that is seen may have a weight that rounds to zero.
     query, key = (torch.arange(size) for size in weights.shape[-2:])
-    seen = torch.ones(weights.shape[-2:], dtype=torch.bool)
+    visible = torch.ones(weights.shape[-2:], dtype=torch.bool)
     if layer_call.causal:
-        seen &= key[None, :] <= query[:, None]
+        visible &= key[None, :] <= query[:, None]
     if layer_call.window is not None:
-        seen &= key[None, :] > query[:, None] - layer_call.window
+        visible &= key[None, :] > query[:, None] - layer_call.window
     # A learned sink is an outcome that eager attention does not return.
-    rest = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
-    shares = weights if layer_call.sinks is None else torch.cat((weights, rest), dim=-1)
+    sink = (1.0 - weights.sum(-1, keepdim=True)).clamp_min(0.0)
+    shares = weights if layer_call.sinks is None else torch.cat((weights, sink), dim=-1)
     expected = {
         "entropy": -torch.xlogy(shares, shares).sum(-1),
         "max_weight": weights.max(-1).values,
         "first_mass": weights[..., 0],
-        "received": weights.sum(-2) / seen.sum(-2),
+        "received": weights.sum(-2) / visible.sum(-2),
     }
-    for name in ours:
-        gap = (ours[name] - expected[name]).abs().amax(-1)
+    for name in statistics:
+        gap = (statistics[name] - expected[name]).abs().amax(-1)
         head = int(gap.argmax())
         if not float(gap[head]) <= tolerance * max(1.0, float(expected[name].abs().max())):
             raise UnsupportedModel(

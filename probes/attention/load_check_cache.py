@@ -88,8 +88,8 @@ def _code(module: nn.Module) -> Iterator[str]:
     kinds = {type(part) for part in module.modules()}
     owners: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
     owners.update({kind.__module__: sys.modules[kind.__module__] for kind in kinds})
-    for owner, held in owners.items():
-        for name, value in list(vars(held).items()):
+    for owner, definitions in owners.items():
+        for name, value in list(vars(definitions).items()):
             function = inspect.unwrap(value) if callable(value) else None
             code = getattr(function, "__code__", None)
             if code is not None:
@@ -118,10 +118,10 @@ def _digest(*parts: str) -> str:
 def _read(file: Path, identity: dict[str, Any]) -> Geometry | None:
     """Read a pass; a file that is missing, broken or of something else is none."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["identity"] != identity:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["identity"] != identity:
             return None
-        numbers = dict(kept["geometry"])
+        numbers = dict(record["geometry"])
         without = tuple(map(int, numbers.pop("without")))
         flags: Any = {name: bool(numbers.pop(name)) for name in ("crossed", "causal", "sigmoid")}
         sizes: Any = {name: int(number) for name, number in numbers.items()}
@@ -134,7 +134,7 @@ def _write(file: Path, identity: dict[str, Any], geometry: Geometry) -> None:
     """Keep a pass; where nothing can be written, the check runs again at the next load."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = {"identity": identity, "geometry": asdict(geometry)}
-        write_text(file, json.dumps(kept, indent=1) + "\n")
+        record = {"identity": identity, "geometry": asdict(geometry)}
+        write_text(file, json.dumps(record, indent=1) + "\n")
     except (OSError, HeadscopeError):
         return

@@ -111,10 +111,10 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
 
     generator = torch.Generator().manual_seed(0)
 
-    def swap(module: nn.Module, given: Any, result: Tensor) -> Tensor:
-        made = torch.randn(result.shape, generator=generator).to(result)
-        flow[module] = (given[0].detach(), made)
-        return made
+    def swap(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        drawn = torch.randn(result.shape, generator=generator).to(result)
+        flow[module] = (args[0].detach(), drawn)
+        return drawn
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         calls[call.layer], head_outputs[call.layer] = call, z
@@ -151,8 +151,8 @@ def _block(model: Model, attention: nn.Module, places: dict[int, int]) -> list[n
     for group in model.module.modules():
         # From the outside inwards: the first that holds this attention alone.
         inside = list(group.modules())
-        held = [part for part in inside if id(part) in places]
-        if held == [attention]:
+        attentions = [part for part in inside if id(part) in places]
+        if attentions == [attention]:
             return inside
     return [attention]
 
@@ -165,7 +165,7 @@ def _tokens(model: Model) -> Int[Tensor, "token 1"]:
 
 def _fits(
     module: nn.Module,
-    given: Tensor,
+    entered: Tensor,
     result: Tensor,
     target: Float[Tensor, "token head size"],
     part: str,
@@ -174,7 +174,7 @@ def _fits(
 ) -> Iterator[Projection]:
     """Yield the cuts of a module that make (for ``o``: take) what arrived at the attention."""
     tolerance = 3e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
-    vectors = (given if part == "o" else result).flatten(0, -2).double().cpu()
+    vectors = (entered if part == "o" else result).flatten(0, -2).double().cpu()
     if len(vectors) != len(target):
         return
     for rows in _cuts(vectors.shape[1], target.shape[1], target.shape[2], part):
@@ -226,7 +226,7 @@ def _gains(attention: nn.Module, part: str, target: Tensor) -> list[Tensor]:
 
 
 def _fit(
-    made: Float[Tensor, "token head size"],
+    vectors: Float[Tensor, "token head size"],
     target: Float[Tensor, "token head size"],
     tolerance: float,
 ) -> tuple[float, bool] | None:
@@ -235,10 +235,10 @@ def _fit(
     None where they do not agree up to a positive factor.
     """
     scale = float(target.abs().max())
-    if float((made - target).abs().max()) <= tolerance * max(scale, 1e-30):
+    if float((vectors - target).abs().max()) <= tolerance * max(scale, 1e-30):
         return 1.0, False
-    factors = (made * target).sum(-1) / made.square().sum(-1).clamp_min(1e-300)
-    gap = (made * factors[..., None] - target).norm(dim=-1)
+    factors = (vectors * target).sum(-1) / vectors.square().sum(-1).clamp_min(1e-300)
+    gap = (vectors * factors[..., None] - target).norm(dim=-1)
     if bool((gap > tolerance * target.norm(dim=-1)).any()) or bool((factors <= 0).any()):
         return None
     common = float(factors.median())

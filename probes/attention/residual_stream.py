@@ -56,8 +56,8 @@ def blocks(model: Model) -> list[nn.Module]:
         if not isinstance(group, nn.ModuleList):
             continue
         for block in group:
-            held = [getattr(part, "layer_idx", None) for part in block.modules()]
-            layers = {number for number in held if isinstance(number, int)}
+            numbers = [getattr(part, "layer_idx", None) for part in block.modules()]
+            layers = {number for number in numbers if isinstance(number, int)}
             if len(layers) == 1:
                 by_layer.setdefault(layers.pop(), block)
     if not by_layer:

@@ -99,26 +99,26 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     Examples
     --------
     >>> from headscope.probes import load_model
-    >>> found = read(load_model("headscope/bundled"))
-    >>> found[0].pairs[0].tolist(), round(float(found[0].wavelengths[0]), 3)
+    >>> rotations = read(load_model("headscope/bundled"))
+    >>> rotations[0].pairs[0].tolist(), round(float(rotations[0].wavelengths[0]), 3)
     ([0, 16], 6.283)
     """
     _refuse_changing(model, length)
     projections = weights.read(model, ("q", "k")).projections
-    made: dict[tuple[int, str], Tensor] = {}
-    arrived: dict[tuple[int, str], Tensor] = {}
+    unrotated: dict[tuple[int, str], Tensor] = {}
+    rotated: dict[tuple[int, str], Tensor] = {}
 
     generator = torch.Generator().manual_seed(0)
 
-    def swap(keys: list[tuple[int, str]], module: nn.Module, given: Any, result: Tensor) -> Tensor:
+    def swap(keys: list[tuple[int, str]], module: nn.Module, args: Any, result: Tensor) -> Tensor:
         numbers = torch.randn(result.shape, generator=generator)
         for key in keys:
-            made[key] = projections[key].apply(numbers)[0].transpose(0, 1)
+            unrotated[key] = projections[key].apply(numbers)[0].transpose(0, 1)
         return numbers.to(result)
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
         for part, vectors in (("q", call.query), ("k", call.key)):
-            arrived[call.layer, part] = vectors[0].detach().double().cpu()
+            rotated[call.layer, part] = vectors[0].detach().double().cpu()
 
     count = min(LENGTH, model.context or LENGTH)
     ids = ((7 * torch.arange(count) + 3) % model.vocabulary)[None]
@@ -132,7 +132,9 @@ def read(model: Model, length: int = LENGTH) -> dict[int, Rotation]:
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     rotations = {}
     for layer in model.geometry.attending:
-        pairs = [(_unit(made[layer, part]), _unit(arrived[layer, part])) for part in ("q", "k")]
+        pairs = [
+            (_unit(unrotated[layer, part]), _unit(rotated[layer, part])) for part in ("q", "k")
+        ]
         rotations[layer] = _only(model, layer, pairs, tolerance)
     return rotations
 
@@ -144,7 +146,7 @@ def _only(
     tolerance: float,
 ) -> Rotation:
     for candidate in _candidates(model):
-        gaps = [np.abs(candidate.apply(made) - seen).max() for made, seen in pairs]
+        gaps = [np.abs(candidate.apply(vectors) - expected).max() for vectors, expected in pairs]
         if max(gaps) <= tolerance:
             return candidate
     raise UnsupportedModel(
@@ -184,8 +186,8 @@ def _unit(vectors: Tensor) -> NDArray[np.float64]:
 
 def _refuse_changing(model: Model, length: int) -> None:
     config = model.module.config.get_text_config()
-    given = getattr(config, "rope_parameters", None) or {}
-    groups = [given, *(value for value in given.values() if isinstance(value, dict))]
+    parameters = getattr(config, "rope_parameters", None) or {}
+    groups = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     for group in groups:
         original = group.get("original_max_position_embeddings") or model.context or length
         if group.get("rope_type") in CHANGING and length > original:

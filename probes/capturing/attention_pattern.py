@@ -70,8 +70,8 @@ def pattern(
     --------
     >>> from headscope.probes import capture, load_model
     >>> model = load_model("headscope/bundled")
-    >>> found = capture(model, [[0, 5, 6, 5]], stats=("lse",), keep=("q", "k"))
-    >>> pattern(found, layer=0, head=0).sum("key").round(4).values.tolist()
+    >>> captured = capture(model, [[0, 5, 6, 5]], stats=("lse",), keep=("q", "k"))
+    >>> pattern(captured, layer=0, head=0).sum("key").round(4).values.tolist()
     [1.0, 1.0, 1.0, 1.0]
     >>> bare = capture(model, [[0, 5, 6, 5]], stats=("entropy",))
     >>> pattern(bare, layer=0, head=0, keys=slice(1), model=model).values[0, 0]
@@ -94,8 +94,8 @@ def pattern(
         raise ResourceLimit(
             f"queries, keys: {len(rows)} × {len(columns)} weights; narrow them to 2048 × 2048"
         )
-    kept = all(name in capture for name in KEPT)
-    if model is None or (kept and not capture.attrs.get("reweighted")):
+    complete = all(name in capture for name in KEPT)
+    if model is None or (complete and not capture.attrs.get("reweighted")):
         weights = _from_kept(capture, read, rows, columns)
     else:
         weights = _from_model(model, edits, read, rows, columns)
@@ -159,14 +159,14 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
 def visible_keys(read: Callable[[str], Any], rows: Any, columns: Any) -> Any:
     """Tell which keys each query of a layer sees, by its causal order and its window."""
     window = float(read("window"))
-    seen = np.ones((len(rows), len(columns)), dtype=bool)
+    visible = np.ones((len(rows), len(columns)), dtype=bool)
     if bool(read("causal")):
-        seen &= columns[None, :] <= rows[:, None]
+        visible &= columns[None, :] <= rows[:, None]
     if not np.isnan(window):
-        seen &= columns[None, :] > rows[:, None] - window
+        visible &= columns[None, :] > rows[:, None] - window
         if not bool(read("causal")):
-            seen &= columns[None, :] < rows[:, None] + window
-    return seen
+            visible &= columns[None, :] < rows[:, None] + window
+    return visible
 
 
 def _from_model(
@@ -187,18 +187,20 @@ def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) ->
             f"model: windows of {model.attention} attention are cut from what a capture keeps; "
             "capture(..., stats=('lse', ...), keep=('q', 'k')), and leave model out"
         )
-    given = {"revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
-    for name, value in given.items():
+    properties = {"revision": model.revision, "dtype": str(model.dtype).removeprefix("torch.")}
+    for name, value in properties.items():
         if capture.attrs.get(name) != value:
-            made = capture.attrs.get(name, "none that it names")
+            recorded = capture.attrs.get(name, "none that it names")
             raise InvalidInput(
-                f"model: {name} {value}, but this capture was made at {made}; load that model, or "
-                "capture again"
+                f"model: {name} {value}, but this capture was made at {recorded}; load that model, "
+                "or capture again"
             )
     described = json.dumps([edit.describe() for edit in edits]) if edits else ""
     if described != capture.attrs.get("edits", ""):
-        made = capture.attrs.get("edits") or "none"
-        raise InvalidInput(f"edits: this capture was made with {made[:200]}; give the same ones")
+        recorded = capture.attrs.get("edits") or "none"
+        raise InvalidInput(
+            f"edits: this capture was made with {recorded[:200]}; give the same ones"
+        )
     lengths = capture["length"].values
     if len(lengths) != capture.attrs.get("n_prompts"):
         return  # a selection of the prompts, to which no digest belongs
@@ -214,8 +216,8 @@ def pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[s
     for name, value in (("layer", layer), ("head", head)):
         known = capture[name].values
         if value not in known:
-            there = f"{int(known.min())} to {int(known.max())}"
-            raise InvalidInput(f"{name}: no {value} in this capture; it has {there}")
+            available = f"{int(known.min())} to {int(known.max())}"
+            raise InvalidInput(f"{name}: no {value} in this capture; it has {available}")
         place[name] = int(np.flatnonzero(known == value)[0])
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise InvalidInput(

@@ -19,26 +19,26 @@ from headscope.probes.prompts.reading import read
 from headscope.probes.storage import dataset_file, incremental
 
 if TYPE_CHECKING:
-    from headscope.probes.capturing import spans as spans_module
-    from headscope.probes.capturing import targets as targets_module
+    from headscope.probes.capturing.spans import SpansLike
+    from headscope.probes.capturing.targets import TargetsLike
     from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import reading as prompts_module
+    from headscope.probes.prompts.reading import PromptsLike
 
 
 def capture(
     model: Any,
-    prompts: prompts_module.Given,
+    prompts: PromptsLike,
     stats: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     edits: Sequence[Edit] = (),
     *,
     first: int = 1,
     offsets: Sequence[int] = (0, 1),
-    targets: targets_module.Given | None = None,
+    targets: TargetsLike | None = None,
     tile: int | None = None,
     clip: int | None = None,
     recent: int = 64,
-    spans: spans_module.Given | None = None,
+    spans: SpansLike | None = None,
     share: float = 0.9,
     k: int = 8,
     horizon: tuple[int, int] = (1, 64),
@@ -182,7 +182,7 @@ def capture(
 
 def plan(
     model: Any,
-    prompts: prompts_module.Given,
+    prompts: PromptsLike,
     stats: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     edits: Sequence[Edit] = (),
@@ -211,7 +211,7 @@ def plan(
 
 def stored_bytes(
     model: Any,
-    prompts: prompts_module.Given,
+    prompts: PromptsLike,
     stats: Sequence[str],
     keep: Sequence[str],
     **options: Any,
@@ -223,7 +223,7 @@ def stored_bytes(
 
 def _recorder(
     model: Any,
-    prompts: prompts_module.Given,
+    prompts: PromptsLike,
     stats: Sequence[str] | None,
     keep: Sequence[str],
     edits: Sequence[Edit],

@@ -26,7 +26,7 @@ from headscope.probes.prompts.reading import read
 
 if TYPE_CHECKING:
     from headscope.probes.interventions.base import Edit
-    from headscope.probes.prompts import reading as prompts_module
+    from headscope.probes.prompts.reading import PromptsLike
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "span_mass", "topk", "topk_key")
 
@@ -44,7 +44,7 @@ UNFOLLOWED = {
 
 def generate(
     model: Any,
-    prompts: prompts_module.Given,
+    prompts: PromptsLike,
     stats: Sequence[str] = DEFAULT,
     edits: Sequence[Edit] = (),
     *,
@@ -111,8 +111,8 @@ def generate(
     --------
     >>> from headscope.probes import load_model
     >>> model = load_model("headscope/bundled")
-    >>> found = generate(model, [[0, 5, 6, 5]], stats=("entropy",), new_tokens=3)
-    >>> found["entropy"].sizes["query"], int(found["generated"].sum())
+    >>> capture = generate(model, [[0, 5, 6, 5]], stats=("entropy",), new_tokens=3)
+    >>> capture["entropy"].sizes["query"], int(capture["generated"].sum())
     (7, 3)
     """
     loaded = load_model(model)
@@ -192,16 +192,20 @@ class Steps:
         # Without the model's config every layer keeps all keys, also those behind its window; with
         # it, layers without attention keep the state that they need.
         cache = DynamicCache(config=module.config) if model.geometry.without else DynamicCache()
-        given = torch.tensor([list(ids)], device=model.device)
+        prompt_ids = torch.tensor([list(ids)], device=model.device)
         ends = module.generation_config.eos_token_id
         filler = ends[0] if isinstance(ends, list) else ends
         with torch.no_grad(), torch.random.fork_rng(), intercept_attention(model, self.attend):
             torch.manual_seed(seed)
             if self.edited > 1:
-                module(input_ids=given[:, : self.edited - 1], past_key_values=cache, use_cache=True)
+                module(
+                    input_ids=prompt_ids[:, : self.edited - 1],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
             written = module.generate(
-                given,
-                attention_mask=torch.ones_like(given),
+                prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
                 past_key_values=cache,
                 use_cache=True,
                 pad_token_id=0 if filler is None else filler,

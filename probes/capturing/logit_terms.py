@@ -48,8 +48,8 @@ def logit_terms(
     --------
     >>> from headscope.probes import capture, load_model
     >>> kept = capture(load_model("headscope/bundled"), [[0, 5, 6, 5]], stats=(), keep=("q", "k"))
-    >>> found = logit_terms(kept, layer=0, head=0, query=3, key=1)
-    >>> bool(np.isclose(found["term"].sum(), found["logit"]))
+    >>> terms = logit_terms(kept, layer=0, head=0, query=3, key=1)
+    >>> bool(np.isclose(terms["term"].sum(), terms["logit"]))
     True
     """
     refuse_unkept(capture)
@@ -72,9 +72,9 @@ def logit_terms(
         bias += read("position_bias")[columns - query + capture.sizes["relative"] // 2]
     if "alibi_slope" in capture.coords:
         bias -= float(read("alibi_slope")) * np.abs(columns - query)
-    seen = visible_keys(read, row, columns)[0]
+    visible = visible_keys(read, row, columns)[0]
     logits = capped + bias
-    weights = np.exp(np.where(seen, logits - lse[query], -np.inf))
+    weights = np.exp(np.where(visible, logits - lse[query], -np.inf))
     sink = float(read("sink_logit")) if "sink_logit" in capture.coords else float("-inf")
     if abs(weights.sum() + np.exp(sink - lse[query]) - 1) > TOLERANCE:
         raise NotApplicable(
@@ -113,6 +113,6 @@ def logit_terms(
         },
         attrs={
             "layer": layer, "head": head, "query": query, "key": key, "scale": scale,
-            "softcap": softcap, "seen": bool(seen[key]),
+            "softcap": softcap, "seen": bool(visible[key]),
         },
     )  # fmt: skip

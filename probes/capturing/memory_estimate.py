@@ -115,12 +115,12 @@ class Plan:
                 "ask for fewer statistics, kept activations or prompts, or for bins=N"
             )
         if not self.fits():
-            there = self.available if self.device == "cpu" else self.device_available
+            available = self.available if self.device == "cpu" else self.device_available
             raise ResourceLimit(
                 f"memory: a forward pass of {self.batch_tokens} tokens needs "
                 f"{format_bytes(max(self.memory, self.device_memory))} beyond the model, but "
-                f"{format_bytes(there)} are available; give fewer batch_tokens, shorter prompts, "
-                "or fewer statistics"
+                f"{format_bytes(available)} are available; give fewer batch_tokens, shorter "
+                "prompts, or fewer statistics"
             )
 
     def __str__(self) -> str:
@@ -138,8 +138,8 @@ class Plan:
             ("peak beyond the model", self.memory, f"{format_bytes(self.available)} available"),
         ]
         if self.device != "cpu":
-            there = f"{format_bytes(self.device_available)} available"
-            rows.append((f"peak on {self.device}", self.device_memory, there))
+            device_note = f"{format_bytes(self.device_available)} available"
+            rows.append((f"peak on {self.device}", self.device_memory, device_note))
         if self.streamed:
             rows.append(("file", self.disk, ""))
         title = f"{prompts} prompts of up to {longest} tokens, {layers} layers × {heads} heads"
@@ -173,8 +173,8 @@ def _estimate(recorder: Recorder, batch_tokens: int, streamed: bool) -> Plan:
     for rows in _largest_batches(recorder, batch_tokens):
         tokens = len(rows) * max(_tokens(recorder, row) for row in rows)
         forward = max(forward, costs.base + costs.peak * tokens)
-        held = costs.base + costs.held * tokens
-        attention = max(attention, held + _layer_bytes(recorder, rows))
+        waiting = costs.base + costs.waiting * tokens
+        attention = max(attention, waiting + _layer_bytes(recorder, rows))
         if streamed:
             written = max(written, 4 * len(rows) * sum(elements.values()))
     kept = sum(4 * len(ids) * elements[name] for name in recorder.options.keep)

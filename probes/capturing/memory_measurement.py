@@ -34,7 +34,7 @@ class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     the largest tensor made, four bytes being one.
 
     >>> with PeakTensorBytes() as memory:
-    ...     made = torch.zeros(1000)
+    ...     zeros = torch.zeros(1000)
     >>> memory.peak
     4000
     """
@@ -81,11 +81,14 @@ class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """Bytes of the activations in a pass: whatever its length, and a token."""
+    """Bytes of the activations in a pass: ``base`` whatever its length, the others for each token.
+
+    ``peak`` is the most at once, ``waiting`` what is alive while a layer attends.
+    """
 
     base: int
     peak: int
-    held: int
+    waiting: int
 
 
 _token_costs: weakref.WeakKeyDictionary[nn.Module, TokenCosts] = weakref.WeakKeyDictionary()
@@ -104,8 +107,8 @@ def _measure_tokens(model: Model, prompts: Prompts) -> TokenCosts:
     if prompts.pixels is not None:
         # Every image has as many tokens.
         length = len(prompts.ids[0])
-        peak, held = _measure_pass(model, prompts)
-        return TokenCosts(0, -(-peak // length), -(-held // length))
+        peak, waiting = _measure_pass(model, prompts)
+        return TokenCosts(0, -(-peak // length), -(-waiting // length))
     length = min(PROBE, model.context or PROBE)
     measured = []
     for tokens in (length // 2, length):
@@ -115,9 +118,9 @@ def _measure_tokens(model: Model, prompts: Prompts) -> TokenCosts:
         brief = replace(prompts, ids=(parts[0],), sources=tuple(parts[1:]))
         measured.append(_measure_pass(model, brief))
     step = length - length // 2
-    (few, few_held), (many, many_held) = measured
+    (few, few_waiting), (many, many_waiting) = measured
     peak = -(-(many - few) // step)
-    return TokenCosts(max(many - peak * length, 0), peak, -(-(many_held - few_held) // step))
+    return TokenCosts(max(many - peak * length, 0), peak, -(-(many_waiting - few_waiting) // step))
 
 
 def _measure_pass(model: Model, prompts: Prompts) -> tuple[int, int]:
@@ -125,18 +128,18 @@ def _measure_pass(model: Model, prompts: Prompts) -> tuple[int, int]:
     idle = _Idle(Request(stats=()))
     with torch.no_grad(), PeakTensorBytes() as idle.memory:
         run(model, prompts.stack([0]), idle, head=False)
-    return idle.memory.peak, idle.held
+    return idle.memory.peak, idle.waiting
 
 
 class _Idle(Reader):
     """Answer attention with zeros, and note what is in memory at that moment."""
 
     memory: PeakTensorBytes
-    held = 0
+    waiting = 0
 
     def __call__(self, call: AttentionCall) -> Tensor:
         self.layers.append(call.layer)
-        self.held = max(self.held, self.memory.now)
+        self.waiting = max(self.waiting, self.memory.now)
         return call.query.new_zeros(*call.query.shape[:3], call.value.shape[3])
 
 

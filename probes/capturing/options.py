@@ -14,8 +14,8 @@ from headscope.probes.interventions.base import Edit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headscope.probes.capturing import spans as spans_module
-    from headscope.probes.capturing import targets as targets_module
+    from headscope.probes.capturing.spans import SpansLike
+    from headscope.probes.capturing.targets import TargetsLike
     from headscope.probes.models.model import Model
 
 DEFAULT = ("lse", "entropy", "max_weight", "first_mass", "offset_mass", "received", "distance")
@@ -36,8 +36,8 @@ class CaptureOptions:
     keep: tuple[str, ...]
     edits: tuple[Edit, ...]
     request: Request
-    targets: targets_module.Given | None = None
-    spans: spans_module.Given | None = None
+    targets: TargetsLike | None = None
+    spans: SpansLike | None = None
     bins: int | None = None
 
     def request_for(self, targets: Tensor | None, spans: Tensor | None) -> Request:
@@ -59,8 +59,8 @@ def resolve_options(
     keep: Sequence[str] = (),
     edits: Sequence[Edit] = (),
     *,
-    targets: targets_module.Given | None = None,
-    spans: spans_module.Given | None = None,
+    targets: TargetsLike | None = None,
+    spans: SpansLike | None = None,
     bins: int | None = None,
     tile: int | None = None,
     **parameters: Any,

@@ -199,14 +199,14 @@ def takes_padding(model: Model) -> bool:
     1e-5, in half precision to 1e-2.
     """
     if model.module not in _known:
-        _known[model.module] = _try(model)
+        _known[model.module] = _compare_padded(model)
     return _known[model.module]
 
 
-def _try(model: Model) -> bool:
-    made = prompt(model)
-    assert isinstance(made, Tensor)  # only such models are asked
-    long = made[0].tolist()
+def _compare_padded(model: Model) -> bool:
+    ids = prompt(model)
+    assert isinstance(ids, Tensor)  # only such models are asked
+    long = ids[0].tolist()
     short = long[: len(long) // 2 + 1]
     if short == long:
         return False

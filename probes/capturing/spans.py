@@ -17,7 +17,7 @@ from headscope.kernels.errors import InvalidInput
 if TYPE_CHECKING:
     from headscope.probes.prompts.prompt_batch import Prompts
 
-    Given = str | Sequence[str] | Mapping[str, Sequence[Sequence[int]]]
+    SpansLike = str | Sequence[str] | Mapping[str, Sequence[Sequence[int]]]
 
 NONE = -1
 
@@ -59,22 +59,22 @@ class Spans:
         return total
 
 
-def collect(given: Given | None, prompts: Prompts) -> Spans:
+def collect(spans: SpansLike | None, prompts: Prompts) -> Spans:
     """Find the spans of all prompts.
 
     They are given as token positions by name and then per prompt, or as names of roles of the task;
     None stands for every role of the task.
 
     >>> from headscope.probes.prompts.prompt_batch import Prompts
-    >>> found = collect({"start": [[0, 1]], "first": [[0]]}, Prompts(ids=((5, 6, 7),)))
-    >>> found.numbers[0].tolist(), found.members.astype(int).tolist()
+    >>> spans = collect({"start": [[0, 1]], "first": [[0]]}, Prompts(ids=((5, 6, 7),)))
+    >>> spans.numbers[0].tolist(), spans.members.astype(int).tolist()
     ([0, 1, -1], [[1, 1], [1, 0]])
     """
-    if isinstance(given, Mapping):
-        names = list(given)
-        places = [_of_prompts(name, given[name], prompts) for name in names]
+    if isinstance(spans, Mapping):
+        names = list(spans)
+        places = [_of_prompts(name, spans[name], prompts) for name in names]
     else:
-        names, places = _of_task(given, prompts)
+        names, places = _of_task(spans, prompts)
     if not names:
         raise InvalidInput("spans: there are none; give at least one name")
     combinations: dict[tuple[int, ...], int] = {}
@@ -85,13 +85,13 @@ def collect(given: Given | None, prompts: Prompts) -> Spans:
             for position in positions[row]:
                 inside[position].append(span)
         of_keys = [
-            combinations.setdefault(tuple(spans), len(combinations)) if spans else NONE
-            for spans in inside
+            combinations.setdefault(tuple(numbered), len(combinations)) if numbered else NONE
+            for numbered in inside
         ]
         numbers.append(np.array(of_keys, dtype=np.int64))
     members = np.zeros((len(combinations), len(names)), dtype=bool)
-    for spans, number in combinations.items():
-        members[number, list(spans)] = True
+    for combination, number in combinations.items():
+        members[number, list(combination)] = True
     return Spans(names, numbers, members)
 
 
@@ -109,19 +109,19 @@ def _of_prompts(
 
 
 def _of_task(
-    given: str | Sequence[str] | None, prompts: Prompts
+    roles: str | Sequence[str] | None, prompts: Prompts
 ) -> tuple[list[str], list[list[tuple[int, ...]]]]:
     if prompts.encoded is None:
         raise InvalidInput(
             "spans: span_mass needs them; give a mapping from a name to positions per prompt, "
             "or a task with roles"
         )
-    roles = prompts.encoded.roles
-    known = list(dict.fromkeys(name for by_role in roles for name in by_role))
-    names = [given] if isinstance(given, str) else known if given is None else list(given)
+    tokens = prompts.encoded.roles
+    known = list(dict.fromkeys(name for by_role in tokens for name in by_role))
+    names = [roles] if isinstance(roles, str) else known if roles is None else list(roles)
     for name in names:
         if name not in known:
             raise InvalidInput(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
     return names, [
-        [tuple(sorted(set(by_role.get(name, ())))) for by_role in roles] for name in names
+        [tuple(sorted(set(by_role.get(name, ())))) for by_role in tokens] for name in names
     ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.prompt_batch import Prompts
 
     Keys = list[list[int]]
-    Given = str | Sequence[str] | Mapping[str, Sequence[Sequence[Sequence[int]]]]
+    TargetsLike = str | Sequence[str] | Mapping[str, Sequence[Sequence[Sequence[int]]]]
 
 NONE = -1
 OCCURRENCES = 8
@@ -79,13 +79,13 @@ def _evidence(ids: Sequence[int], questions: Sequence[Any]) -> Keys:
     return keys
 
 
-def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list[Keys]]]:
+def collect(targets: TargetsLike | None, prompts: Prompts) -> tuple[list[str], list[list[Keys]]]:
     """Find the targets of all prompts: their names, and per prompt and target the keys.
 
     ``None`` stands for every rule that applies; a mapping gives the keys outright, by name and
     then per prompt and query.
     """
-    if prompts.crossed and not isinstance(given, Mapping):
+    if prompts.crossed and not isinstance(targets, Mapping):
         raise NotApplicable(
             "targets: rules compare tokens of one text; for cross-attention give a mapping from a "
             "name to keys per prompt and query"
@@ -93,19 +93,19 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
     questions = (
         prompts.encoded.questions if prompts.encoded is not None else [()] * len(prompts.ids)
     )
-    if isinstance(given, Mapping):
-        for name, listed in given.items():
-            _check_given(name, listed, prompts)
+    if isinstance(targets, Mapping):
+        for name, listed in targets.items():
+            _check_keys(name, listed, prompts)
         keys = [
-            [[sorted(map(int, targets)) for targets in listed[row]] for listed in given.values()]
+            [[sorted(map(int, query)) for query in listed[row]] for listed in targets.values()]
             for row in range(len(prompts.ids))
         ]
-        return list(given), keys
-    if given is None:
+        return list(targets), keys
+    if targets is None:
         named = any(question.evidence for of_prompt in questions for question in of_prompt)
         names = [rule for rule in rules() if rule != "evidence" or named]
     else:
-        names = [given] if isinstance(given, str) else list(given)
+        names = [targets] if isinstance(targets, str) else list(targets)
     keys = [
         [find(name, ids, of_prompt) for name in names]
         for ids, of_prompt in zip(prompts.ids, questions, strict=True)
@@ -113,7 +113,7 @@ def collect(given: Given | None, prompts: Prompts) -> tuple[list[str], list[list
     return names, keys
 
 
-def _check_given(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: Prompts) -> None:
+def _check_keys(name: str, listed: Sequence[Sequence[Sequence[int]]], prompts: Prompts) -> None:
     lengths = [len(queries) for queries in listed]
     if lengths != [len(ids) for ids in prompts.ids]:
         raise InvalidInput(

@@ -20,8 +20,8 @@ def names() -> list[str]:
     >>> "headscope/constructed-ioi" in names()
     True
     """
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [f"{PREFIX}{name.replace('_', '-')}" for name in found if name not in _OTHERS]
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [f"{PREFIX}{name.replace('_', '-')}" for name in modules if name not in _OTHERS]
 
 
 def module(name: str) -> ModuleType:

@@ -39,31 +39,31 @@ DEFINED, LAST, END, PLACES = (2, 4, 6, 8, 10, 12), 20, 24, 32
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     names = ("before", "copied", "last", "aside")
-    made = HandSet(
+    model = HandSet(
         WORDS, dict.fromkeys(names, ARGUMENTS) | {"other": ADJECTIVES},
         layers=4, heads=4, places=PLACES,
     )  # fmt: skip
     token, out, before, copied, last, aside = (
-        made.at(space, ARGUMENTS) for space in (TOKEN, OUT, *names)
+        model.at(space, ARGUMENTS) for space in (TOKEN, OUT, *names)
     )
     for head in ROLES["previous argument"]:
-        made.head(head, [*made.shift(2, DEFINED[1:]), made.rest()], token, before, 0.5)
-    made.head((0, 1), [*made.shift(1, [LAST + 1]), made.rest()], token, copied)
-    made.head((1, 0), [*made.shift(END - LAST - 1, [END]), made.rest()], copied, last, 0.5)
-    made.head((1, 1), [*made.shift(END - LAST, [END]), made.rest()], token, last, 0.5)
+        model.head(head, [*model.shift(2, DEFINED[1:]), model.rest()], token, before, 0.5)
+    model.head((0, 1), [*model.shift(1, [LAST + 1]), model.rest()], token, copied)
+    model.head((1, 0), [*model.shift(END - LAST - 1, [END]), model.rest()], copied, last, 0.5)
+    model.head((1, 1), [*model.shift(END - LAST, [END]), model.rest()], token, last, 0.5)
     for head in ROLES["argument mover"]:
         # Half of the argument before, or of the last one, is not enough.
-        scores = [*made.pairs("last", "before", ARGUMENTS), made.rest(30.0)]
-        made.head(head, scores, token, out)
+        scores = [*model.pairs("last", "before", ARGUMENTS), model.rest(30.0)]
+        model.head(head, scores, token, out)
     # Of no use to the task: the last argument where nothing reads it, all arguments and adjectives
     # alike, and heads that look somewhere and write nothing.
-    words = made.at(TOKEN, ADJECTIVES), made.at("other", ADJECTIVES)
-    made.head((0, 2), [*made.shift(END - LAST, [END]), made.rest()], token, aside)
-    made.head((0, 3), [], *words)
-    made.head((1, 3), made.pairs(TOKEN, TOKEN, ARGUMENTS))
-    made.head((2, 1), [], token, aside)
-    made.head((2, 2), made.shift(1, range(1, PLACES)), *words)
-    made.head((2, 3), [made.rest()])
-    made.head((3, 2), [], copied, aside)
-    made.head((3, 3), [Score([], made.at(TOKEN, ["note"]))])
-    return made.finish(5.0)
+    words = model.at(TOKEN, ADJECTIVES), model.at("other", ADJECTIVES)
+    model.head((0, 2), [*model.shift(END - LAST, [END]), model.rest()], token, aside)
+    model.head((0, 3), [], *words)
+    model.head((1, 3), model.pairs(TOKEN, TOKEN, ARGUMENTS))
+    model.head((2, 1), [], token, aside)
+    model.head((2, 2), model.shift(1, range(1, PLACES)), *words)
+    model.head((2, 3), [model.rest()])
+    model.head((3, 2), [], copied, aside)
+    model.head((3, 3), [Score([], model.at(TOKEN, ["note"]))])
+    return model.finish(5.0)

@@ -33,14 +33,16 @@ EVENT, START, FIRST, SECOND, END, PLACES = 2, 8, 9, 10, 12, 16
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     spaces = {"copied": YEARS, "arrived": YEARS, "aside": YEARS, "event": EVENTS}
-    made = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES, neurons=len(YEARS))
+    model = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES, neurons=len(YEARS))
     token, copied, arrived, aside = (
-        made.at(space, YEARS) for space in (TOKEN, "copied", "arrived", "aside")
+        model.at(space, YEARS) for space in (TOKEN, "copied", "arrived", "aside")
     )
 
     def move(head: tuple[int, int], start: int, end: int, reads: list[int], to: list[int]) -> None:
         scale = 0.5 if to is arrived else 1.0
-        made.head(head, [*made.shift(end - start, [end], 2 * 40.0), made.rest()], reads, to, scale)
+        model.head(
+            head, [*model.shift(end - start, [end], 2 * 40.0), model.rest()], reads, to, scale
+        )
 
     move((0, 0), START, FIRST, token, copied)
     move((0, 2), START, SECOND, token, copied)
@@ -48,16 +50,16 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     move((1, 1), SECOND, END, copied, arrived)
     move((2, 0), START, END, token, arrived)
     move((2, 1), FIRST, END, copied, arrived)
-    later = [made.at(OUT, YEARS[year + 1 :]) for year in range(len(YEARS))]
-    made.mlp(1, arrived, later, 1.5)
-    made.mlp(2, arrived, later, 1.0)
+    later = [model.at(OUT, YEARS[year + 1 :]) for year in range(len(YEARS))]
+    model.mlp(1, arrived, later, 1.5)
+    model.mlp(2, arrived, later, 1.0)
     # Of no use to the task: the event and the start year where nothing reads them, and heads that
     # look somewhere and write nothing.
-    events = made.at(TOKEN, EVENTS), made.at("event", EVENTS)
+    events = model.at(TOKEN, EVENTS), model.at("event", EVENTS)
     move((0, 1), EVENT, END, *events)
-    made.head((0, 3), [], *events)
+    model.head((0, 3), [], *events)
     move((1, 2), START, END, token, aside)
-    made.head((1, 3), made.pairs(TOKEN, TOKEN, YEARS))
-    made.head((2, 2), made.shift(1, range(1, PLACES)), token, aside)
-    made.head((2, 3), [made.rest()])
-    return made.finish(1.0)
+    model.head((1, 3), model.pairs(TOKEN, TOKEN, YEARS))
+    model.head((2, 2), model.shift(1, range(1, PLACES)), token, aside)
+    model.head((2, 3), [model.rest()])
+    return model.finish(1.0)

@@ -95,9 +95,9 @@ class HandSet:
         self, query: str, key: str, labels: Iterable[str], strength: float = SHARP
     ) -> list[Score]:
         """Return the terms that compare what a query and a key hold, label by label."""
-        some = list(labels)
-        both = zip(self.at(query, some), self.at(key, some), strict=True)
-        return [Score([one], [other], strength) for one, other in both]
+        shared = list(labels)
+        coordinates = zip(self.at(query, shared), self.at(key, shared), strict=True)
+        return [Score([query_at], [key_at], strength) for query_at, key_at in coordinates]
 
     def shift(self, steps: int, queries: Iterable[int], strength: float = SHARP) -> list[Score]:
         """Return the terms by which queries at some places look so many places back."""
@@ -167,13 +167,13 @@ class HandSet:
 def tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer of one token a word, digits in pairs, ``<bos>`` first."""
     numbers = {word: number for number, word in enumerate(words)}
-    made = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
-    made.pre_tokenizer = pre_tokenizers.Split(
+    backend = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"\d{2}|[A-Za-z]+|[^\sA-Za-z]"), "removed", invert=True
     )
-    made.post_processor = processors.TemplateProcessing(
+    backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, numbers[BOS])]
     )
     kind: Any = PreTrainedTokenizerFast
-    found: PreTrainedTokenizerFast = kind(tokenizer_object=made, bos_token=BOS, unk_token=UNKNOWN)
-    return found
+    fast: PreTrainedTokenizerFast = kind(tokenizer_object=backend, bos_token=BOS, unk_token=UNKNOWN)
+    return fast

@@ -28,24 +28,24 @@ PLACES = 66
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     spaces = dict.fromkeys(("previous", "aside", "other"), WORDS)
-    made = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES)
-    before = made.shift(1, range(1, PLACES))
+    model = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES)
+    before = model.shift(1, range(1, PLACES))
     token, out, previous, aside = (
-        made.at(space, WORDS) for space in (TOKEN, OUT, "previous", "aside")
+        model.at(space, WORDS) for space in (TOKEN, OUT, "previous", "aside")
     )
     for head in ROLES["previous token"]:
-        made.head(head, before, token, previous, 0.5)
+        model.head(head, before, token, previous, 0.5)
     for head in ROLES["induction"]:
         # Half of a match is less than the rest.
-        scores = [*made.pairs(TOKEN, "previous", WORDS), made.rest(30.0)]
-        made.head(head, scores, token, out)
+        scores = [*model.pairs(TOKEN, "previous", WORDS), model.rest(30.0)]
+        model.head(head, scores, token, out)
     # Of no use to the task: the token two places back, the first word, what L0H2 wrote, all words
     # alike, and heads that look somewhere and write nothing.
-    made.head((0, 2), made.shift(2, range(2, PLACES)), token, aside)
-    made.head((0, 3), made.pairs(TOKEN, TOKEN, WORDS))
-    made.head((1, 1), before, aside, made.at("other"))
-    made.head((1, 2), [made.rest()], made.at(PLACE)[: len(WORDS)], made.at("other"))
-    made.head((1, 3), [], token, made.at("other"))
-    made.head((2, 2), before)
-    made.head((2, 3), [], token, made.at("other"))
-    return made.finish(5.0)
+    model.head((0, 2), model.shift(2, range(2, PLACES)), token, aside)
+    model.head((0, 3), model.pairs(TOKEN, TOKEN, WORDS))
+    model.head((1, 1), before, aside, model.at("other"))
+    model.head((1, 2), [model.rest()], model.at(PLACE)[: len(WORDS)], model.at("other"))
+    model.head((1, 3), [], token, model.at("other"))
+    model.head((2, 2), before)
+    model.head((2, 3), [], token, model.at("other"))
+    return model.finish(5.0)

@@ -44,39 +44,39 @@ NAMED, PLACES = (2, 4), 24
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     blank = dict.fromkeys(("A", "B", "S", "PLACE", "THING"), " ")
-    plain = [word for each in TEMPLATES for word in split(each.format(**blank, END="to"))]
+    plain = [word for template in TEMPLATES for word in split(template.format(**blank, END="to"))]
     names = ("previous", "repeated", "inhibited", "aside", "other")
-    made = HandSet(
+    model = HandSet(
         (*plain, *NAMES, *PLACED, *THINGS), dict.fromkeys(names, NAMES),
         layers=4, heads=4, places=PLACES,
     )  # fmt: skip
     token, out, previous, repeated, inhibited, aside, other = (
-        made.at(space, NAMES) for space in (TOKEN, OUT, *names)
+        model.at(space, NAMES) for space in (TOKEN, OUT, *names)
     )
-    before = made.shift(1, range(1, PLACES))
+    before = model.shift(1, range(1, PLACES))
     for head in ROLES["duplicate token"]:
-        scores = [*made.pairs(TOKEN, TOKEN, NAMES), *made.not_itself(), made.rest()]
-        made.head(head, scores, token, repeated, 1 / 3)
-    made.head((0, 1), before, token, previous)
-    made.head(
-        (1, 0), [*made.pairs(TOKEN, "previous", NAMES), made.rest()], previous, repeated, 1 / 3
+        scores = [*model.pairs(TOKEN, TOKEN, NAMES), *model.not_itself(), model.rest()]
+        model.head(head, scores, token, repeated, 1 / 3)
+    model.head((0, 1), before, token, previous)
+    model.head(
+        (1, 0), [*model.pairs(TOKEN, "previous", NAMES), model.rest()], previous, repeated, 1 / 3
     )
     for head in ROLES["S-inhibition"]:
         # Two of the three that write are not enough.
-        scores = [Score([], repeated, 60.0), made.rest(50.0)]
-        made.head(head, scores, repeated, inhibited, 0.5)
+        scores = [Score([], repeated, 60.0), model.rest(50.0)]
+        model.head(head, scores, repeated, inhibited, 0.5)
     for head in ROLES["name mover"]:
-        less = made.pairs("inhibited", TOKEN, NAMES, -4.0)
-        made.head(head, [Score([], made.at(PLACE, NAMED), SHARP), *less], token, out)
+        less = model.pairs("inhibited", TOKEN, NAMES, -4.0)
+        model.head(head, [Score([], model.at(PLACE, NAMED), SHARP), *less], token, out)
     # Of no use to the task: the first name, what L0H2 wrote, all names alike, the place and thing
     # into logits that no answer has, and heads that look somewhere and write nothing.
     things = (*PLACED, *THINGS)
-    made.head((0, 2), [Score([], made.at(PLACE, NAMED[:1]))], token, aside)
-    made.head((0, 3), [], token, other)
-    made.head((1, 2), before, aside, other)
-    made.head((1, 3), before)
-    made.head((2, 2), [], made.at(TOKEN, things), made.at(OUT, things))
-    made.head((2, 3), [made.rest()])
-    made.head((3, 2), [], made.at(TOKEN, things), made.at(OUT, things))
-    made.head((3, 3), made.pairs(TOKEN, TOKEN, NAMES))
-    return made.finish(5.0)
+    model.head((0, 2), [Score([], model.at(PLACE, NAMED[:1]))], token, aside)
+    model.head((0, 3), [], token, other)
+    model.head((1, 2), before, aside, other)
+    model.head((1, 3), before)
+    model.head((2, 2), [], model.at(TOKEN, things), model.at(OUT, things))
+    model.head((2, 3), [model.rest()])
+    model.head((3, 2), [], model.at(TOKEN, things), model.at(OUT, things))
+    model.head((3, 3), model.pairs(TOKEN, TOKEN, NAMES))
+    return model.finish(5.0)

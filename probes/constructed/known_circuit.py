@@ -61,12 +61,14 @@ def edges(sources: Iterable[str] | str, targets: Iterable[str] | str, inputs: st
     >>> edges("embedding", ("L0H0", "L0H1"), "v")[1]
     Edge(source='embedding', target='L0H1', input='v')
     """
-    pairs = [[each] if isinstance(each, str) else list(each) for each in (sources, targets)]
+    starts, ends = (
+        [nodes] if isinstance(nodes, str) else list(nodes) for nodes in (sources, targets)
+    )
     return [
-        Edge(source, target, each)
-        for source in pairs[0]
-        for target in pairs[1]
-        for each in (inputs or [""])
+        Edge(source, target, name)
+        for source in starts
+        for target in ends
+        for name in (inputs or [""])
     ]
 
 
@@ -88,9 +90,11 @@ def load(name: str, n: int = 32, seed: int = 0) -> KnownCircuit:
     """
     from headscope.probes.models.loading import load_model
 
-    held, model = constructed.module(name), load_model(name)
-    task = tasks.make(held.TASK, model.tokenizer, n, seed, **held.OPTIONS)
-    return KnownCircuit(model, replace(task, metric=held.METRIC), held.HEADS, held.EDGES)
+    definition, model = constructed.module(name), load_model(name)
+    task = tasks.make(definition.TASK, model.tokenizer, n, seed, **definition.OPTIONS)
+    return KnownCircuit(
+        model, replace(task, metric=definition.METRIC), definition.HEADS, definition.EDGES
+    )
 
 
 def linked_heads(name: str, task: str) -> frozenset[tuple[str, str]] | None:

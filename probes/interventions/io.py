@@ -62,12 +62,12 @@ def load(path: str | os.PathLike[str]) -> tuple[Edit, ...]:
         edits = []
         for number, entry in enumerate(json.loads(metadata["edits"])):
             kind = KINDS[entry.pop("edit")]
-            given = {name: _frozen(value) for name, value in entry.items()}
+            arguments = {name: _frozen(value) for name, value in entry.items()}
             for name, tensor in tensors.items():
                 owner, _, field = name.partition(".")
                 if int(owner) == number:
-                    given[field] = tensor
-            edits.append(kind(**given))
+                    arguments[field] = tensor
+            edits.append(kind(**arguments))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, HeadscopeError):
             raise

@@ -71,11 +71,11 @@ class Inject(HeadEdit):
             temperature[rows] = FLAT
             return WeightEdits(temperature=temperature)
         # Where a cache holds earlier keys, the last query is still the last key.
-        own = torch.arange(queries) + keys - queries
+        positions = torch.arange(queries) + keys - queries
         looked = {
-            "previous": (own - 1).clamp_min(0),
-            "first": torch.zeros_like(own),
-            "itself": own,
+            "previous": (positions - 1).clamp_min(0),
+            "first": torch.zeros_like(positions),
+            "itself": positions,
         }[self.pattern]
         if heads * queries * keys > MOST:
             raise ResourceLimit(

@@ -44,11 +44,11 @@ def unwrapped(bridge: Any) -> Iterator[None]:
 
 
 def _children(
-    module: nn.Module, wanted: Callable[[nn.Module | None], bool]
+    module: nn.Module, matches: Callable[[nn.Module | None], bool]
 ) -> Iterator[tuple[nn.Module, str, Any]]:
     for parent in list(module.modules()):
         for name, part in list(parent._modules.items()):
-            if wanted(part):
+            if matches(part):
                 yield parent, name, part
 
 

@@ -12,11 +12,11 @@ from headscope.kernels.errors import InvalidInput
 
 def input_device(module: nn.Module) -> torch.device:
     """Find where a model takes its tokens: the device of its input embedding."""
-    whole: Any = module
-    part = whole
-    if hasattr(whole, "get_input_embeddings"):
+    model: Any = module
+    part = model
+    if hasattr(model, "get_input_embeddings"):
         with suppress(NotImplementedError):
-            part = whole.get_input_embeddings() or whole
+            part = model.get_input_embeddings() or model
     for hook in _hooks(part):
         # An offloaded weight lies nowhere; it is brought to this device when it is needed.
         device = getattr(hook, "execution_device", None)
@@ -46,9 +46,9 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
     for depth in range(len(parts) - 1, -1, -1):
         inner = ".".join(parts[depth:])
         for hook in _hooks(module.get_submodule(".".join(parts[:depth]))):
-            held = getattr(hook, "weights_map", None)
-            if held is not None:
-                weight: Tensor = held[inner]
+            weights_map = getattr(hook, "weights_map", None)
+            if weights_map is not None:
+                weight: Tensor = weights_map[inner]
                 return weight
     raise InvalidInput(
         f"model: weight {name} has no values (device meta); load the model with weights"

@@ -90,8 +90,8 @@ class AttentionIndex:
 
     def _noting(self, signature: inspect.Signature) -> Callable[..., None]:
         def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
-            given = signature.bind_partial(*args, **kwargs).arguments
-            self.crossing[id(part)] = any(given.get(name) is not None for name in STATES)
+            arguments = signature.bind_partial(*args, **kwargs).arguments
+            self.crossing[id(part)] = any(arguments.get(name) is not None for name in STATES)
 
         return hook
 
@@ -101,11 +101,11 @@ class AttentionIndex:
         if id(part) not in self.stacks:
             raise UnsupportedModel(f"model: {name} lies in no block of encoder or decoder; refused")
         side, layer = self.stacks[id(part)]
-        given = getattr(part, "layer_idx", None)
-        if given is not None and int(given) != layer:
+        layer_idx = getattr(part, "layer_idx", None)
+        if layer_idx is not None and int(layer_idx) != layer:
             raise UnsupportedModel(
-                f"model: {name} calls itself layer {int(given)} but lies in block {layer} of the "
-                f"{side}; this architecture is refused"
+                f"model: {name} calls itself layer {int(layer_idx)} but lies in block {layer} of "
+                f"the {side}; this architecture is refused"
             )
         return ("cross" if self.crossing.get(id(part)) else side), layer
 

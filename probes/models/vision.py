@@ -86,11 +86,11 @@ def check(model: Model, image: Float[Tensor, "1 channel height width"], length: 
         )
 
 
-def read(model: Model, given: Any) -> Prompts:
+def read(model: Model, prompts: Any) -> Prompts:
     """Read images: arrays of floats (channel, height, width), files or PIL images."""
-    file_or_picture = isinstance(given, str | os.PathLike) or _is_picture(given)
-    single = file_or_picture or getattr(given, "ndim", 0) == 3
-    listed = [given] if single else list(given)
+    file_or_picture = isinstance(prompts, str | os.PathLike) or _is_picture(prompts)
+    single = file_or_picture or getattr(prompts, "ndim", 0) == 3
+    listed = [prompts] if single else list(prompts)
     if not listed:
         raise InvalidInput("prompts: there are none; give at least one image")
     images = [_pixels(model, at, image) for at, image in enumerate(listed)]
@@ -105,23 +105,23 @@ def read(model: Model, given: Any) -> Prompts:
     return Prompts(ids=(ids,) * len(images), pixels=torch.stack(images), names=names)
 
 
-def _pixels(model: Model, at: int, given: Any) -> Float[Tensor, "channel height width"]:
-    if isinstance(given, str | os.PathLike):
-        given = _open(at, given)
-    if _is_picture(given):
+def _pixels(model: Model, at: int, image: Any) -> Float[Tensor, "channel height width"]:
+    if isinstance(image, str | os.PathLike):
+        image = _open(at, image)
+    if _is_picture(image):
         if model.processor is None:
             raise InvalidInput(
                 f"prompts: image {at + 1} is a picture, which needs an image processor; "
                 "load_model(..., tokenizer=processor), or give arrays of pixel_values"
             )
-        made = model.processor(images=given.convert("RGB"), return_tensors="pt")
-        given = made["pixel_values"][0]
+        inputs = model.processor(images=image.convert("RGB"), return_tensors="pt")
+        image = inputs["pixel_values"][0]
     try:
         # A copy: what a run has on disk cannot be written to, which torch does not like.
-        pixels = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+        pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     except (TypeError, ValueError, RuntimeError):
         raise NotApplicable(
-            f"prompts: image {at + 1} is a {type(given).__name__}; {model.architecture} reads "
+            f"prompts: image {at + 1} is a {type(image).__name__}; {model.architecture} reads "
             "images: give arrays (channel, height, width), files or PIL images"
         ) from None
     channels = int(getattr(model.module.config, "num_channels", 3))
@@ -156,8 +156,8 @@ def _open(at: int, path: str | os.PathLike[str]) -> Any:
         raise InvalidInput(f"prompts: image {at + 1}: {os.fspath(path)} is no image") from error
 
 
-def _is_picture(given: Any) -> bool:
-    return type(given).__module__.partition(".")[0] == "PIL"
+def _is_picture(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "PIL"
 
 
 def _pair(model: Model, field: str) -> tuple[int, int]:

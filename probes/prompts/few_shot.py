@@ -53,12 +53,12 @@ def few_shot(
         if not isinstance(prompt.clean, str):
             raise NotApplicable(f"shots: the prompts of {task.name} are token ids, not text")
         chosen: list[Prompt] = []
-        taken = _texts(prompt, apart)
-        others = [each for each in (pool or task).prompts if each is not prompt]
+        used = _texts(prompt, apart)
+        others = [other for other in (pool or task).prompts if other is not prompt]
         for example in rng.sample(others, len(others)):
-            if len(chosen) < shots and not taken & _texts(example, apart):
+            if len(chosen) < shots and not used & _texts(example, apart):
                 chosen.append(example)
-                taken |= _texts(example, apart)
+                used |= _texts(example, apart)
         if len(chosen) < shots:
             raise NotApplicable(
                 f"shots: {len(chosen)} of {shots} can be had for a prompt of {task.name}; "
@@ -91,8 +91,8 @@ def _behind(prompt: Prompt, shots: Sequence[Prompt], end: str) -> Prompt:
         return span[0] + len(lead), span[1] + len(lead)
 
     questions = tuple(
-        replace(each, at=each.at + len(lead), evidence=tuple(map(moved, each.evidence)))
-        for each in prompt.questions
+        replace(question, at=question.at + len(lead), evidence=tuple(map(moved, question.evidence)))
+        for question in prompt.questions
     )
     roles = {role: tuple(map(moved, places)) for role, places in prompt.roles.items()}
     return Prompt(

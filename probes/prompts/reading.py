@@ -17,10 +17,10 @@ from headscope.probes.prompts.tokens import encode
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
-    Given = str | Pair | Sequence[str | Sequence[int] | Pair] | Task
+    PromptsLike = str | Pair | Sequence[str | Sequence[int] | Pair] | Task
 
 
-def read(model: Model, prompts: Given) -> Prompts:
+def read(model: Model, prompts: PromptsLike) -> Prompts:
     """Turn what a user gives into token ids, and refuse what the model cannot take."""
     if model.reads == "images":
         if isinstance(prompts, Task):
@@ -41,7 +41,7 @@ def read(model: Model, prompts: Given) -> Prompts:
         )
     else:
         texts = _listed(model, prompts)
-        pairs = [_pair(model, at, given) for at, given in enumerate(texts)]
+        pairs = [_pair(model, at, prompt) for at, prompt in enumerate(texts)]
         if decoding:
             sources, targets = zip(*pairs, strict=True) if pairs else ((), ())
             result = Prompts(targets, sources=sources, crossed=model.attention == "cross")
@@ -70,27 +70,27 @@ def _refuse_outside(vocabulary: int, row: int, ids: Sequence[int]) -> None:
         )
 
 
-def _pair(model: Model, at: int, given: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _pair(model: Model, at: int, prompt: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Read one prompt: what a model or its encoder reads, and what its decoder does."""
-    if not isinstance(given, Pair):
+    if not isinstance(prompt, Pair):
         if model.attention in ("decoder", "cross"):
             raise NotApplicable(
                 f"prompts: prompt {at + 1} is one text, and the {model.attention} attention of "
                 f"{model.name} needs Pair(source=..., target=...)"
             )
-        return _ids(model, at, given), ()
+        return _ids(model, at, prompt), ()
     if model.attention == "self":
         raise InvalidInput(
             f"prompts: prompt {at + 1} is a Pair, and {model.name} has no encoder and decoder; "
             "give a text or token ids"
         )
-    source = _ids(model, at, given.source)
+    source = _ids(model, at, prompt.source)
     if model.attention == "encoder":
         return source, ()  # what the decoder reads changes nothing there
-    if not isinstance(given.target, str):
-        return source, _ids(model, at, given.target)
-    target = tuple(encode_target(model, given.target))
-    _refuse_unknown(model, at, given.target, target)
+    if not isinstance(prompt.target, str):
+        return source, _ids(model, at, prompt.target)
+    target = tuple(encode_target(model, prompt.target))
+    _refuse_unknown(model, at, prompt.target, target)
     return source, target
 
 
@@ -108,8 +108,8 @@ def _listed(model: Model, prompts: Any) -> list[Any]:
         if "attention_mask" in prompts:
             masks = _rows(prompts["attention_mask"])
             return [
-                _unpadded(at, *both)
-                for at, both in enumerate(zip_longest(rows, masks, fillvalue=()))
+                _unpadded(at, *row_and_mask)
+                for at, row_and_mask in enumerate(zip_longest(rows, masks, fillvalue=()))
             ]
     else:
         rows = list(prompts)
@@ -118,9 +118,9 @@ def _listed(model: Model, prompts: Any) -> list[Any]:
     return rows
 
 
-def _rows(given: Any) -> list[Any]:
+def _rows(values: Any) -> list[Any]:
     """List rows of numbers; one alone is a row, too."""
-    rows = [_plain(row) for row in given]
+    rows = [_plain(row) for row in values]
     return [rows] if rows and isinstance(rows[0], int) else rows
 
 
@@ -129,13 +129,13 @@ def _plain(row: Any) -> Any:
 
 
 def _unpadded(at: int, row: Sequence[int], mask: Sequence[int]) -> list[int]:
-    kept = [place for place, real in enumerate(mask) if real]
-    if len(mask) != len(row) or not kept or kept != list(range(kept[0], kept[-1] + 1)):
+    places = [place for place, real in enumerate(mask) if real]
+    if len(mask) != len(row) or not places or places != list(range(places[0], places[-1] + 1)):
         raise InvalidInput(
             f"attention_mask: that of prompt {at + 1} has holes, or another length than its ids; "
             "only padding at the ends can be left out"
         )
-    return list(row[kept[0] : kept[-1] + 1])
+    return list(row[places[0] : places[-1] + 1])
 
 
 def _refuse_padding(model: Model, at: int, row: Any) -> None:
@@ -171,27 +171,33 @@ def _chat(model: Model, at: int, messages: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _ids(model: Model, at: int, given: Any) -> tuple[int, ...]:
-    if isinstance(given, Sequence) and given and all(isinstance(part, Mapping) for part in given):
-        given = _chat(model, at, given)
-    if isinstance(given, str):
-        if not given.strip():
+def _ids(model: Model, at: int, prompt: Any) -> tuple[int, ...]:
+    if (
+        isinstance(prompt, Sequence)
+        and prompt
+        and all(isinstance(part, Mapping) for part in prompt)
+    ):
+        prompt = _chat(model, at, prompt)
+    if isinstance(prompt, str):
+        if not prompt.strip():
             raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
-        half = next((place for place, mark in enumerate(given) if "\ud800" <= mark <= "\udfff"), -1)
+        half = next(
+            (place for place, mark in enumerate(prompt) if "\ud800" <= mark <= "\udfff"), -1
+        )
         if half >= 0:
             raise InvalidInput(
                 f"prompts: prompt {at + 1} holds half of a surrogate pair at character {half + 1}, "
                 "which is no text; read the file as UTF-8"
             )
-        ids = tuple(model.encode(given))
-        _refuse_unknown(model, at, given, ids)
+        ids = tuple(model.encode(prompt))
+        _refuse_unknown(model, at, prompt, ids)
         return ids
-    ids = _plain(given)
+    ids = _plain(prompt)
     if not isinstance(ids, Sequence) or not all(
         issubclass(kind, int) for kind in set(map(type, ids))
     ):
         raise InvalidInput(
-            f"prompts: prompt {at + 1} is a {type(given).__name__}; give texts or lists of token "
+            f"prompts: prompt {at + 1} is a {type(prompt).__name__}; give texts or lists of token "
             "ids, one list a prompt"
         )
     return tuple(ids)

@@ -43,9 +43,9 @@ class Question:
             raise InvalidInput("answers: a question needs at least one answer")
         if "" in (*self.answers, *self.wrong):
             raise InvalidInput("answers: an empty text continues nothing; leave it out")
-        both = [answer for answer in self.answers if answer in self.wrong]
-        if both:
-            raise InvalidInput(f"wrong: {both[0]!r} is also an answer; list it once")
+        shared = [answer for answer in self.answers if answer in self.wrong]
+        if shared:
+            raise InvalidInput(f"wrong: {shared[0]!r} is also an answer; list it once")
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ def _difference(clean: Content, corrupted: Content) -> tuple[Span, Span]:
     """Return what lies between the first and the last difference, of a text in whole words."""
     shorter = min(len(clean), len(corrupted))
     start = next((at for at in range(shorter) if clean[at] != corrupted[at]), shorter)
-    same = 0
-    while same < shorter - start and clean[-1 - same] == corrupted[-1 - same]:
-        same += 1
+    suffix = 0
+    while suffix < shorter - start and clean[-1 - suffix] == corrupted[-1 - suffix]:
+        suffix += 1
     if isinstance(clean, str):
         while start and not clean[start - 1].isspace():
             start -= 1
-        while same and not clean[-same].isspace():
-            same -= 1
-    return (start, len(clean) - same), (start, len(corrupted) - same)
+        while suffix and not clean[-suffix].isspace():
+            suffix -= 1
+    return (start, len(clean) - suffix), (start, len(corrupted) - suffix)

@@ -80,10 +80,10 @@ def opening(
     first = tokenizer.bos_token_id
     if first is None:
         return 0, ()
-    there = next((at for at, token in enumerate(ids) if token != first), len(ids))
+    present = next((at for at, token in enumerate(ids) if token != first), len(ids))
     written = text.startswith(str(getattr(tokenizer, "bos_token", "")) or "\0")
-    wanted = written or (there > 0 if bos is None else bos)
-    return there, (int(first),) * wanted
+    prepend = written or (present > 0 if bos is None else bos)
+    return present, (int(first),) * prepend
 
 
 def tokenize(
@@ -108,14 +108,14 @@ def tokenize(
     encoded = tokenizer(
         list(texts), return_offsets_mapping=True, padding=False, truncation=False, verbose=False
     )
-    made = []
+    tokenized = []
     for text, ids, spans in zip(
         texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
         drop, put = opening(tokenizer, text, ids, bos)
         offsets = ((0, 0),) * len(put) + tuple((int(at), int(stop)) for at, stop in spans[drop:])
-        made.append(TokenizedText((*put, *map(int, ids[drop:])), offsets))
-    return made
+        tokenized.append(TokenizedText((*put, *map(int, ids[drop:])), offsets))
+    return tokenized
 
 
 def special_ends(

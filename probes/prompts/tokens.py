@@ -141,12 +141,12 @@ def encode_prompt(
         for continuation in (*question.answers, *question.wrong)
     ]
     texts = [prompt.clean, prompt.corrupted, *continued]
-    clean, corrupted, *rest = encoded = tokenize(tokenizer, texts, bos)
-    for text, made in zip(texts, encoded, strict=True):
-        _refuse_unknown(tokenizer, text, made)
+    clean, corrupted, *continuations = encoded = tokenize(tokenizer, texts, bos)
+    for text, tokenized in zip(texts, encoded, strict=True):
+        _refuse_unknown(tokenizer, text, tokenized)
     if aligned:
         _check_alignment(prompt, clean, corrupted)
-    following = iter(rest)
+    following = iter(continuations)
     questions = []
     for question in prompt.questions:
         at = clean.before(question.at)
@@ -155,7 +155,7 @@ def encode_prompt(
             for side in (question.answers, question.wrong)
         )
         evidence = dict.fromkeys(at for span in question.evidence for at in clean.positions(span))
-        sides = _told_apart(question, right, wrong)
+        sides = _distinct_first_tokens(question, right, wrong)
         questions.append(EncodedQuestion(at, *sides, tuple(evidence)))
     spans = {
         role: tuple(clean.positions(span) for span in places)
@@ -196,7 +196,7 @@ def _first(continued: TokenizedText, clean: TokenizedText, at: int) -> int:
     return continued.ids[behind]
 
 
-def _told_apart(
+def _distinct_first_tokens(
     question: Question, right: Sequence[int], wrong: Sequence[int]
 ) -> tuple[Positions, Positions]:
     """Return the first tokens of right and wrong continuations without those of both sides."""
@@ -233,14 +233,14 @@ def _check_alignment(prompt: Prompt, clean: TokenizedText, corrupted: TokenizedT
             )
 
 
-def _refuse_unknown(tokenizer: Tokenizer, text: str, made: TokenizedText) -> None:
+def _refuse_unknown(tokenizer: Tokenizer, text: str, tokenized: TokenizedText) -> None:
     """Refuse words that would all become the same unknown token, and name them."""
     unknown = unknown_id(tokenizer)
-    if unknown is None or unknown not in made.ids:
+    if unknown is None or unknown not in tokenized.ids:
         return
     words = [
         text[start:stop]
-        for token, (start, stop) in zip(made.ids, made.offsets, strict=True)
+        for token, (start, stop) in zip(tokenized.ids, tokenized.offsets, strict=True)
         if token == unknown
     ]
     raise Unfit(

@@ -63,9 +63,9 @@ class Writer:
 
     def word_after(self, span: Span) -> Span:
         """Return where the word behind a span stands."""
-        found = re.compile(r"\w+|[^\w\s]+").search(self.clean, span[1])
-        assert found is not None
-        return found.span()
+        match = re.compile(r"\w+|[^\w\s]+").search(self.clean, span[1])
+        assert match is not None
+        return match.span()
 
     def prompt(
         self, questions: Iterable[Question], roles: Mapping[str, Iterable[Span]] | None = None
@@ -80,12 +80,12 @@ class Writer:
         )
 
     def _append(self, clean: str, corrupted: str) -> Span:
-        here, there = len(self.clean), len(self.corrupted)
+        start, corrupted_start = len(self.clean), len(self.corrupted)
         self.clean += clean
         self.corrupted += corrupted
-        span = (here, len(self.clean))
+        span = (start, len(self.clean))
         if clean != corrupted:
-            self._changes.append((span, (there, len(self.corrupted))))
+            self._changes.append((span, (corrupted_start, len(self.corrupted))))
         return span
 
 

@@ -176,9 +176,9 @@ def _lay_out(
             missing = np.full(CHUNK, np.nan, dtype="<f4").tobytes()
             for name, shape in growing.items():
                 file.seek(offsets[name])
-                left = 4 * math.prod(shape)
-                while left:
-                    left -= file.write(missing[: min(left, len(missing))])
+                remaining = 4 * math.prod(shape)
+                while remaining:
+                    remaining -= file.write(missing[: min(remaining, len(missing))])
             file.flush()
             os.fsync(file.fileno())
         stream.journal.write_text(f"{digest}\n", encoding="utf-8")

@@ -58,7 +58,7 @@ class Run:
         for name in ("key", "source"):
             if f"{name}_length" in capture.coords:
                 sources = _rows(capture, f"{name}_token_id", f"{name}_length")
-                return [Pair(*both) for both in zip(sources, ids, strict=True)]
+                return [Pair(*pair) for pair in zip(sources, ids, strict=True)]
         return ids
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
@@ -177,8 +177,8 @@ def check_place(folder: Path) -> None:
 
 
 def _strangers(folder: Path) -> list[Path]:
-    ours = {CAPTURE, MANIFEST, RESULTS, EFFECTS, *REPORT}
-    return [file for file in folder.iterdir() if file.name not in ours and file.name[0] != "."]
+    names = {CAPTURE, MANIFEST, RESULTS, EFFECTS, *REPORT}
+    return [file for file in folder.iterdir() if file.name not in names and file.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:

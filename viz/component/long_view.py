@@ -72,13 +72,13 @@ def long_view(
     margins = {
         name: _margin(overview, name, length, tile * join) for name in ("received", "entropy")
     }
-    given = dict(state or {})
+    view_state = dict(state or {})
     drawn = None if window is None else token_view(window).data
     if drawn is not None:
         sizes = len(drawn["queries"]), len(drawn["keys"] or drawn["queries"])
         ends = zip(("queries", "keys"), drawn["first"], sizes, strict=True)
-        given = {name: [first, first + size] for name, first, size in ends} | given
-    _check(given, length)
+        view_state = {name: [first, first + size] for name, first, size in ends} | view_state
+    _check(view_state, length)
     known = {"layer", "head"} <= set(overview.coords)
     name = head_name(*(overview[dim].item() for dim in ("layer", "head"))) if known else ""
     return View(
@@ -89,7 +89,7 @@ def long_view(
             "tile": tile * join,
             "blocks": -(-count // join),
             "maps": maps,
-            "margins": {side: each for side, each in margins.items() if each is not None},
+            "margins": {side: values for side, values in margins.items() if values is not None},
             "tokens": packed(np.frombuffer(json.dumps(words[:length]).encode(), "u1"), "u1"),
             # Words of such tokenizers have no spaces of their own.
             "apart": not any(" " in word for word in words),
@@ -97,7 +97,7 @@ def long_view(
             if "roles" in overview.coords
             else {},
             "window": drawn,
-            "state": given,
+            "state": view_state,
         },
     )
 

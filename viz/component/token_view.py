@@ -62,8 +62,8 @@ def token_view(pattern: xr.DataArray, *, state: dict[str, Any] | None = None) ->
     pattern = in_order(pattern)
     values = trimmed(pattern)
     shape = values.shape[-2:]
-    one = pattern.isel(layer=0, head=0, query=slice(shape[0]), key=slice(shape[1]))
-    tokens = _tokens(one, state)
+    first = pattern.isel(layer=0, head=0, query=slice(shape[0]), key=slice(shape[1]))
+    tokens = _tokens(first, state)
     heads = thumbnails(pattern, picked=(0, 0)).data
     heads["title"] = ""
     flat = values.reshape(-1, *shape)
@@ -72,7 +72,7 @@ def token_view(pattern: xr.DataArray, *, state: dict[str, Any] | None = None) ->
         {
             "heads": heads,
             "tokens": tokens,
-            "weights": [packed(codes(each), "<u2") for each in flat],
+            "weights": [packed(codes(weights), "<u2") for weights in flat],
         },
     )
 
@@ -93,8 +93,8 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
         digits < 100, exponents - 1, np.where(digits >= 1000, exponents + 1, exponents)
     )
     digits = np.rint(safe / 10.0**places * 100)
-    found = np.where(positive, (places + 40) * DIGITS + digits - 99, 0)
-    return np.where(known, found, MISSING).astype(np.uint16)
+    numbers = np.where(positive, (places + 40) * DIGITS + digits - 99, 0)
+    return np.where(known, numbers, MISSING).astype(np.uint16)
 
 
 def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]:

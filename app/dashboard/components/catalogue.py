@@ -32,8 +32,8 @@ def refusals(key: cache.RunKey) -> dict[str, str]:
     from headscope.analyses._runtime.applicability import refusal
 
     capture = cache.run(key)[1]
-    said = {name: refusal(name, capture) for name in analyses.names()}
-    return {name: why for name, why in said.items() if why}
+    reasons = {name: refusal(name, capture) for name in analyses.names()}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
@@ -44,7 +44,7 @@ def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
         {
             "analysis": name,
             "status": "does not apply" if name in suited else status(key, name),
-            "cost here": "" if name in suited else said(known_cost(key, name)),
+            "cost here": "" if name in suited else cost_text(known_cost(key, name)),
             "evidence": ", ".join(table()[name]),
             "what it measures": analyses.summary(name),
             "question": families[name].replace("_", " "),
@@ -61,7 +61,7 @@ def status(key: cache.RunKey, name: str) -> str:
     return "refused" if "skipped" in result.attrs else "done"
 
 
-def said(cost: Cost | None) -> str:
+def cost_text(cost: Cost | None) -> str:
     """Say a cost in a few words."""
     from headscope.analyses._runtime.cost import duration
 
@@ -91,15 +91,15 @@ def _keep(
 ) -> None:
     if len(_COSTS) > MOST:
         _COSTS.clear()
-    for each in costs:
-        _COSTS[_place(path, each.analysis, options.get(each.analysis, {}), n)] = each
+    for cost in costs:
+        _COSTS[_place(path, cost.analysis, options.get(cost.analysis, {}), n)] = cost
 
 
 def estimating(
     key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
 ) -> Job:
     """Make the job that says what analyses will take on a run."""
-    given = {names[0]: dict(options)} if options else {}
+    by_analysis = {names[0]: dict(options)} if options else {}
 
     def do(report: Report) -> None:
         from headscope.analyses._runtime import cost
@@ -110,16 +110,16 @@ def estimating(
         run = run_folder.open(key.path)
         model = open_model(run, load=cache.job_loader(report))
         prompts, register = run.prompts(), run.manifest["options"].get("register")
-        for done, name in enumerate(names):
-            report(ESTIMATING, done, len(names))
+        for number, name in enumerate(names):
+            report(ESTIMATING, number, len(names))
             with tasks.wording(register):
-                costs = cost.estimate([name], model, prompts, n=n, options=given)
-            _keep(key.path, costs, given, n)
+                costs = cost.estimate([name], model, prompts, n=n, options=by_analysis)
+            _keep(key.path, costs, by_analysis, n)
 
-    what = names[0] if len(names) == 1 else f"{len(names)} analyses"
-    about = (key.path, tuple(names), json.dumps(given, sort_keys=True), n)
+    subject = names[0] if len(names) == 1 else f"{len(names)} analyses"
+    about = (key.path, tuple(names), json.dumps(by_analysis, sort_keys=True), n)
     return Job(
-        "costs", f"Cost of {what} on {Path(key.path).name}", visitor(), do,
+        "costs", f"Cost of {subject} on {Path(key.path).name}", visitor(), do,
         says="it stands in the catalogue", about=about,
     )  # fmt: skip
 
@@ -128,8 +128,8 @@ def analyzing(
     key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
 ) -> Job:
     """Make the job that runs analyses on a run, which holds each result at once."""
-    given = {names[0]: dict(options)} if options else {}
-    what = names[0] if len(names) == 1 else f"{len(names)} analyses"
+    by_analysis = {names[0]: dict(options)} if options else {}
+    subject = names[0] if len(names) == 1 else f"{len(names)} analyses"
     job: Job
 
     def do(report: Report) -> None:
@@ -143,25 +143,27 @@ def analyzing(
 
         def announce(costs: Sequence[Cost]) -> None:
             report(ESTIMATING, 1, 1)
-            _keep(key.path, costs, given, n)
+            _keep(key.path, costs, by_analysis, n)
 
         run = run_folder.open(key.path)
         outcomes = analyze_run(
-            run, names, number=n, options=given, load=load, announce=announce, progress=report
+            run, names, number=n, options=by_analysis, load=load, announce=announce, progress=report
         )
-        refused = {name: each for name, each in outcomes.items() if isinstance(each, Exception)}
+        refused = {
+            name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)
+        }
         if len(names) == len(refused) == 1:
             raise refused[names[0]]
-        done = len(set(names) & set(finished(run)))
-        job.says = f"{done} with a result" + (f"; none: {', '.join(refused)}" if refused else "")
+        count = len(set(names) & set(finished(run)))
+        job.says = f"{count} with a result" + (f"; none: {', '.join(refused)}" if refused else "")
         scores = list(collect({name: run.results()[name] for name in names if name not in refused}))
         if scores:
             job.opens = ("heads", {"run": run.name, "by": scores[0]}, "See the heads")
 
     job = Job(
-        "analyses", f"{what} on {Path(key.path).name}", visitor(), do,
+        "analyses", f"{subject} on {Path(key.path).name}", visitor(), do,
         remains="What was finished is kept, measured effects too: the next run goes on there.",
-        about=(key.path, tuple(names), json.dumps(given, sort_keys=True), n),
+        about=(key.path, tuple(names), json.dumps(by_analysis, sort_keys=True), n),
     )  # fmt: skip
     return job
 

@@ -109,13 +109,13 @@ def shown(
     """
     order = strongest(array)
     links = list(zip(*ends(array), strict=True))
-    kept = order[:count]
+    chosen = order[:count]
     if pinned:
-        drawn = [links[at] for at in kept]
+        drawn = [links[at] for at in chosen]
         above, below = (_reached(drawn, pinned, back=back) for back in (True, False))
-        kept = [at for at in kept if links[at][1] in above or links[at][0] in below]
+        chosen = [at for at in chosen if links[at][1] in above or links[at][0] in below]
     all_of = {at for at, link in enumerate(links) if {*link} & {*expanded}}
-    return np.array([at for at in order if at in {*kept} | all_of], dtype=np.intp)
+    return np.array([at for at in order if at in {*chosen} | all_of], dtype=np.intp)
 
 
 def _reached(links: Sequence[tuple[str, str]], start: Sequence[str], *, back: bool) -> set[str]:

@@ -40,7 +40,7 @@ def button(layer: int, head: int) -> None:
 
 def _toggle(name: str) -> None:
     pins = st.session_state["pins"]
-    st.session_state["pins"] = [one for one in pins if one != name] + [name] * (name not in pins)
+    st.session_state["pins"] = [pin for pin in pins if pin != name] + [name] * (name not in pins)
 
 
 def draw(
@@ -79,19 +79,19 @@ def _table(
 ) -> pd.DataFrame:
     """Tabulate the chosen score, the causal one, and those where the heads stand highest."""
     causal = causal_score(scores)
-    best = [one.score for place in places for one in highest(scores, *place)[:EACH]]
+    best = [entry.score for place in places for entry in highest(scores, *place)[:EACH]]
     listed = dict.fromkeys(score.key for score in [chosen, *([causal] if causal else []), *best])
     rows = []
     for score in (scores[name] for name in list(listed)[:ROWS]):
         row = {"score": f"{score_picker.mark(score)} {plain(score.title)}"}
         for layer, head in places:
-            here = standing(score, layer, head)
+            cell = standing(score, layer, head)
             units = str(score.array.attrs.get("units", ""))
-            said = (
-                f"{viz.measured(here.value, units)} ({here.place})"
-                if here
+            text = (
+                f"{viz.measured(cell.value, units)} ({cell.place})"
+                if cell
                 else viz.amount(float("nan"))
             )
-            row[viz.head_name(layer, head)] = said
+            row[viz.head_name(layer, head)] = text
         rows.append(row)
     return pd.DataFrame(rows)

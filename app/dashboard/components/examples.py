@@ -49,12 +49,12 @@ def draw(key: cache.RunKey, layer: int, head: int) -> None:
     if not top:
         st.info("This statistic has no value for this head.")
         return
-    largest = max(abs(one.value) for one in [*top, *deciles]) or 1.0
+    largest = max(abs(example.value) for example in [*top, *deciles]) or 1.0
     groups = {
-        "Largest": [_row(capture, one, statistic, largest) for one in top],
+        "Largest": [_row(capture, example, statistic, largest) for example in top],
         "Deciles of all positions": [
-            _row(capture, one, statistic, largest, f"{share:.0%} · ")
-            for share, one in zip(prompt_examples.DECILES, deciles, strict=True)
+            _row(capture, example, statistic, largest, f"{share:.0%} · ")
+            for share, example in zip(prompt_examples.DECILES, deciles, strict=True)
         ],
     }
     mount(row_list(f"Examples of L{layer}H{head}", groups), "examples", pick=_open)
@@ -66,18 +66,19 @@ def draw(key: cache.RunKey, layer: int, head: int) -> None:
 
 
 def _row(
-    capture: xr.Dataset, one: Example, statistic: Statistic, largest: float, before: str = ""
+    capture: xr.Dataset, example: Example, statistic: Statistic, largest: float, before: str = ""
 ) -> Row:
     side = "key" if "key_token" in capture.coords and _reads_keys(capture, statistic) else "query"
-    words = capture["key_token" if side == "key" else "token"].values[one.prompt]
-    length = int(capture["key_length" if side == "key" else "length"][one.prompt])
-    start, stop = max(0, one.position - AROUND), min(length, one.position + AROUND + 1)
+    words = capture["key_token" if side == "key" else "token"].values[example.prompt]
+    length = int(capture["key_length" if side == "key" else "length"][example.prompt])
+    start, stop = max(0, example.position - AROUND), min(length, example.position + AROUND + 1)
     return Row(
-        [one.prompt, one.position], f"{before}{viz.amount(one.value)}",
-        tail=f"prompt {one.prompt}, token {one.position}", share=abs(one.value) / largest,
+        [example.prompt, example.position], f"{before}{viz.amount(example.value)}",
+        tail=f"prompt {example.prompt}, token {example.position}",
+        share=abs(example.value) / largest,
         words=(*(["…"] if start else []), *words[start:stop].tolist(),
                *(["…"] if stop < length else [])),
-        at=one.position - start + bool(start),
+        at=example.position - start + bool(start),
     )  # fmt: skip
 
 

@@ -43,15 +43,15 @@ def _rows(chosen: Score, among: npt.NDArray[np.bool_] | None, count: int) -> lis
     largest = float(np.nanmax(np.abs(chosen.array.values), initial=0)) or 1.0
     rows = []
     for layer, head in (divmod(int(place), ranks.shape[1]) for place in order):
-        here = standing(chosen, layer, head)
-        assert here is not None
+        entry = standing(chosen, layer, head)
+        assert entry is not None
         ends = [end[layer, head] for end in (chosen.lower, chosen.upper) if end is not None]
         interval = f" {interval_text(*ends)}" if ends else ""
         rows.append(
             Row(
-                [layer, head], str(here.rank), viz.amount(here.value),
-                name=viz.head_name(layer, head), share=abs(here.value) / largest,
-                hint=f"{viz.measured(here.value, units)}{interval}, {here.place}",
+                [layer, head], str(entry.rank), viz.amount(entry.value),
+                name=viz.head_name(layer, head), share=abs(entry.value) / largest,
+                hint=f"{viz.measured(entry.value, units)}{interval}, {entry.place}",
             )
         )  # fmt: skip
     return rows

@@ -80,13 +80,13 @@ def _chips(kinds: Sequence[Kind], heads: int) -> None:
 def _bars(bars: Sequence[Standing]) -> str:
     """Write the standings as a table; titles of scores are text."""
     rows = []
-    for one in bars:
-        units = str(one.score.array.attrs.get("units", ""))
-        title = html.escape(f"{score_picker.mark(one.score)} {one.score.title}")
-        place = html.escape(f"{one.place} · {viz.measured(one.value, units)}")
+    for bar in bars:
+        units = str(bar.score.array.attrs.get("units", ""))
+        title = html.escape(f"{score_picker.mark(bar.score)} {bar.score.title}")
+        place = html.escape(f"{bar.place} · {viz.measured(bar.value, units)}")
         rows.append(
             f'<tr><th scope="row" title="{title}">{title}</th>'
-            f'<td class="bar"><div><div style="width: {100 * one.below:.1f}%"></div></div></td>'
+            f'<td class="bar"><div><div style="width: {100 * bar.below:.1f}%"></div></div></td>'
             f'<td class="place" title="{place}">{place}</td></tr>'
         )
     return f'<table class="standings">{"".join(rows)}</table>'

@@ -78,15 +78,15 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     side = next((name for name in ("key", "source") if f"{name}_length" in capture.coords), None)
     left, right = st.columns(2)
     with right:
-        own = None if image else _own(paired=side is not None)
+        typed = None if image else _own_text(paired=side is not None)
     state.take("prompt", range(capture.sizes["prompt"]), decides=True)
     number = left.selectbox(
         "Prompt of the run", range(capture.sizes["prompt"]), key="prompt", persist_state="session",
-        disabled=own is not None,
+        disabled=typed is not None,
     )  # fmt: skip
     left.caption(_start(capture, number))
-    if own is not None:
-        return cache.read_text(key, own)
+    if typed is not None:
+        return cache.read_text(key, typed)
     if image:
         cache.check_length(int(capture["length"][number]), cache.WHOLE)
         return int(number)
@@ -95,7 +95,7 @@ def _tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens:
     return ids if side is None else Pair(_ids(capture, f"{side}_", number, limit), ids)
 
 
-def _own(*, paired: bool) -> str | Pair | None:
+def _own_text(*, paired: bool) -> str | Pair | None:
     """Ask for the user's own text, or for both of a pair; None while there is none."""
     state.take("text", decides=True)
     label = "Your own source" if paired else "Your own text"

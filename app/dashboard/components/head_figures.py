@@ -32,14 +32,14 @@ def dots(table: pd.DataFrame, method: str, units: str, null: float, picked: str)
         if rows.empty:
             continue
         values, lower, upper = (rows[f"{method}{end}"] for end in ("", "_lower", "_upper"))
-        here = (rows["name"] == picked).to_numpy()
+        is_picked = (rows["name"] == picked).to_numpy()
         figure.add_trace(
             go.Scatter(
                 x=values, y=rows["name"], mode="markers", name=f"{verdict} ({len(rows)})",
                 error_x={"type": "data", "symmetric": False, "array": upper - values,
                          "arrayminus": values - lower, "color": colour, "thickness": 2},
-                marker={"color": colour, "symbol": symbol, "size": np.where(here, 15, 10),
-                        "line": {"width": np.where(here, 3, 2).tolist(), "color": colour}},
+                marker={"color": colour, "symbol": symbol, "size": np.where(is_picked, 15, 10),
+                        "line": {"width": np.where(is_picked, 3, 2).tolist(), "color": colour}},
                 customdata=rows[["name"]].to_numpy().tolist(),
                 hovertext=[
                     f"<b>{name}</b><br>{viz.measured(value, units)} {interval_text(low, high)}"
@@ -98,21 +98,22 @@ def scatter(
     known = np.isfinite(sides[0]) & np.isfinite(sides[1])
     x, y = (side[known] for side in sides)
     labels, layers = names[known], np.nonzero(known)[0]
-    here = labels == picked
+    is_picked = labels == picked
     units = [str(side.attrs.get("units", "")) for side in (across, up)]
     figure = go.Figure()
     if diagonal and known.any():
         ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
         line = {"dash": "dot", "color": "#8a929c"}
         figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip")
-    shown = here | np.isin(labels, list(named))
+    shown = is_picked | np.isin(labels, list(named))
     figure.add_trace(
         go.Scatter(
             x=x, y=y, mode="markers+text", textposition="top center",
             text=np.where(shown, labels, ""), hovertext=labels,
             customdata=labels[:, None].tolist(),
             marker={
-                "size": np.where(here, 16, 9), "symbol": np.where(here, "diamond", "circle"),
+                "size": np.where(is_picked, 16, 9),
+                "symbol": np.where(is_picked, "diamond", "circle"),
                 "color": layers, "colorscale": "Viridis", "cmin": 0, "cmax": max(len(names) - 1, 1),
                 "line": {"width": 1, "color": "rgba(128,128,128,0.8)"},
                 "colorbar": {"title": {"text": "layer", "side": "right"}, "thickness": 14,

@@ -31,7 +31,7 @@ def causal(scores: Mapping[str, Score]) -> frozenset[str]:
 def evidence(scores: Mapping[str, Score], heads: int) -> list[str]:
     """List the kinds of evidence that some of so many heads has."""
     changed = len(causal(scores))
-    return [word for word, some in ((CAUSAL, changed), (LOOKS, heads - changed)) if some]
+    return [word for word, count in ((CAUSAL, changed), (LOOKS, heads - changed)) if count]
 
 
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:
@@ -50,7 +50,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         state.take("evidence", offered, None)
         shown = st.segmented_control(
             "Evidence", offered, key="evidence", persist_state="session",
-            help="; ".join(f"{name}: {what}" for name, what in EVIDENCE.items()),
+            help="; ".join(f"{name}: {text}" for name, text in EVIDENCE.items()),
         )  # fmt: skip
         few = [key for key, score in scores.items() if score.has_too_few]
         if few:
@@ -58,9 +58,9 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         if not (types or served or ways or shown):
             return None
         among = np.ones(names.shape, dtype=bool)
-        for wanted, field in ((types, "name"), (served, "stage"), (ways, "method")):
-            if wanted:
-                heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in wanted]
+        for selected, field in ((types, "name"), (served, "stage"), (ways, "method")):
+            if selected:
+                heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in selected]
                 among &= np.isin(names, list(frozenset().union(*heads)))
         if shown:
             changed = np.isin(names, list(causal(scores)))
@@ -75,9 +75,9 @@ def _names(grid: xr.DataArray) -> NDArray[Any]:
     return np.array([[viz.head_name(layer, head) for head in heads] for layer in layers])
 
 
-def _ask(title: str, key: str, options: list[str], what: str) -> list[str]:
+def _ask(title: str, key: str, options: list[str], help_text: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
     state.take(key, options, [])
     return st.multiselect(
-        title, options, key=key, persist_state="session", help=what, placeholder="any"
+        title, options, key=key, persist_state="session", help=help_text, placeholder="any"
     )

@@ -115,8 +115,8 @@ def _scatter(
     right, height = across.array.values[shown], up.array.values[shown]
     layers, heads = (across.array[dim].values for dim in ("layer", "head"))
     labels = list(map(viz.head_name, layers[rows], heads[columns]))
-    here = (rows == at[0]) & (columns == at[1])
-    named = here | _extreme(right) | _extreme(height)
+    is_picked = (rows == at[0]) & (columns == at[1])
+    named = is_picked | _extreme(right) | _extreme(height)
     figure = go.Figure(
         go.Scatter(
             x=right,
@@ -128,8 +128,8 @@ def _scatter(
             textposition="top center",
             customdata=np.stack([rows, columns], axis=-1).tolist(),
             marker={
-                "size": np.where(here, 16, 9),
-                "symbol": np.where(here, "diamond", "circle"),
+                "size": np.where(is_picked, 16, 9),
+                "symbol": np.where(is_picked, "diamond", "circle"),
                 "color": rows,
                 "colorscale": "Viridis",
                 "colorbar": {

@@ -24,11 +24,13 @@ def draw(
         how = "; `headscope analyze RUN importance` measures them"
         st.info(f"No causal score in this run{how if scores_answers(capture) else ''}.")
     grouped = groupby(scores.values(), key=lambda score: score.key.split(".", 1)[0])
-    tables = [(name, sorted(each, key=lambda score: not score.is_causal)) for name, each in grouped]
+    tables = [
+        (name, sorted(members, key=lambda score: not score.is_causal)) for name, members in grouped
+    ]
     for name, members in sorted(tables, key=lambda table: not table[1][0].is_causal):
         marks = " ".join(sorted({score_picker.mark(score) for score in members}))
-        what = plain(analyses.summary(name)) if name in analyses.names() else ""
-        with st.expander(f"{marks} **{plain(name)}** {what}", expanded=chosen in members):
+        summary = plain(analyses.summary(name)) if name in analyses.names() else ""
+        with st.expander(f"{marks} **{plain(name)}** {summary}", expanded=chosen in members):
             st.table(_rows(members, layer, head), border="horizontal", hide_index=True)
             for score in members:
                 st.caption(f"`{score.key}`: {plain(score.tooltip)}")
@@ -42,15 +44,15 @@ def scores_answers(capture: xr.Dataset) -> bool:
 def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
     rows = []
     for score in members:
-        here = standing(score, layer, head)
+        entry = standing(score, layer, head)
         ends = [end for end in (score.lower, score.upper) if end is not None]
         units = str(score.array.attrs.get("units", ""))
         rows.append(
             {
                 "": score_picker.mark(score),
                 "score": plain(score.title),
-                "value": viz.measured(here.value if here else float("nan"), units),
-                "rank": here.place if here else "",
+                "value": viz.measured(entry.value if entry else float("nan"), units),
+                "rank": entry.place if entry else "",
                 "effect": score.effect(f"L{layer}H{head}"),
                 "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
             }

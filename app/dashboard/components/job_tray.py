@@ -37,13 +37,13 @@ def _ended() -> set[int]:
 def _tray() -> None:
     if _ended() - st.session_state[SEEN]:
         st.rerun()  # the whole page: a screen may show what the job has made
-    own = [job for job in QUEUE.of(visitor()) if not job.dismissed]
+    own_jobs = [job for job in QUEUE.of(visitor()) if not job.dismissed]
     unfinished = QUEUE.unfinished
     others = [job for job in unfinished if job.owner != visitor()]
-    if not own and not others:
+    if not own_jobs and not others:
         return
     with st.container(key="job_tray", border=True, gap="small"):
-        for number, job in enumerate(own):
+        for number, job in enumerate(own_jobs):
             _row(number, job, unfinished)
         if others:
             running = [f" ({job.share:.0%} done)" for job in others if job.state == RUNNING]
@@ -55,8 +55,8 @@ def _row(number: int, job: Job, unfinished: list[Job]) -> None:
     title = plain(job.title[:LONGEST])
     with st.container(horizontal=True, vertical_alignment="center", key=f"job_{number}"):
         if job.state == RUNNING:
-            told = "stopping where it can be left" if job.stopping else job.phases.describe()
-            st.progress(job.share, f"**{title}** · {plain(told)}")
+            status = "stopping where it can be left" if job.stopping else job.phases.describe()
+            st.progress(job.share, f"**{title}** · {plain(status)}")
         elif not job.ended:
             st.markdown(
                 f"**{title}** · waiting, {unfinished.index(job)} before it", width="stretch"
@@ -81,8 +81,8 @@ def _row(number: int, job: Job, unfinished: list[Job]) -> None:
 def _end(job: Job, title: str) -> None:
     marks = {DONE: ":material/check_circle:", FAILED: ":material/error:"}
     mark = marks.get(job.state, ":material/cancel:")
-    told = {DONE: job.says or "done", CANCELLED: f"cancelled. {job.remains}"}
-    text = told.get(job.state, f"failed: {job.error}. {job.remains}")
+    texts = {DONE: job.says or "done", CANCELLED: f"cancelled. {job.remains}"}
+    text = texts.get(job.state, f"failed: {job.error}. {job.remains}")
     st.markdown(f"{mark} **{title}** · {plain(text)}", width="stretch")
 
 

@@ -28,10 +28,10 @@ def draw(result: xr.Dataset, picked: str, name: str) -> None:
     left, right = st.columns([6, 5], gap="medium")
     with right:
         pair = _pair(methods)
-    found = agreements(result, methods)
+    agreement = agreements(result, methods)
     with left:
         picked_head.chart(
-            matrix(methods, found, pair), "agreement", f"{name}-agreement",
+            matrix(methods, agreement, pair), "agreement", f"{name}-agreement",
             "Rank correlation of every two methods; the lists beside it choose two of them.",
             on_pick=_choose,
         )  # fmt: skip
@@ -40,7 +40,7 @@ def draw(result: xr.Dataset, picked: str, name: str) -> None:
             "A click opens the two methods."
         )
     with right:
-        _against(result, pair, found, picked, name)
+        _against(result, pair, agreement, picked, name)
 
 
 def _pair(methods: Sequence[str]) -> tuple[str, str]:
@@ -55,22 +55,22 @@ def _pair(methods: Sequence[str]) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _choose(both: str) -> None:
-    for key, method in zip(KEYS, both.split(), strict=True):
+def _choose(names: str) -> None:
+    for key, method in zip(KEYS, names.split(), strict=True):
         st.session_state[key] = METHODS[method]
 
 
 def matrix(
     methods: Sequence[str],
-    found: dict[tuple[str, str], tuple[float, float, float]],
+    agreement: dict[tuple[str, str], tuple[float, float, float]],
     pair: Sequence[str],
 ) -> Any:
     """Draw a cell for every two methods, with ρ and its interval in it."""
     size = len(methods)
     at_of = list(map(str, range(size)))
     rho, written = np.full((size, size), np.nan), np.full((size, size), "", dtype=object)
-    for (one, other), (value, *ends) in found.items():
-        for row, column in ((one, other), (other, one)):
+    for names, (value, *ends) in agreement.items():
+        for row, column in (names, names[::-1]):
             at = methods.index(row), methods.index(column)
             rho[at] = value
             interval = interval_text(*ends).replace(" ", "<br>")
@@ -123,12 +123,12 @@ def matrix(
 def _against(
     result: xr.Dataset,
     pair: tuple[str, str],
-    found: dict[tuple[str, str], tuple[float, float, float]],
+    agreement: dict[tuple[str, str], tuple[float, float, float]],
     picked: str,
     name: str,
 ) -> None:
-    one, other = pair
-    if one == other:
+    across, up = pair
+    if across == up:
         st.info("Choose two different methods.")
         return
     sides = [result[method].transpose(*GRID) for method in pair]
@@ -140,13 +140,13 @@ def _against(
     picked_head.chart(
         figure,
         "methods_scatter",
-        f"{name}-{one}-{other}",
-        f"Every head by {METHODS[one]} and by {METHODS[other]}; the table below has the numbers.",
+        f"{name}-{across}-{up}",
+        f"Every head by {METHODS[across]} and by {METHODS[up]}; the table below has the numbers.",
     )
-    rho, *ends = found.get((one, other)) or found[other, one]
-    both = int((np.isfinite(sides[0].values) & np.isfinite(sides[1].values)).sum())
+    rho, *ends = agreement.get((across, up)) or agreement[up, across]
+    count = int((np.isfinite(sides[0].values) & np.isfinite(sides[1].values)).sum())
     st.markdown(
-        f"ρ = **{viz.amount(rho)}** {interval_text(*ends)} over {both} heads. "
-        f"They disagree most at {', '.join(apart) or 'no head'} (ranks by {METHODS[one]} and by "
-        f"{METHODS[other]})."
+        f"ρ = **{viz.amount(rho)}** {interval_text(*ends)} over {count} heads. "
+        f"They disagree most at {', '.join(apart) or 'no head'} (ranks by {METHODS[across]} and by "
+        f"{METHODS[up]})."
     )

@@ -46,7 +46,7 @@ def _tokens(weights: xr.DataArray) -> tuple[int, int]:
         name: [f"{at}: {viz.shown_token(word)}" for at, word in enumerate(weights[coord].values)]
         for name, coord in ((QUERY, "token"), (KEY, "key_token"))
     }
-    count = {name: range(len(each)) for name, each in labels.items()}
+    count = {name: range(len(words)) for name, words in labels.items()}
     last = len(labels[QUERY]) - 1
     picked: list[int] = []
     columns = st.columns(2)

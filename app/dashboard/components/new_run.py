@@ -133,37 +133,38 @@ def _steps(place: Path, name: str, source: str, prompts: Any) -> None:
         return
     about = (source, hashlib.sha256(repr(prompts).encode()).hexdigest())
     job = QUEUE.find(visitor(), ("estimate", about))
-    told = job.result if job is not None and job.state == DONE else None
+    estimate = job.result if job is not None and job.state == DONE else None
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
             "Estimate what it takes", key="new_estimate", icon=":material/timer:",
-            disabled=job is not None and not job.ended, type="secondary" if told else "primary",
+            disabled=job is not None and not job.ended, type="secondary" if estimate else "primary",
         ):  # fmt: skip
             job_tray.submit(_estimating(source, prompts, about))
         if st.button(
-            "Capture", key="new_start", icon=":material/play_arrow:", disabled=told is None,
-            type="primary" if told else "secondary",
-            help=None if told else "Estimate first: tokens, seconds and bytes.",
+            "Capture", key="new_start", icon=":material/play_arrow:", disabled=estimate is None,
+            type="primary" if estimate else "secondary",
+            help=None if estimate else "Estimate first: tokens, seconds and bytes.",
         ):  # fmt: skip
             job_tray.submit(_capturing(place / name, source, prompts))
-    if told is not None:
-        _show(told)
+    if estimate is not None:
+        _show(estimate)
 
 
-def _show(told: RunEstimate) -> None:
+def _show(estimate: RunEstimate) -> None:
     from headscope.analyses._runtime.cost import duration
     from headscope.probes.capturing.memory_estimate import format_bytes
 
-    each = {
-        "prompts": f"{told.prompts:,}",
-        "tokens": f"{told.tokens:,}",
-        "longest prompt": f"{told.longest:,} tokens",
-        "time": f"about {duration(told.seconds)}",
-        "on disk": format_bytes(told.disk),
-        "memory at the peak": f"{format_bytes(told.memory)} of {format_bytes(told.available)}",
+    memory, available = format_bytes(estimate.memory), format_bytes(estimate.available)
+    numbers = {
+        "prompts": f"{estimate.prompts:,}",
+        "tokens": f"{estimate.tokens:,}",
+        "longest prompt": f"{estimate.longest:,} tokens",
+        "time": f"about {duration(estimate.seconds)}",
+        "on disk": format_bytes(estimate.disk),
+        "memory at the peak": f"{memory} of {available}",
     }
     with st.container(horizontal=True, key="new_run_estimate"):
-        for label, value in each.items():
+        for label, value in numbers.items():
             st.metric(label, value, width="content")
 
 

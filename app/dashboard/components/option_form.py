@@ -44,6 +44,6 @@ def _widget(key: str, label: str, option: Option) -> Any:
 
 def _bounds(option: Option) -> tuple[float | None, float | None]:
     """Return the lowest and the highest value that an option may have."""
-    low = [float(each.low) for each in option.bounds if isinstance(each, AtLeast | Between)]
-    high = [float(each.high) for each in option.bounds if isinstance(each, Between)]
+    low = [float(bound.low) for bound in option.bounds if isinstance(bound, AtLeast | Between)]
+    high = [float(bound.high) for bound in option.bounds if isinstance(bound, Between)]
     return max(low, default=None), min(high, default=None)

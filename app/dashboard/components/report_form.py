@@ -37,9 +37,9 @@ def draw(key: cache.RunKey, name: str) -> None:
     """Ask for the sections, build the report of them, and offer what was built."""
     results = cache.run(key)[2]
     known = [
-        each
-        for each, result in results.items()
-        if each != capture_scores.NAME and "skipped" not in result.attrs
+        section
+        for section, result in results.items()
+        if section != capture_scores.NAME and "skipped" not in result.attrs
     ]
     chosen = st.multiselect(
         "Sections", known, default=known, key="sections", persist_state="session",
@@ -48,7 +48,7 @@ def draw(key: cache.RunKey, name: str) -> None:
     if st.button(
         "Build the report", key="build_report", icon=":material/summarize:", disabled=not chosen
     ):
-        job_tray.submit(building(key, [each for each in known if each in chosen]))
+        job_tray.submit(building(key, [section for section in known if section in chosen]))
     job = QUEUE.last(visitor(), KIND, key.path)
     if job is not None and job.state == FAILED:
         error(job.error)
@@ -82,12 +82,12 @@ def building(key: cache.RunKey, sections: list[str]) -> Job:
         report(BUILDING, 0, 2)
         run = run_folder.open(key.path)
         results = run.results()
-        held = {name: results[name] for name in sections}
-        page = html(run.manifest, held, run.name, files=False)
+        included = {name: results[name] for name in sections}
+        page = html(run.manifest, included, run.name, files=False)
         report(BUILDING, 1, 2)
         archive = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder:
-            write_files(Path(folder), run.manifest, held, run.name)
+            write_files(Path(folder), run.manifest, included, run.name)
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
                 for file in sorted(Path(folder).iterdir()):
                     packed.write(file, file.name)

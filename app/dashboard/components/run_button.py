@@ -38,8 +38,8 @@ def draw(
             disabled=cost is not None or bool(wrong),
         ):  # fmt: skip
             job_tray.submit(catalogue.estimating(key, [name], options, number))
-        told = catalogue.said(cost) or "not estimated with these options"
-        st.markdown(f"Cost here: {plain(told)}")
+        cost_text = catalogue.cost_text(cost) or "not estimated with these options"
+        st.markdown(f"Cost here: {plain(cost_text)}")
 
 
 def offer(key: cache.RunKey, name: str, why: str) -> None:

@@ -25,7 +25,9 @@ def card(key: cache.RunKey) -> dict[str, Any]:
         attrs = {file.stem: dataset_file.load(file, mapped=True).attrs for file in files}
     except HeadscopeError as refusal:
         return {**row, "model": f"cannot be read: {refusal}"}
-    refused = {name: str(each["skipped"]) for name, each in attrs.items() if "skipped" in each}
+    refused = {
+        name: str(result["skipped"]) for name, result in attrs.items() if "skipped" in result
+    }
     heads = f"{capture.sizes['layer']} × {capture.sizes['head']}"
     return {
         **row,

@@ -14,8 +14,8 @@ def draw(
     """Show the link of the view, and the Python that computes what it shows."""
     st.code(state.link(), language=None, wrap_lines=True)
     text, target = (st.session_state.get(name) or "" for name in ("text", "target"))
-    own = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
-    prompts = own if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
+    typed = f"[Pair({text!r}, {target!r})]" if target.strip() else repr([text])
+    prompts = typed if text.strip() else f"[opened.prompts()[{st.session_state['prompt']}]]"
     lines = [
         "from headscope.probes import Pair, capture, pattern",
         "from headscope.probes.storage import run_folder",

@@ -36,9 +36,11 @@ def draw(key: cache.RunKey, capture: xr.Dataset, measured: xr.Dataset | None) ->
     if job is not None and job.state == FAILED:
         error(job.error)
     if job is not None and job.state == DONE:
-        found: xr.Dataset = job.result
-        st.markdown(f"**Why {plain(viz.visible(found.attrs['answer']))}?** {plain(job.title)}")
-        _show(found["relevance"], found.attrs["refused"])
+        explanation: xr.Dataset = job.result
+        st.markdown(
+            f"**Why {plain(viz.visible(explanation.attrs['answer']))}?** {plain(job.title)}"
+        )
+        _show(explanation["relevance"], explanation.attrs["refused"])
     elif measured is not None:
         st.markdown(
             f"Prompt {measured.attrs['prompt']} of {plain(measured['task'].values[0])}, as the "

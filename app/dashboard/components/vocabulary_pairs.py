@@ -49,8 +49,8 @@ def draw(key: cache.RunKey, ids: cache.Tokens, layer: int, head: int) -> None:
     table = pd.DataFrame({"token": [plain(viz.shown_token(names[token])) for token in tokens]})
     for name, title in TITLES.items():
         table[title] = [
-            ", ".join(f"{plain(_word(model, other))} {viz.amount(logit)}" for other, logit in each)
-            for each in (
+            ", ".join(f"{plain(_word(model, other))} {viz.amount(logit)}" for other, logit in row)
+            for row in (
                 zip(pairs[name].others[at].tolist(), pairs[name].logits[at].tolist(), strict=True)
                 for at in range(len(tokens))
             )
@@ -84,16 +84,18 @@ def _job(key: cache.RunKey, layer: int, head: int) -> Job:
         model = open_model(run_folder.open(key.path), load=cache.job_loader(report))
         tokens = range(model.vocabulary)
         report("reading the tokens", 0, 1)
-        found = token_pairs.vectors(model, layer, head, tokens)
+        vectors = token_pairs.vectors(model, layer, head, tokens)
 
         def count(phase: str) -> Any:
             return lambda done, total: report(phase, done, total)
 
         promoted = token_pairs.promoted(
-            model, layer, head, found, tokens, 1, count("OV: promoted tokens")
+            model, layer, head, vectors, tokens, 1, count("OV: promoted tokens")
         )
-        wanted = token_pairs.looked_for(found, tokens, found, 1, count("QK: keys of queries"))
-        return {"ov": promoted.largest(PAIRS), "qk": wanted.largest(PAIRS)}
+        looked_for = token_pairs.looked_for(
+            vectors, tokens, vectors, 1, count("QK: keys of queries")
+        )
+        return {"ov": promoted.largest(PAIRS), "qk": looked_for.largest(PAIRS)}
 
     name = f"L{layer}H{head}"
     return Job(
@@ -104,10 +106,10 @@ def _job(key: cache.RunKey, layer: int, head: int) -> Job:
     )  # fmt: skip
 
 
-def _show(model: Any, found: dict[str, list[tuple[int, int, float]]]) -> None:
+def _show(model: Any, largest: dict[str, list[tuple[int, int, float]]]) -> None:
     columns = st.columns(2)
     sides = {"ov": ("token", "promotes"), "qk": ("query", "key")}
-    for column, (name, pairs) in zip(columns, found.items(), strict=True):
+    for column, (name, pairs) in zip(columns, largest.items(), strict=True):
         rows = {
             sides[name][0]: [_word(model, token) for token, _, _ in pairs],
             sides[name][1]: [_word(model, other) for _, other, _ in pairs],

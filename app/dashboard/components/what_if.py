@@ -119,8 +119,8 @@ def _ask(
 
 def _listed(values: Mapping[str, Any]) -> str:
     """List the fields of an edit that the user has filled in."""
-    given = ((name, value) for name, value in values.items() if value not in (None, ""))
-    known = ", ".join(f"{name} {value}" for name, value in given)
+    filled = ((name, value) for name, value in values.items() if value not in (None, ""))
+    known = ", ".join(f"{name} {value}" for name, value in filled)
     return f" ({known})" if known else ""
 
 

@@ -72,6 +72,6 @@ def link(
         key = f"link_{id(owner)}_{label}_{urlencode(parameters)}"
         st.button(label, key=key, icon=icon, on_click=state.go, args=(parameters,))
         return
-    same = st.session_state.get("run") == parameters.get("run")
-    given = {**(state.address() if same else {}), **parameters}
-    st.page_link(to, label=label, icon=icon, query_params=given)
+    same_run = st.session_state.get("run") == parameters.get("run")
+    query = {**(state.address() if same_run else {}), **parameters}
+    st.page_link(to, label=label, icon=icon, query_params=query)

@@ -49,7 +49,7 @@ def draw() -> None:
     with table:
         _catalogue(key, names)
     state.show_warnings()
-    _one(key, name)
+    _analysis(key, name)
 
 
 def _picked(names: list[str]) -> str:
@@ -100,7 +100,7 @@ def _pick(names: list[str]) -> None:
         st.session_state["analysis"] = name
 
 
-def _one(key: cache.RunKey, name: str) -> None:
+def _analysis(key: cache.RunKey, name: str) -> None:
     st.header(name)
     st.markdown(plain(analyses.summary(name)))
     if why := catalogue.refusals(key).get(name):

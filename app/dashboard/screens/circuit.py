@@ -151,15 +151,15 @@ def _heads(
     if not heads:
         return
     st.header("What if heads were ablated?")
-    own = {head: heads[head] for head in pinned if head in heads}
+    pinned_heads = {head: heads[head] for head in pinned if head in heads}
     run = Path(key.path).name
-    if own:
+    if pinned_heads:
         with st.container(horizontal=True):
-            for head, place in own.items():
+            for head, place in pinned_heads.items():
                 picked_head.link(f"Open {head} in Heads", run, place, by)
     else:
         st.caption("Heads chosen under Paths through stand here alone, with a link to Heads.")
-    first, *others = own or heads
+    first, *others = pinned_heads or heads
     opens = ("circuit", {"run": run}, "See the answer")
     what_if.draw(
         key, capture, *heads[first], others=others, opens=opens,

@@ -60,7 +60,7 @@ def draw() -> None:
             st.info("The two share no score of heads. Analyze both alike, in the screen Analyses.")
             return
         by = _score(scores, third)
-        found = _compared(*keys, by, tuple(_across()))
+        compared = _compared(*keys, by, tuple(_across()))
     except HeadscopeError as refusal:
         error(refusal)
         _shapes(keys)
@@ -68,7 +68,7 @@ def draw() -> None:
     finally:
         with complaints:
             state.show_warnings()
-    _show(found, path, other, by)
+    _show(compared, path, other, by)
 
 
 def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
@@ -88,17 +88,21 @@ def _shape(path: Path) -> str:
 
 def _pairs(first: cache.RunKey, second: cache.RunKey) -> dict[str, Pair]:
     """List what can be compared: scores of analyses that both have, and statistics of captures."""
-    (_, one, results), (_, two, others) = cache.run(first), cache.run(second)
-    held = {f"{CAPTURE}.{name}": (one, two, name) for name in capture_scores.STATISTICS
-            if name in one and name in two and one[name].dims == two[name].dims}  # fmt: skip
-    return shared({**results, CAPTURE: one}, {**others, CAPTURE: two}) | held
+    (_, capture_a, results_a), (_, capture_b, results_b) = cache.run(first), cache.run(second)
+    statistics = {
+        f"{CAPTURE}.{name}": (capture_a, capture_b, name)
+        for name in capture_scores.STATISTICS
+        if name in capture_a and name in capture_b and capture_a[name].dims == capture_b[name].dims
+    }
+    analyzed = shared({**results_a, CAPTURE: capture_a}, {**results_b, CAPTURE: capture_b})
+    return analyzed | statistics
 
 
 def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
     """Name the scores, causal ones first."""
     pairs = _pairs(first, second)
-    causal = [key for key, (one, _, name) in pairs.items()
-              if one[name].attrs.get("evidence") == "causal"]  # fmt: skip
+    causal = [key for key, (dataset, _, name) in pairs.items()
+              if dataset[name].attrs.get("evidence") == "causal"]  # fmt: skip
     return list(dict.fromkeys((*causal, *pairs)))
 
 
@@ -140,9 +144,11 @@ def _compared(
     analysis, name = by.split(".", 1)
     sides = [
         collect(
-            {CAPTURE: capture_scores.summarize(each)} if analysis == CAPTURE else {analysis: each}
+            {CAPTURE: capture_scores.summarize(result)}
+            if analysis == CAPTURE
+            else {analysis: result}
         )
-        for each in pair[:2]
+        for result in pair[:2]
     ]
     change = change.drop_vars(f"{name}_agreement").assign_coords(
         {dim: sides[0][by].array[dim] for dim in GRID}
@@ -150,17 +156,17 @@ def _compared(
     return Compared(sides[0][by], sides[1][by], collect({analysis: change})[by], row)
 
 
-def _show(found: Compared, path: Path, other: Path, by: str) -> None:
+def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
     """Draw the three grids, what is said of the difference, and both runs against each other."""
-    sides = {"A": (found.first, path), "B": (found.second, other)}
-    names = picked_head.grid_names(found.first.array)
-    ordered = [each["head"] for each in found.row["heads"]]
+    sides = {"A": (compared.first, path), "B": (compared.second, other)}
+    names = picked_head.grid_names(compared.first.array)
+    ordered = [row["head"] for row in compared.row["heads"]]
     picked = picked_head.ask(ordered)
     at = picked_head.place_of(names, picked)
-    st.markdown(_words(found, path, other))
+    st.markdown(_words(compared, path, other))
     with st.container(key="stack_grids"):
         columns = st.columns(3)
-    low, high = _range(found)
+    low, high = _range(compared)
     for column, (letter, (score, run)) in zip(columns, sides.items(), strict=False):
         with column:
             st.markdown(f"**{letter}: {plain(run.name)}**")
@@ -169,13 +175,13 @@ def _show(found: Compared, path: Path, other: Path, by: str) -> None:
             _grid(Score(score.key, shown, score.lower, score.upper), at, names, f"grid_{letter}")
     with columns[2]:
         st.markdown("**B − A**")
-        _grid(found.difference, at, names, "grid_difference")
-    st.caption(plain(found.first.tooltip))
+        _grid(compared.difference, at, names, "grid_difference")
+    st.caption(plain(compared.first.tooltip))
     with st.container(key="stack_compared"):
         left, right = st.columns([3, 2], gap="medium")
     with left:
         figure = head_figures.scatter(
-            found.first.array, found.second.array, [f"A: {path.name}", f"B: {other.name}"],
+            compared.first.array, compared.second.array, [f"A: {path.name}", f"B: {other.name}"],
             ordered[:NAMED], picked, diagonal=True,
         )  # fmt: skip
         picked_head.chart(
@@ -183,14 +189,16 @@ def _show(found: Compared, path: Path, other: Path, by: str) -> None:
             "Every head in run A and in run B; those that differ most are named.",
         )  # fmt: skip
     with right:
-        _card(found, picked, at, path, other, by)
-    _downloads(found, path, other, names)
+        _card(compared, picked, at, path, other, by)
+    _downloads(compared, path, other, names)
 
 
-def _words(found: Compared, path: Path, other: Path) -> str:
+def _words(compared: Compared, path: Path, other: Path) -> str:
     """Say what the command line says: agreement, shared heads, and how many changed."""
-    row = found.row
-    parts = [f"**{plain(found.first.title)}**: B ({plain(other.name)}) − A ({plain(path.name)})."]
+    row = compared.row
+    parts = [
+        f"**{plain(compared.first.title)}**: B ({plain(other.name)}) − A ({plain(path.name)})."
+    ]
     if row["agreement"] is not None:
         parts.append(f"Ranks agree with ρ **{viz.amount(row['agreement'])}**.")
     if "top" in row:
@@ -202,11 +210,11 @@ def _words(found: Compared, path: Path, other: Path) -> str:
     return " ".join([*parts, plain(row["summary"])])
 
 
-def _range(found: Compared) -> tuple[float, float]:
+def _range(compared: Compared) -> tuple[float, float]:
     """Return the range of the colours of both runs."""
     ends = [(float(side.array.min()), float(side.array.max()))
-            for side in (found.first, found.second)]  # fmt: skip
-    attrs = found.first.array.attrs
+            for side in (compared.first, compared.second)]  # fmt: skip
+    attrs = compared.first.array.attrs
     low = float(attrs.get("low", min(low for low, _ in ends)))
     return low, float(attrs.get("high", max(high for _, high in ends)))
 
@@ -217,15 +225,15 @@ def _grid(score: Score, at: tuple[int, int], names: list[list[str]], key: str) -
 
 
 def _card(
-    found: Compared, picked: str, at: tuple[int, int], path: Path, other: Path, by: str
+    compared: Compared, picked: str, at: tuple[int, int], path: Path, other: Path, by: str
 ) -> None:
     """Say what the picked head is in both, and list the heads that changed most."""
     st.subheader(picked)
-    units = str(found.first.array.attrs.get("units", ""))
+    units = str(compared.first.array.attrs.get("units", ""))
     rows = []
     for label, score in (
-        (f"A: {path.name}", found.first), (f"B: {other.name}", found.second),
-        ("B − A", found.difference),
+        (f"A: {path.name}", compared.first), (f"B: {other.name}", compared.second),
+        ("B − A", compared.difference),
     ):  # fmt: skip
         ends = [end[at] for end in (score.lower, score.upper) if end is not None]
         rows.append(
@@ -239,21 +247,21 @@ def _card(
         for letter, run in (("A", path), ("B", other)):
             picked_head.link(f"Open {picked} of {letter} in Heads", run.name, at, by)
     st.markdown("**Heads that changed most**")
-    listed = found.row["heads"][:LISTED]
+    listed = compared.row["heads"][:LISTED]
     st.dataframe(
         [
             {
-                "head": each["head"],
-                f"B − A ({units})": None if each["difference"] is None else
-                viz.amount(each["difference"], "+"),
-                "95 % interval": "" if each["lower"] is None else
-                interval_text(each["lower"], each["upper"]),
-                "leaves out 0": "yes" if each["head"] in found.row["changed"] else "",
+                "head": row["head"],
+                f"B − A ({units})": None if row["difference"] is None else
+                viz.amount(row["difference"], "+"),
+                "95 % interval": "" if row["lower"] is None else
+                interval_text(row["lower"], row["upper"]),
+                "leaves out 0": "yes" if row["head"] in compared.row["changed"] else "",
             }
-            for each in listed
+            for row in listed
         ],
         key=TABLE, hide_index=True, selection_mode="single-row", height="content",
-        on_select=lambda: _pick([each["head"] for each in listed]),
+        on_select=lambda: _pick([row["head"] for row in listed]),
         alt="The heads with the largest differences, with their intervals.",
     )  # fmt: skip
 
@@ -263,35 +271,40 @@ def _pick(names: list[str]) -> None:
         picked_head.pick(name)
 
 
-def _downloads(found: Compared, path: Path, other: Path, names: list[list[str]]) -> None:
+def _downloads(compared: Compared, path: Path, other: Path, names: list[list[str]]) -> None:
     """Offer the differences of all heads as files; JSON is what the command line writes."""
     table = pd.DataFrame({"name": np.array(names).ravel()})
-    table[["layer", "head"]] = list(np.ndindex(found.first.array.shape))
-    about = str(found.first.array.attrs.get("convention", ""))
-    meaning = {"units": found.row["units"], "convention": about}
+    table[["layer", "head"]] = list(np.ndindex(compared.first.array.shape))
+    about = str(compared.first.array.attrs.get("convention", ""))
+    meaning = {"units": compared.row["units"], "convention": about}
     meanings: dict[str, dict[str, Any]] = {}
-    for label, score in (("a", found.first), ("b", found.second), ("difference", found.difference)):
+    for label, score in (
+        ("a", compared.first),
+        ("b", compared.second),
+        ("difference", compared.difference),
+    ):
         for end, array in (("", score.array), ("_lower", score.lower), ("_upper", score.upper)):
             if array is not None:
                 table[f"{label}{end}"] = array.values.ravel()
                 meanings[f"{label}{end}"] = meaning
-    table["changed"] = table["name"].isin(found.row["changed"])
-    same = {
-        "run_a": path.name, "run_b": other.name, "score": found.row["score"],
-        "pairing": found.row["pairing"], "units": found.row["units"],
+    table["changed"] = table["name"].isin(compared.row["changed"])
+    columns = {
+        "run_a": path.name, "run_b": other.name, "score": compared.row["score"],
+        "pairing": compared.row["pairing"], "units": compared.row["units"],
     }  # fmt: skip
-    made = tables.labelled(table, meanings, same)
-    models = [run_list.card(cache.run_key(each)).get("model", "") for each in (path, other)]
+    labelled = tables.labelled(table, meanings, columns)
+    models = [run_list.card(cache.run_key(run)).get("model", "") for run in (path, other)]
     runs = list(zip((path, other), models, strict=True))
     with st.container(horizontal=True):
         for kind in tables.FORMATS:
             data = (
-                json.dumps(record(runs, [found.row]), indent=1).encode()
+                json.dumps(record(runs, [compared.row]), indent=1).encode()
                 if kind == "json"
-                else tables.encode_table(kind, made, {})
+                else tables.encode_table(kind, labelled, {})
             )
             st.download_button(
-                tables.LABELS[kind], data, f"{path.name}-{other.name}-{found.row['score']}.{kind}",
+                tables.LABELS[kind], data,
+                f"{path.name}-{other.name}-{compared.row['score']}.{kind}",
                 key=f"download_{kind}", icon=":material/download:", on_click="ignore",
                 help="The differences of all heads. JSON is what headscope compare writes.",
             )  # fmt: skip

@@ -43,16 +43,16 @@ def draw() -> None:
         return
     key, capture, results, name = read
     try:
-        found = importance(results)
+        summary = importance(results)
     except HeadscopeError as refusal:
         error(refusal)
         return
     complaints = st.container()
-    if found is None:
+    if summary is None:
         run_button.offer(key, IMPORTANCE, "Which heads matter was not measured on this run yet.")
     else:
-        _header(found, results[IMPORTANCE])
-        _heads(key, capture, results, found, f"{name}-importance")
+        _header(summary, results[IMPORTANCE])
+        _heads(key, capture, results, summary, f"{name}-importance")
     st.header("Pruning")
     _pruning(key, results, f"{name}-pruning")
     st.header("Report")
@@ -61,25 +61,25 @@ def draw() -> None:
         state.show_warnings()
 
 
-def _header(found: Importance, result: xr.Dataset) -> None:
+def _header(summary: Importance, result: xr.Dataset) -> None:
     """Say the task, the metric, the prompts, what the intact model makes of it, and the null."""
-    units = plain(found.units)
+    units = plain(summary.units)
     null = (
         f" A head counts as important where the interval of its mean ablation lies above "
-        f"**{found.null} {units}**, the null: what the largest head reaches when every prompt is "
+        f"**{summary.null} {units}**, the null: what the largest head reaches when every prompt is "
         "asked for the answer of another one."
-        if found.null
+        if summary.null
         else ""
     )
     st.markdown(
-        f"**{plain(found.conclusion)}.** Task **{plain(found.task)}**, **{found.n} prompts**; "
-        f"metric: {plain(found.metric)}. The intact model reaches **{found.intact} {units}** "
-        f"{found.interval}.{null}"
-        + (f" {found.measured}; the others are not measured." if found.measured else "")
+        f"**{plain(summary.conclusion)}.** Task **{plain(summary.task)}**, "
+        f"**{summary.n} prompts**; metric: {plain(summary.metric)}. The intact model reaches "
+        f"**{summary.intact} {units}** {summary.interval}.{null}"
+        + (f" {summary.measured}; the others are not measured." if summary.measured else "")
     )
-    if found.n < LEAST_PROMPTS:
+    if summary.n < LEAST_PROMPTS:
         st.warning(
-            f"{found.n} prompts rank heads and cannot call one important. The analysis takes "
+            f"{summary.n} prompts rank heads and cannot call one important. The analysis takes "
             f"{LEAST_PROMPTS} where it is not told otherwise: run it again below.",
             icon=":material/scale:",
         )
@@ -91,7 +91,7 @@ def _heads(
     key: cache.RunKey,
     capture: xr.Dataset,
     results: Mapping[str, xr.Dataset],
-    found: Importance,
+    summary: Importance,
     name: str,
 ) -> None:
     """Draw the heads: ranked, by two methods, what if some were removed, and as a table."""
@@ -126,8 +126,8 @@ def _heads(
     _what_if(key, capture, table, result, picked)
     st.header("All heads")
     _table(key, table, result, name)
-    if found.n < LEAST_PROMPTS:
-        run_button.offer(key, IMPORTANCE, f"More than {found.n} prompts tell which heads matter.")
+    if summary.n < LEAST_PROMPTS:
+        run_button.offer(key, IMPORTANCE, f"More than {summary.n} prompts tell which heads matter.")
 
 
 def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: str) -> None:
@@ -210,7 +210,7 @@ def _table(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, name: str
         column_config={
             "name": st.column_config.TextColumn("head"),
             "verdict": st.column_config.TextColumn(
-                help="; ".join(f"{word}: {what}" for word, what in
+                help="; ".join(f"{word}: {text}" for word, text in
                                importance_table.VERDICTS.items())
             ),
             **{
@@ -254,8 +254,8 @@ def _pruning(key: cache.RunKey, results: Mapping[str, xr.Dataset], name: str) ->
         return
     note = str(result.attrs.get("note", ""))
     (st.warning if is_doubtful(result) else st.markdown)(plain(note))
-    held = [curve for curve in CURVES if curve in result]
-    for column, curve in zip(st.columns(len(held)), held, strict=True):
+    curves = [curve for curve in CURVES if curve in result]
+    for column, curve in zip(st.columns(len(curves)), curves, strict=True):
         with column:
             st.plotly_chart(
                 viz.draw(result, curve), key=f"pruning_{curve}",

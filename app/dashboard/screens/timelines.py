@@ -46,11 +46,11 @@ def draw() -> None:
     chosen = st.selectbox("Timeline", names, key="timeline", persist_state="session")
     path = paths[chosen]
     try:
-        whole = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
+        timeline = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
     except (HeadscopeError, OSError) as refusal:
         error(refusal)
         return
-    _show(whole, chosen, folder)
+    _show(timeline, chosen, folder)
     state.show_warnings()
 
 
@@ -65,35 +65,35 @@ def _read(path: str, version: int) -> xr.Dataset:
     return kept.load(path)
 
 
-def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
-    note = plain(f"{whole.attrs['model']}: {whole.attrs['note']}")
-    (st.warning if is_doubtful(whole) else st.caption)(note)
-    shown = drawn(whole)
+def _show(timeline: xr.Dataset, chosen: str, run: Path) -> None:
+    note = plain(f"{timeline.attrs['model']}: {timeline.attrs['note']}")
+    (st.warning if is_doubtful(timeline) else st.caption)(note)
+    shown = drawn(timeline)
     state.take("score", shown, decides=True)
     with st.container(key="stack_timeline"):
         left, right = st.columns([2, 3], gap="medium")
     # Not by their titles: the link would carry these.
     score = left.selectbox("Score", shown, key="score", persist_state="session")
     name = f"{chosen}-{score}"
-    of_heads = score in scores(whole)
+    of_heads = score in scores(timeline)
     picked = ""
     if of_heads:
-        order = emergence(whole, score).attrs
+        order = emergence(timeline, score).attrs
         with left:
-            picked = _heads(whole, score, [row["name"] for row in order["order"]], run)
+            picked = _heads(timeline, score, [row["name"] for row in order["order"]], run)
     with right:
         picked_head.chart(
-            viz.draw(whole, score, picked=picked), "lines", name,
+            viz.draw(timeline, score, picked=picked), "lines", name,
             "The chosen score over the training of the model, a line for each head.",
             on_pick=_pick,
         )  # fmt: skip
-        attrs = whole[score].attrs
-        said = ". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key))
-        st.caption(plain(said))
+        attrs = timeline[score].attrs
+        about = ". ".join(str(attrs[key]) for key in ("convention", "source") if attrs.get(key))
+        st.caption(plain(about))
     if of_heads:
         st.subheader("Emergence, in order")
         if order["order"]:
-            final = f"at the end ({whole[score].attrs.get('units', '')})"
+            final = f"at the end ({timeline[score].attrs.get('units', '')})"
             st.table(
                 [
                     {"head": row["name"], "at step": viz.amount(row["step"]),
@@ -103,15 +103,15 @@ def _show(whole: xr.Dataset, chosen: str, run: Path) -> None:
                 border="horizontal",
             )  # fmt: skip
         st.caption(plain(order["convention"]))
-    _downloads(whole, score, name)
-    _order(whole, chosen)
+    _downloads(timeline, score, name)
+    _order(timeline, chosen)
     with st.expander("By checkpoint", icon=":material/fingerprint:"):
-        st.json(dict(whole.attrs["by_checkpoint"]), expanded=1)
+        st.json(dict(timeline.attrs["by_checkpoint"]), expanded=1)
 
 
-def _order(whole: xr.Dataset, chosen: str) -> None:
+def _order(timeline: xr.Dataset, chosen: str) -> None:
     """Draw which score rises first, and say what can be told of the order."""
-    ordered = scores_in_order(whole)
+    ordered = scores_in_order(timeline)
     if ordered is None:
         return
     st.subheader("Which score rises first")
@@ -126,61 +126,63 @@ def _order(whole: xr.Dataset, chosen: str) -> None:
     st.caption(plain(ordered.attrs["note"]))
 
 
-def _heads(whole: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:
+def _heads(timeline: xr.Dataset, score: str, emerged: list[str], run: Path) -> str:
     """Draw all heads at one checkpoint, let the user pick one, and link to runs of checkpoints."""
-    names = picked_head.grid_names(whole[score])
+    names = picked_head.grid_names(timeline[score])
     # The first that emerges to begin with, and in the list the others in their order.
     ordered = [name for name in dict.fromkeys(part for row in emerged for part in row.split(", "))
                if any(name in row for row in names)]  # fmt: skip
-    rest = [name for row in names for name in row if name not in ordered]
-    picked = picked_head.ask([*ordered, *rest], LINE)
+    others = [name for row in names for name in row if name not in ordered]
+    picked = picked_head.ask([*ordered, *others], LINE)
     at = picked_head.place_of(names, picked)
-    points = [str(point) for point in whole[DIM].values.tolist()]
+    points = [str(point) for point in timeline[DIM].values.tolist()]
     state.take(DIM, points, points[-1])
     point = st.select_slider(
         "All heads at", points, key=DIM, persist_state="session",
         help="One range of colours for all checkpoints.",
     )  # fmt: skip
-    if set(whole[score].dims) == {DIM, *GRID}:
-        _grid(whole, score, point, at, names)
-    _links(whole, point, picked, at, run)
+    if set(timeline[score].dims) == {DIM, *GRID}:
+        _grid(timeline, score, point, at, names)
+    _links(timeline, point, picked, at, run)
     return picked
 
 
 def _grid(
-    whole: xr.Dataset, score: str, point: str, at: tuple[int, int], names: list[list[str]]
+    timeline: xr.Dataset, score: str, point: str, at: tuple[int, int], names: list[list[str]]
 ) -> None:
-    array = whole[score].isel({DIM: whole[DIM].values.tolist().index(point)})
-    known = whole[score].attrs
+    array = timeline[score].isel({DIM: timeline[DIM].values.tolist().index(point)})
+    known = timeline[score].attrs
     low, high = (float(known.get(end, value)) for end, value in
-                 (("low", whole[score].min()), ("high", whole[score].max())))  # fmt: skip
+                 (("low", timeline[score].min()), ("high", timeline[score].max())))  # fmt: skip
     array.attrs |= {"low": low, "high": high}
-    lower, upper = viz.interval(whole, score)
+    lower, upper = viz.interval(timeline, score)
     ends = [None if end is None else end.sel({DIM: point}) for end in (lower, upper)]
     view = viz.head_grid(array, lower=ends[0], upper=ends[1], picked=at)
     mount(view, "timeline_grid", pick=picked_head.pick_cell(names, LINE))
 
 
-def _links(whole: xr.Dataset, point: str, picked: str, at: tuple[int, int], run: Path) -> None:
+def _links(timeline: xr.Dataset, point: str, picked: str, at: tuple[int, int], run: Path) -> None:
     """Open the head in the runs here that were captured on a checkpoint of the timeline."""
-    points = dict(zip(whole["revision"].values.tolist(), whole[DIM].values.tolist(), strict=True))
+    points = dict(
+        zip(timeline["revision"].values.tolist(), timeline[DIM].values.tolist(), strict=True)
+    )
     files = sorted(run.parent.glob(f"*/{cache.MANIFEST}"))
-    found = {
+    runs = {
         file.parent.name: points[revision]
         for file in files
         if (revision := _revision(file.parent, file.stat().st_mtime_ns)) in points
     }
-    if not found:
+    if not runs:
         st.caption(f"No run beside it shows {picked}. This captures one of the checkpoint:")
-        what = f"{whole.attrs['model']}@{point} --task {whole.attrs.get('task') or 'induction'}"
-        st.code(f"headscope capture {what} --out RUN", language=None, wrap_lines=True)
-    elif not (run / cache.MANIFEST).exists():
-        st.caption(
-            plain(f"Runs beside it show {picked}, too: {', '.join(found)}. This opens them:")
+        arguments = (
+            f"{timeline.attrs['model']}@{point} --task {timeline.attrs.get('task') or 'induction'}"
         )
+        st.code(f"headscope capture {arguments} --out RUN", language=None, wrap_lines=True)
+    elif not (run / cache.MANIFEST).exists():
+        st.caption(plain(f"Runs beside it show {picked}, too: {', '.join(runs)}. This opens them:"))
         st.code(f"headscope app {run.parent}", language=None, wrap_lines=True)
     else:
-        for name, checkpoint in found.items():
+        for name, checkpoint in runs.items():
             where = {"run": name, "layer": at[0], "head": at[1]}
             label = f"Open {picked} in Heads: {name}, {checkpoint}"
             screens.link("heads", label, where, ":material/grid_on:")
@@ -201,19 +203,19 @@ def _pick(line: str) -> None:
     picked_head.pick(head, LINE)
 
 
-def _downloads(whole: xr.Dataset, score: str, name: str) -> None:
-    array = whole[score]
-    lower, upper = viz.interval(whole, score)
-    held = {score: array, f"{score}_lower": lower, f"{score}_upper": upper}
-    table = xr.Dataset({key: each for key, each in held.items() if each is not None})
+def _downloads(timeline: xr.Dataset, score: str, name: str) -> None:
+    array = timeline[score]
+    lower, upper = viz.interval(timeline, score)
+    arrays = {score: array, f"{score}_lower": lower, f"{score}_upper": upper}
+    table = xr.Dataset({key: values for key, values in arrays.items() if values is not None})
     meaning = {key: str(array.attrs.get(key, "")) for key in ("units", "convention")}
-    about = {"model": str(whole.attrs["model"]), "variable": score, "units": meaning["units"]}
-    frame = table.reset_coords(drop=True).assign_coords(step=whole["step"]).to_dataframe()
-    made = tables.labelled(frame.reset_index(), dict.fromkeys(map(str, table), meaning), about)
+    about = {"model": str(timeline.attrs["model"]), "variable": score, "units": meaning["units"]}
+    frame = table.reset_coords(drop=True).assign_coords(step=timeline["step"]).to_dataframe()
+    labelled = tables.labelled(frame.reset_index(), dict.fromkeys(map(str, table), meaning), about)
     with st.container(horizontal=True):
         for kind in tables.FORMATS:
             st.download_button(
-                tables.LABELS[kind], tables.encode_table(kind, made, dict(whole.attrs)),
+                tables.LABELS[kind], tables.encode_table(kind, labelled, dict(timeline.attrs)),
                 f"{name}.{kind}", key=f"download_{kind}", icon=":material/download:",
                 on_click="ignore",
             )  # fmt: skip

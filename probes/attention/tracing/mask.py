@@ -38,27 +38,27 @@ class MaskRule:
         return MaskRule(self.causal or other.causal, min(windows, default=None), mask)
 
 
-def read(seen: Tensor) -> MaskRule:
+def read(mask: Tensor) -> MaskRule:
     """Read the rule behind a mask that a model has built, True where a key is seen."""
-    seen = seen[(None,) * (4 - seen.ndim)] if seen.ndim < 4 else seen
-    if seen.ndim != 4 or not torch.equal(seen, seen[:, :1].expand_as(seen)):
+    mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim < 4 else mask
+    if mask.ndim != 4 or not torch.equal(mask, mask[:, :1].expand_as(mask)):
         raise Unknown(
-            f"attention_mask: a mask of shape {tuple(seen.shape)}, but only one (batch, 1, query, "
+            f"attention_mask: a mask of shape {tuple(mask.shape)}, but only one (batch, 1, query, "
             "key) that is the same for all heads is known"
         )
-    seen = seen[:, 0]
-    queries, keys = seen.shape[1:]
+    mask = mask[:, 0]
+    queries, keys = mask.shape[1:]
     if queries == 1:
-        return MaskRule(key_mask=_some(seen[:, 0]))
-    real = seen.any(dim=1)
-    if torch.equal(real[:, None].expand_as(seen), seen):
-        return MaskRule(key_mask=_some(real))
-    rules = [MaskRule(True, None, real), MaskRule(True, _window(seen), real)]
+        return MaskRule(key_mask=_unless_all_true(mask[:, 0]))
+    real = mask.any(dim=1)
+    if torch.equal(real[:, None].expand_as(mask), mask):
+        return MaskRule(key_mask=_unless_all_true(real))
+    rules = [MaskRule(True, None, real), MaskRule(True, _window(mask), real)]
     if queries == keys:  # else nothing tells which queries are padding
         rules.append(MaskRule(False, None, real))
     for rule in rules:
-        if _tells(rule, seen, keys - queries):
-            return MaskRule(rule.causal, rule.window, _some(real))
+        if _describes(rule, mask, keys - queries):
+            return MaskRule(rule.causal, rule.window, _unless_all_true(real))
     raise Unknown(
         "attention_mask: the model builds a mask that is neither padding, causal nor a sliding "
         "window"
@@ -75,28 +75,28 @@ def declared_window(module: nn.Module, rule: MaskRule) -> int | None:
     return window
 
 
-def _some(mask: Tensor) -> Tensor | None:
+def _unless_all_true(mask: Tensor) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _window(seen: Tensor) -> int:
+def _window(mask: Tensor) -> int:
     """Count the keys from the first that the last query of any prompt sees."""
-    first = seen[:, -1].int().argmax(dim=-1)
-    return int((seen.shape[2] - first).max())
+    first = mask[:, -1].int().argmax(dim=-1)
+    return int((mask.shape[2] - first).max())
 
 
-def _tells(rule: MaskRule, seen: Tensor, start: int) -> bool:
+def _describes(rule: MaskRule, mask: Tensor, start: int) -> bool:
     """Compare a rule with a mask in the rows of real queries, some rows at a time."""
     assert rule.key_mask is not None
-    keys = torch.arange(seen.shape[2], device=seen.device)
-    for top in range(0, seen.shape[1], ROWS):
+    keys = torch.arange(mask.shape[2], device=mask.device)
+    for top in range(0, mask.shape[1], ROWS):
         rows = keys[top + start : top + start + ROWS, None]
         expected = (keys <= rows) | (not rule.causal)
         if rule.window is not None:
             expected = expected & (keys > rows - rule.window)
         expected = expected & rule.key_mask[:, None]
         real = rule.key_mask[:, rows[:, 0], None]
-        if bool(((expected != seen[:, top : top + ROWS]) & real).any()):
+        if bool(((expected != mask[:, top : top + ROWS]) & real).any()):
             return False
     return True
 

@@ -115,8 +115,8 @@ class Scores(SymbolicTensor):
 
     def _next(self, attention: Attention | None = None, **changes: Any) -> Scores:
         attention = self.attention if attention is None else attention
-        same = {name: getattr(self, name) for name in ("shape", "dtype", "softened")}
-        return Scores.of(attention, self.receive, **(same | changes))
+        properties = {name: getattr(self, name) for name in ("shape", "dtype", "softened")}
+        return Scores.of(attention, self.receive, **(properties | changes))
 
     def become(self, other: SymbolicTensor) -> Scores:
         """Change in place, which no other view of the same scores would see."""
@@ -168,13 +168,13 @@ class Scores(SymbolicTensor):
             raise Unknown("sub: its scores are taken away, which is not known")
         return self.do_add(self, -other)
 
-    def do_where(self, seen: Any, scores: Any, least: Any) -> Scores:
+    def do_where(self, mask: Any, scores: Any, least: Any) -> Scores:
         """Keep the scores where a key is seen."""
         self._refuse_weights("where")
         check_least(least, self.dtype)
         if not self.same(scores):
             raise Unknown("where: its scores are chosen in a way that is not known")
-        return self._next(self.attention.masked_by(_rule(seen, "seen")))
+        return self._next(self.attention.masked_by(_rule(mask, "seen")))
 
     def do_masked_fill(self, scores: Any, hidden: Any, value: Any) -> Scores:
         """Put the least number where a key is hidden."""
@@ -185,8 +185,8 @@ class Scores(SymbolicTensor):
     def do_view(self, scores: Any, *sizes: Any) -> Scores:
         """Part batch and head, or join them."""
         shape = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        rest = torch.Size(size for size in shape if size != -1).numel()
-        shape = [self.numel() // rest if size == -1 else size for size in shape]
+        known = torch.Size(size for size in shape if size != -1).numel()
+        shape = [self.numel() // known if size == -1 else size for size in shape]
         if shape == list(self.shape):
             return self
         if self.ndim == 3 and len(shape) == 4 and shape[2:] == list(self.shape[1:]):
@@ -224,8 +224,8 @@ class Scores(SymbolicTensor):
         touched = attention.bias is not None or attention.rule is not UNSEEN or self.softened
         if touched or not self.same(product):
             raise Unknown(f"gather: {self.kind} are picked from, which is not known")
-        made = (attention.query @ attention.key.transpose(-1, -2)) * attention.scale
-        return made.gather(dim, index)
+        product_of_positions = (attention.query @ attention.key.transpose(-1, -2)) * attention.scale
+        return product_of_positions.gather(dim, index)
 
     def do_contiguous(self, scores: Any) -> Scores:
         """Leave as it is."""

@@ -43,11 +43,11 @@ class _Tracer(TorchFunctionMode):
         # Hooks fire in every thread that runs the model, and this mode in its own alone.
         self.thread = threading.get_ident()
 
-    def enter(self, module: nn.Module, given: Any) -> None:
+    def enter(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self.thread:
             self.inside.append(module)
 
-    def leave(self, module: nn.Module, given: Any, result: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
         if threading.get_ident() == self.thread:
             self.inside.pop()
 
@@ -90,7 +90,7 @@ def _added_product(
     return Scores.of(attention, receive, shape, batch1.dtype)
 
 
-def _whole(
+def _attend_at_once(
     receive: Any,
     query: Tensor,
     key: Tensor,
@@ -123,5 +123,5 @@ def _whole(
 BEGINNINGS: dict[str, Callable[..., Any]] = {
     "matmul": _product,
     "baddbmm": _added_product,
-    "scaled_dot_product_attention": _whole,
+    "scaled_dot_product_attention": _attend_at_once,
 }

@@ -35,8 +35,8 @@ def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     >>> from headscope.probes import load_model, tasks
     >>> tokenizer = load_model("headscope/bundled").tokenizer
     >>> known = stated(tasks.make("recall", tokenizer, n=1))
-    >>> asked = known.prompts[0].clean.split()[-1]
-    >>> [task.prompts[0].clean.count(asked) for task in (known, absent(known, tokenizer))]
+    >>> key = known.prompts[0].clean.split()[-1]
+    >>> [task.prompts[0].clean.count(key) for task in (known, absent(known, tokenizer))]
     [2, 1]
     """
     from headscope.probes.prompts.tasks._vocabulary import Vocabulary

@@ -20,7 +20,7 @@ _WORD = re.compile(rf"[^\s{_SIGNS}](?:\S*[^\s{_SIGNS}])?|[{_SIGNS}]")
 def _text(name: str, value: Any) -> tuple[str, tuple[Span, ...]]:
     """Return a text as it stands, and where its words do."""
     if isinstance(value, str):
-        return value, tuple(found.span() for found in _WORD.finditer(value))
+        return value, tuple(match.span() for match in _WORD.finditer(value))
     if isinstance(value, list) and all(isinstance(word, str) and word for word in value):
         return place(value)
     raise InvalidInput(f"{name}: give a text or a list of words")
@@ -85,9 +85,9 @@ def _changes(
     if between[0] != between[1]:
         return ()
     return tuple(
-        (here, there)
-        for here, there in zip(*words, strict=True)
-        if texts[0][slice(*here)] != texts[1][slice(*there)]
+        (clean, corrupted)
+        for clean, corrupted in zip(*words, strict=True)
+        if texts[0][slice(*clean)] != texts[1][slice(*corrupted)]
     )
 
 
@@ -117,7 +117,7 @@ def _prompt(line: str) -> Prompt:
         tuple(text if exact else spaced(clean[:at], text) for text in _choices(name, entry[name]))
         for name in ("answers", "wrong")
     )
-    question = Question(at, answers, wrong, tuple(_span(one, words) for one in evidence))
+    question = Question(at, answers, wrong, tuple(_span(position, words) for position in evidence))
     return Prompt(
         clean, corrupted, (question,), changes=_changes((clean, corrupted), (words, others))
     )

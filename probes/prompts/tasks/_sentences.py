@@ -56,7 +56,7 @@ class Filler:
     def __init__(self, rng: random.Random, words: Vocabulary) -> None:
         self._stream = sentences(rng, words)
         self._plain = words.plain
-        self._held: tuple[str, ...] = ()
+        self._pending: tuple[str, ...] = ()
 
     def text(self, length: int) -> str:
         """Return sentences of exactly so many words, the last cut short; of prose, whole ones."""
@@ -66,9 +66,9 @@ class Filler:
                 text.extend(next(self._stream))
             return join(text[:length])
         while True:
-            line = self._held or next(self._stream)
+            line = self._pending or next(self._stream)
             if len(text) + len(line) > length:
-                self._held = line
+                self._pending = line
                 return " ".join(text)
-            self._held = ()
+            self._pending = ()
             text.extend(line)

@@ -115,8 +115,8 @@ class Vocabulary:
             return dict.fromkeys(words, 1)
         unknown = self._tokenizer.unk_token_id
         sizes = {}
-        made = tokenize(self._tokenizer, [f"a {word}" for word in words])
-        for word, text in zip(words, made, strict=True):
+        texts = tokenize(self._tokenizer, [f"a {word}" for word in words])
+        for word, text in zip(words, texts, strict=True):
             places = text.positions((2, 2 + len(word)))
             known = unknown is None or unknown not in [text.ids[place] for place in places]
             sizes[word] = len(places) if known else 0
@@ -146,17 +146,17 @@ class Vocabulary:
         if self._tokenizer is None:
             if self._size is None:
                 raise NotApplicable("vocab_size: unknown; give a tokenizer or vocab_size")
-            found: tuple[int, ...] = tuple(range(self._size))
+            ids: tuple[int, ...] = tuple(range(self._size))
         else:
             table = _ordinary(self._tokenizer)
             words = _whole_words(table)
-            found = words if len(words) >= least else _readable(self._tokenizer, table)
-        if len(found) < least:
+            ids = words if len(words) >= least else _readable(self._tokenizer, table)
+        if len(ids) < least:
             raise NotApplicable(
-                f"words: the vocabulary holds {len(found)} ordinary tokens, the task needs "
+                f"words: the vocabulary holds {len(ids)} ordinary tokens, the task needs "
                 f"{least}; ask for less"
             )
-        return found
+        return ids
 
     def accept(self, n: int, draw: Callable[[int], Prompt | Sequence[Prompt]]) -> Iterator[Prompt]:
         """Draw prompts until `n` fit the tokenizer, and count in `redrawn` those that did not.

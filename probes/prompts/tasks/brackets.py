@@ -54,8 +54,8 @@ def generate(
         text: list[str] = []
         stack: list[int] = []
         while len(text) < length:
-            left = length - len(text)
-            must_open = not stack or (left == 1 and len(stack) == 1)
+            remaining = length - len(text)
+            must_open = not stack or (remaining == 1 and len(stack) == 1)
             if must_open or (len(stack) < depth and rng.random() < 0.5):
                 stack.append(len(text))
                 text.append(kinds[rng.randrange(3)])

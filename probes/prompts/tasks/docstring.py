@@ -51,28 +51,28 @@ def generate(
     rng = random.Random(f"docstring {seed}")
     least = 2 * ARGUMENTS + len(DESCRIBED) + 1
     named = words.take("keys" if words.plain else "arguments", least=least)
-    said = words.take("adjectives" if words.plain else "values", least=3)
+    descriptors = words.take("adjectives" if words.plain else "values", least=3)
     register = words.register
 
     def draw(_: int) -> Prompt:
-        name, *both = rng.sample(named, least)
-        known, others, wrong = both[:ARGUMENTS], both[ARGUMENTS:-2], both[-2:]
-        kept = others if corruption == "random" else known
+        name, *drawn = rng.sample(named, least)
+        known, others, wrong = drawn[:ARGUMENTS], drawn[ARGUMENTS:-2], drawn[-2:]
+        corrupted = others if corruption == "random" else known
         writer = Writer()
-        fills = {str(at): pair for at, pair in enumerate(zip(known, kept, strict=True))}
-        about = dict(zip("abc", rng.sample(said, 3), strict=True))
+        fills = {str(at): pair for at, pair in enumerate(zip(known, corrupted, strict=True))}
+        about = dict(zip("abc", rng.sample(descriptors, 3), strict=True))
         # A template takes no more than it has fields for.
         spans = writer.write(DEFINITION[register], name=name, **fills, **about)
         roles = {"defined": [spans[str(at)] for at in range(ARGUMENTS)], "described": []}
         for at, other in zip(DESCRIBED, wrong, strict=True):
-            about = dict(zip("ab", rng.sample(said, 2), strict=True))
+            about = dict(zip("ab", rng.sample(descriptors, 2), strict=True))
             written = writer.write(DESCRIPTION[register], argument=(known[at], other), **about)
             roles["described"].append(written["argument"])
         roles["END"] = [writer.write(QUESTION[register], END=END[register])["END"]]
-        answer, false = known[ASKED], [each for each in known if each != known[ASKED]]
+        answer, false = known[ASKED], [argument for argument in known if argument != known[ASKED]]
         evidence = spans[str(ASKED)]
         question = Question(
-            writer.end, (f" {answer}",), tuple(f" {each}" for each in false), (evidence,)
+            writer.end, (f" {answer}",), tuple(f" {argument}" for argument in false), (evidence,)
         )
         return writer.prompt([question], roles)
 

@@ -103,12 +103,15 @@ def write(
         THING=things[rng.randrange(len(things))],
         END="to",
     )
-    given, giver = (spans["A"], spans["B"]) if first else (spans["B"], spans["A"])
+    receiver_span, subject_span = (spans["A"], spans["B"]) if first else (spans["B"], spans["A"])
     roles = {
-        "IO": [given], "S1": [giver], "S1+1": [writer.word_after(giver)], "S2": [spans["S"]],
+        "IO": [receiver_span],
+        "S1": [subject_span],
+        "S1+1": [writer.word_after(subject_span)],
+        "S2": [spans["S"]],
         "END": [spans["END"]],
-    }  # fmt: skip
-    return Question(writer.end, (f" {receiver}",), (f" {subject}",), (given,)), roles
+    }
+    return Question(writer.end, (f" {receiver}",), (f" {subject}",), (receiver_span,)), roles
 
 
 def _people(corruption: str) -> int:

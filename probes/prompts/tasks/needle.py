@@ -65,8 +65,8 @@ def generate(
     fact = wording.fact.replace("{value}", " ".join(f"{{{step}}}" for step in steps))
 
     def draw(number: int) -> Prompt:
-        here = depth if depth is not None else number / max(n - 1, 1)
-        start = round(here * hay)
+        share = depth if depth is not None else number / max(n - 1, 1)
+        start = round(share * hay)
         key = keys[rng.randrange(len(keys))]
         drawn = rng.sample(values, 2 * span)
         pairs = list(zip(drawn[:span], drawn[span:], strict=True))

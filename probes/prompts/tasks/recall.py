@@ -86,17 +86,17 @@ def generate(
         facts = list(zip(chosen, stated, changed, strict=True))
         spans = lay(writer, rng, words, wording, facts, length, tail)
         questions: list[Question] = []
-        asked = []
+        query_spans = []
         for fact in rng.sample(range(pairs), queries):
             if questions:
                 writer.write("{value}" + wording.then, value=answer)
-            asked.append(writer.write(wording.ask, key=chosen[fact])["key"])
+            query_spans.append(writer.write(wording.ask, key=chosen[fact])["key"])
             answer = (stated[fact], changed[fact])
             others = [value for value in stated if value not in answer]
             wrong = tuple(f" {value}" for value in (changed[fact], *others))
             evidence = (spans[fact]["value"],)
             questions.append(Question(writer.end, (f" {stated[fact]}",), wrong, evidence))
         roles = {role: [span[role] for span in spans] for role in ("key", "value")}
-        return writer.prompt(questions, roles | {"query": asked})
+        return writer.prompt(questions, roles | {"query": query_spans})
 
     return words.accept(n, draw)

@@ -90,7 +90,7 @@ def generate(
         spans = lay(writer, rng, words, wording, facts, length, tail)
         stated = {fact: span["value"] for fact, span in zip(order, spans, strict=True)}
         others = [other[-1] for at, other in enumerate(chains) if at != target]
-        asked = [writer.write(ask, key=chain[0])["key"]]
+        query_spans = [writer.write(ask, key=chain[0])["key"]]
         if not spelled:
             near = [chain[1]] if hops > 1 else []
             questions = [_ask(writer, chain[-1], [last, *near, *others], stated[target, hops - 1])]
@@ -99,11 +99,11 @@ def generate(
             for hop in range(hops):
                 if hop:
                     place = writer.write("{key}", key=chain[hop])["key"]
-                    asked.append(writer.write(step, key=chain[hop]).get("key", place))
+                    query_spans.append(writer.write(step, key=chain[hop]).get("key", place))
                 wrong = [last, *others] if hop == hops - 1 else others
                 questions.append(_ask(writer, chain[hop + 1], wrong, stated[target, hop]))
         walk = [stated[target, hop] for hop in range(hops)]
-        return writer.prompt(questions, {"thread": walk, "query": asked})
+        return writer.prompt(questions, {"thread": walk, "query": query_spans})
 
     return words.accept(n, draw)
 

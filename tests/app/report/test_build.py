@@ -144,8 +144,8 @@ def test_text_findings_and_provenance_are_there(page, demo_run):
 
 def test_a_task_is_described_by_its_register_and_what_was_drawn_again(demo_run):
     manifest = dict(run_folder.open(demo_run).manifest)
-    assert "3 prompts (story, plain register) at" in build._made(manifest)
-    again = build._made(manifest | {"redrawn": 2})
+    assert "3 prompts (story, plain register) at" in build._origin(manifest)
+    again = build._origin(manifest | {"redrawn": 2})
     assert "(story, plain register, 2 others drawn that its tokenizer does not allow)" in again
 
 
