@@ -119,8 +119,7 @@ def _open(
     model = (load or probes.load_model)(source, **loading)
     if task is None:
         return model, texts
-    made = tasks.make(task, model.tokenizer, number, seed, register=register)
-    return model, made
+    return model, tasks.make(task, model.tokenizer, number, seed, register=register)
 
 
 def absolute(source: str) -> str:

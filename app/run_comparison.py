@@ -54,7 +54,7 @@ def pairs(runs: tuple[Run, Run], scores: Sequence[str] | None) -> dict[str, Pair
 def compare_score(
     score: str, pair: Pair, top: int, across: Collection[str] = ()
 ) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Compare one score: the differences, and what is said of them as JSON can hold it.
+    """Compare one score: the differences, and their summary as JSON can hold it.
 
     ``top`` is the number of heads of either circuit whose overlap is stated, ``across`` names
     fields that may differ. Heads that changed most come first.

@@ -1,4 +1,4 @@
-"""YAML files whose problems are all told at once, each with its line and column."""
+"""Report all problems of a YAML file at once, each with its line and column."""
 
 import re
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Who looks at the dashboard: browsers told apart, so that each finds its own jobs again."""
+"""Identify the browsers of the dashboard, so that each finds its own jobs again."""
 
 import hashlib
 

@@ -32,7 +32,7 @@ ENVIRONMENT.filters["as_text"] = lambda value: (
 
 
 class Figure(NamedTuple):
-    """A figure of a page: its id, its data as JSON, and what is said about it."""
+    """A figure of a page: its id, its data as JSON, alternative text, caption and height."""
 
     name: str
     data: str

@@ -63,7 +63,9 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
         notes.append((f"Not run: {result.attrs['skipped']}", True))
     groups = alike(result)
     drawn = [key for key in groups if result[key].ndim]
-    made = {key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")}
+    provenance = {
+        key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")
+    }
     return {
         "name": name,
         "title": title.rstrip("."),
@@ -78,7 +80,7 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
         "heads": _heads(name, result),
         "tables": [_entries(result, key) for key in drawn if _is_table(result, key)],
         "options": json.loads(result.attrs.get("options") or "{}"),
-        "provenance": {} if result.attrs.get("skipped") and not groups else made,
+        "provenance": {} if result.attrs.get("skipped") and not groups else provenance,
     }
 
 

@@ -30,12 +30,12 @@ AMX_TILE = TERMS * EDGE
 class Operands:
     """Keys and values as the sweep takes them, and the logits that they give.
 
-    ``fields`` are those of a ``Call``, ``held`` the tensors that they point to.
+    ``fields`` are those of a ``Call``, ``tensors`` those that they point to.
     """
 
     logits: Logits
     fields: dict[str, Any]
-    held: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
 
     @property
     def scores(self) -> bool:
@@ -61,7 +61,7 @@ class Operands:
         What is packed stays in the scratch until the next part.
         """
         fields: dict[str, Any] = {"gemm": blas.gemm(), "group": logits.q.shape[2]}
-        held = []
+        tensors = []
         parts = PARTS[logits.q.dtype]
         if logits.q.shape[3] < LEAST_ROWS:
             pack = None
@@ -72,7 +72,7 @@ class Operands:
             if pack is None:
                 # Products are a tenth faster with keys side by side.
                 matrices = matrices.contiguous()
-                held.append(matrices)
+                tensors.append(matrices)
                 fields[name] = matrices.data_ptr()
                 fields[f"{name}_head"] = matrices.stride(0)
                 return
@@ -89,7 +89,7 @@ class Operands:
         if values is not None:
             put("value", values, False)
             fields["value_size"] = values.shape[2]
-        return cls(logits, fields, tuple(held))
+        return cls(logits, fields, tuple(tensors))
 
     def query(self, block: Block) -> Float[Tensor, "batch head row size"]:
         """Queries of a block in float32, to be held until the sweep has returned."""

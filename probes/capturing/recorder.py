@@ -193,7 +193,7 @@ def grouped(
 
 
 def takes_padding(model: Model) -> bool:
-    """Tell whether padding on the right leaves every number of a model as it was; asked once.
+    """Test, once for a model, whether padding on the right leaves its numbers as they were.
 
     A short and a longer prompt run together and alone. Hidden states and statistics must agree to
     1e-5, in half precision to 1e-2.

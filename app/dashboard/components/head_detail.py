@@ -14,7 +14,7 @@ from headscope.viz import patches
 
 
 def choose_tokens(key: cache.RunKey, capture: xr.Dataset) -> cache.Tokens | None:
-    """Ask for the prompt in view; None, said on the page, where it cannot be read."""
+    """Ask for the prompt in view; None, with an error on the page, where it cannot be read."""
     try:
         return _tokens(key, capture)
     except HeadscopeError as refusal:

@@ -22,7 +22,7 @@ class Read(NamedTuple):
 
 
 def opened(use: str = "") -> Path | None:
-    """Return the run that the dashboard was started on; None, said on the page, without one.
+    """Return the run that the dashboard was started on; None, with a note on the page, without one.
 
     ``use`` ends the sentence, such as ``" to analyse"``.
     """
@@ -42,7 +42,7 @@ def choose(folder: Path, place: Any = st) -> Path:
 
 
 def read() -> Read | None:
-    """Let the user choose a run, and read it; None, said on the page, where that cannot be."""
+    """Let the user choose a run, and read it; None, with an error on the page, where that fails."""
     folder = opened()
     if folder is None:
         return None

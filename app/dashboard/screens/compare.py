@@ -31,7 +31,7 @@ TABLE = "changed_table"
 
 
 class Compared(NamedTuple):
-    """One score of two runs, the difference second − first, and what is said of it."""
+    """One score of two runs, the difference second − first, and its summary."""
 
     first: Score
     second: Score
@@ -157,7 +157,7 @@ def _compared(
 
 
 def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
-    """Draw the three grids, what is said of the difference, and both runs against each other."""
+    """Draw the three grids, the summary of the difference, and both runs against each other."""
     sides = {"A": (compared.first, path), "B": (compared.second, other)}
     names = picked_head.grid_names(compared.first.array)
     ordered = [row["head"] for row in compared.row["heads"]]
