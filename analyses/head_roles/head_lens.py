@@ -185,7 +185,7 @@ def _heads(
     """Judge the lenses of every head."""
     shape = (capture.sizes["prompt"], model.layers, model.heads)
     outwards = projections.read(model, ("o",))
-    writes = residual_writes.written(model)
+    writes = residual_writes.head_writes(model)
     targets = torch.cat([judge.final, judge.final[order]], dim=1)
     width = judge.final.shape[1]
     lenses = {name: _Lens(*np.full((2, *shape), np.nan)) for name in LENSES}

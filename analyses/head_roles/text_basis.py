@@ -177,7 +177,7 @@ class _Labelled:
         self, model: Model, capture: xr.Dataset, folds: Folds, labels: int, words: list[int],
         seed: int,
     ) -> None:  # fmt: skip
-        outwards, writes = projections.read(model, ("o",)), residual_writes.written(model)
+        outwards, writes = projections.read(model, ("o",)), residual_writes.head_writes(model)
         towards = _text_span.word_directions(model, words)
         held_out = torch.unique(folds.prompt[folds.fold == 1])
         self.count = min(labels, capture.sizes["size"])
