@@ -10,7 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.analyses._measurements.residual_writes import Norm, read_norm, through, written
+from headscope.analyses._measurements.residual_writes import (
+    Norm,
+    head_writes,
+    read_norm,
+    through,
+)
 from headscope.analyses._measurements.unembedding import final_norm
 from headscope.kernels.api import Request, push
 from headscope.probes.attention import projections as weights
@@ -37,7 +42,7 @@ class Readout:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.writes = written(model)
+        self.writes = head_writes(model)
         self.last = final_norm(model)
         module: Any = model.module
         self.unembedding = module.get_output_embeddings()

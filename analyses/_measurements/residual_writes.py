@@ -70,7 +70,7 @@ class Write:
     norm: Norm | None
 
 
-def written(model: Model) -> dict[int, Write]:
+def head_writes(model: Model) -> dict[int, Write]:
     """Measure how the output of each layer's heads enters the residual stream.
 
     A known vector is added to what the output projection gives while all other weights beside the
@@ -164,7 +164,7 @@ def written(model: Model) -> dict[int, Write]:
 
 def straight(model: Model) -> dict[int, float]:
     """Return the factor by which each layer's heads enter the residual stream, or refuse a norm."""
-    writes = written(model)
+    writes = head_writes(model)
     for layer, write in writes.items():
         if write.norm is not None:
             raise NotApplicable(

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analyses._measurements import residual_reads
-from headscope.analyses._measurements.residual_writes import streams, through, written
+from headscope.analyses._measurements.residual_writes import head_writes, streams, through
 from headscope.analyses._measurements.score_sources import Parts, Source
 from headscope.analyses._runtime.results import label, require
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -99,7 +99,7 @@ class Scores:
         self.model, self.parts = model, parts
         self.weights = weights.read(model, ("q", "k", "o"))
         self.reads = residual_reads.reads(model, self.weights)
-        self.writes = written(model)
+        self.writes = head_writes(model)
         self.rotations = rotary.read(model, longest)
         self.placed = _placed(model)
         self._sides: dict[tuple[Head, str], Side] = {}
@@ -179,7 +179,7 @@ class Scores:
         axes = {"q": {"head": number, "query": query}, "k": {"kv_head": group, "key": key}}
         for part, at in (("q", query), ("k", key)):
             side = self.side(head, part)
-            vectors[part] = self._written(prompt_data, head, part, at)
+            vectors[part] = self._source_terms(prompt_data, head, part, at)
             turned[part] = self.rotations[layer].apply(side.factor.numpy(), at=at)
             summed = vectors[part].sum(0) @ turned[part]
             arrived = (
@@ -207,7 +207,7 @@ class Scores:
                 "the residual stream and the score is not known"
             )
 
-    def _written(self, prompt_data: xr.Dataset, head: Head, part: str, at: int) -> Array:
+    def _source_terms(self, prompt_data: xr.Dataset, head: Head, part: str, at: int) -> Array:
         """Return what each source gives at a position, in the basis of a side."""
         layer, side = head[0], self.side(head, part)
         entered = _exact(prompt_data["resid"].isel(query=at, boundary=slice(layer + 1)), "boundary")

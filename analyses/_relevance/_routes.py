@@ -183,14 +183,14 @@ def layer_shares(
     size = parts.shape[-1]
     flat = [parts.transpose(0, 1).flatten(1)]
     flat += [_part(total, vectors)[:, None] for vectors in beside]
-    shares = _kept(torch.cat(flat, dim=1).double(), threshold)
+    shares = _shares_above(torch.cat(flat, dim=1).double(), threshold)
     heads = shares[:, : len(parts) * size].view(len(rows), len(parts), size).transpose(0, 1)
     row_shares = {RESIDUAL: shares[:, len(parts) * size], BIAS: shares[:, len(parts) * size + 1]}
     if blocks.parallel:
         row_shares[MLP] = shares[:, -1]
     else:
         block_shares = torch.stack([_part(after, total), _part(after, through_mlp)], dim=1)
-        row_shares[MLP] = _kept(block_shares.double(), threshold)[:, 1]
+        row_shares[MLP] = _shares_above(block_shares.double(), threshold)[:, 1]
     return heads, row_shares
 
 
@@ -224,7 +224,7 @@ def _part(total: Tensor, part: Tensor) -> Tensor:
     return torch.where((part != 0).any(-1), closeness.clamp_min(FLOOR), 0)
 
 
-def _kept(parts: Float[Tensor, "row part"], threshold: float) -> Float[Tensor, "row part"]:
+def _shares_above(parts: Float[Tensor, "row part"], threshold: float) -> Float[Tensor, "row part"]:
     """Normalise, cut shares up to the threshold, and normalise again; the largest always stays."""
     shares = parts / parts.sum(-1, keepdim=True).clamp_min(1e-30)
     largest = shares == shares.amax(-1, keepdim=True)

@@ -52,7 +52,7 @@ class Mixing:
         result = torch.zeros_like(row)
         queries = row.nonzero()[:, 0]
         size = max(1, CHUNK // (layer.z.shape[1] * len(row)))
-        writes = self._written(layer, number)
+        writes = self._write_products(layer, number)
         for part in torch.split(queries, size):
             result += row[part] @ self.rows(layer, number, part, *writes)
         return result
@@ -85,7 +85,7 @@ class Mixing:
         own[torch.arange(len(queries)), queries] = 1.0
         return torch.where(sums > 0, distance / sums.clamp_min(1e-300), own)
 
-    def _written(self, layer: LayerTrace, number: int) -> tuple[Tensor, Tensor]:
+    def _write_products(self, layer: LayerTrace, number: int) -> tuple[Tensor, Tensor]:
         """Return W_O and, of every key, the products of what pairs of heads write of its values."""
         out = self.weights.of(number, "o") * self.factors[number]
         value = layer.call.value[0].double().cpu()

@@ -38,7 +38,7 @@ def measure(
             if bool(weights[layer].isnan().any()):
                 continue
             outputs = z[prompt, layer, :, : int(lengths[prompt])].values
-            norms, projected = written(
+            norms, projected = write_norms(
                 torch.from_numpy(np.ascontiguousarray(outputs)), weights[layer]
             )
             if prompt == 0:
@@ -52,7 +52,7 @@ def measure(
     return share, output, balance, first
 
 
-def written(
+def write_norms(
     z: Float[Tensor, "head query size"], weights: Float[Tensor, "head size residual"]
 ) -> tuple[Array, Array]:
     """Return the norm of what each head writes, and its share of the sum (head, query) each.

@@ -77,18 +77,18 @@ def run(
     predicting = predicts(capture) and module.get_output_embeddings() is not None
     influence, final, loss, final_heads, loss_heads = _skipping.measure(model, prompts, predicting)
 
-    what = f"mean over tokens of {len(prompts)} prompts of up to {causal_tokens} tokens"
-    ablated = f"all heads of the layer at zero, its MLP stays; {what}"
+    convention = f"mean over tokens of {len(prompts)} prompts of up to {causal_tokens} tokens"
+    ablated = f"all heads of the layer at zero, its MLP stays; {convention}"
     cosine = ("1 − cos", "sequential", 0, 2)
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_mean(
         "block_influence", ("block",), influence, "Block influence", *cosine,
         source="ShortGPT 2403.03853",
-        convention=f"1 − cos of the residual stream before and after the block; {what}",
+        convention=f"1 − cos of the residual stream before and after the block; {convention}",
     )  # fmt: skip
     results.add_means(
         ("final_change", ("block",), final, "Turn of the last stream without the block", cosine,
-         f"1 − cos of the stream after the last block, with and without it; {what}"),
+         f"1 − cos of the stream after the last block, with and without it; {convention}"),
         ("attention_change", ("layer",), final_heads,
          "Turn of the last stream without the layer's heads", cosine, ablated),
         evidence="causal",
@@ -103,7 +103,7 @@ def run(
         )
     results.add_means(
         ("skip_loss", ("block",), loss, "Loss added by skipping the block", ("nats", "diverging"),
-         f"skipped − intact, −log p a token; {what}"),
+         f"skipped − intact, −log p a token; {convention}"),
         ("attention_loss", ("layer",), loss_heads, "Loss added without the layer's heads",
          ("nats", "diverging"), ablated),
         evidence="causal",

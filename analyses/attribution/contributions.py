@@ -79,16 +79,16 @@ def run(
         capture, head_outputs.output_weights(model)
     )
 
-    what = f"mean over tokens of {capture.sizes['prompt']} prompts"
+    convention = f"mean over tokens of {capture.sizes['prompt']} prompts"
     results = Results(capture, seed=seed, source=SOURCE)
     results.add_means(
         ("norm_share", GRID, norm_share, "Share of the norms that a layer's heads write", SHARE,
-         f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {what}"),
+         f"‖z_h W_O‖ / Σ_h ‖z_h W_O‖ of each token; {convention}"),
         ("output_share", GRID, output_share, "Share of the layer's output", ("share", "diverging"),
          "⟨z_h W_O, o⟩ / ‖o‖² of each token, o = Σ_h z_h W_O; negative: against the "
-         f"others; {what}", "Kobayashi et al. 2004.10102"),
+         f"others; {convention}", "Kobayashi et al. 2004.10102"),
         ("head_balance", ("layer",), balance, "How evenly heads share a token", SHARE,
-         f"entropy of the norm shares over log(heads); 1 is even; {what}"),
+         f"entropy of the norm shares over log(heads); 1 is even; {convention}"),
     )  # fmt: skip
     results.add(
         "token_norm", (*GRID, "query"), first, "What a head writes at each token",
@@ -129,7 +129,9 @@ def run(
     if "token" in capture.coords:
         words = capture["token"].transpose("prompt", "query").values[0]
         coords["token"] = ("query", words[:length])
-    return results.dataset(coords, verdict, note, convention=what, top_heads=_largest(results))
+    return results.dataset(
+        coords, verdict, note, convention=convention, top_heads=_largest(results)
+    )
 
 
 def _largest(results: Results) -> list[str]:

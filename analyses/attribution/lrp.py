@@ -82,24 +82,27 @@ def run(
         parts.append([tokens.sum(), ledger.bias, ledger.absorbed, gap])
         heads.append(trace.heads())
         if number == prompt:
-            shown, drawn = tokens, by_token(trace)
+            token_relevance, head_token_relevance = tokens, by_token(trace)
         trace.__dict__.pop("_backward", None)  # its activations are many
     units = (targets[prompt].units.replace("logit", "logits", 1).split()[0], "diverging")
     samples, scores = np.array(parts), np.stack(heads)
     gaps = float(np.abs(samples[:, -1]).max())
 
-    what = f"relevance by the ε rule, ε = {epsilon:g}, of the {targets[prompt].units} of the answer"
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    convention = (
+        f"relevance by the ε rule, ε = {epsilon:g}, of the {targets[prompt].units} of the answer"
+    )
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_all(
-        ("token_relevance", ("query",), shown, "Relevance of the token", units),
-        ("head_token_relevance", (*GRID, "query"), drawn,
-         "Relevance that the head takes from the token", units, f"Σ_i A_ij v_j · g_i; {what}"),
+        ("token_relevance", ("query",), token_relevance, "Relevance of the token", units),
+        ("head_token_relevance", (*GRID, "query"), head_token_relevance,
+         "Relevance that the head takes from the token", units,
+         f"Σ_i A_ij v_j · g_i; {convention}"),
     )  # fmt: skip
     results.add_means(
         ("head_relevance", GRID, scores, "Relevance that passes through the head", units,
-         f"Σ z · g over positions; {what}"),
+         f"Σ z · g over positions; {convention}"),
         ("component_relevance", ("component",), samples, "What the score consists of", units,
-         f"sums to the score; missing: {amount(gaps)} at most; {what}"),
+         f"sums to the score; missing: {amount(gaps)} at most; {convention}"),
     )  # fmt: skip
     verdict = _relevance_heads.add_ablation(
         results, capture, model, encoded, scores, "LRP", exhaustive=exhaustive, seed=seed

@@ -109,8 +109,8 @@ def run(
     require(capture, NEEDS, "circuit_methods")
     require_maps(capture, "circuit_methods")
     model.check_predicts()
-    left = len(task) - truth_prompts
-    if left < trials:
+    prompts_left = len(task) - truth_prompts
+    if prompts_left < trials:
         raise NotApplicable(
             f"task: {len(task)} prompts, of which {truth_prompts} are patched; {trials} trials "
             f"need {truth_prompts + trials} or more, better {truth_prompts + BEST * trials}"
@@ -122,7 +122,7 @@ def run(
     rest = encoded.part(range(truth_prompts, len(task)))
     cases = {f"{model.name}: {task.name}": measure(model, rest, truth, trials, seed)}
     if known:
-        cases |= measure_known(left, trials, seed)
+        cases |= measure_known(prompts_left, trials, seed)
 
     names = list(dict.fromkeys(name for case in cases.values() for name in case.trials))
     table = np.full((trials, len(cases), len(names), 2), np.nan)
@@ -130,14 +130,16 @@ def run(
         for column, name in enumerate(names):
             if name in case.trials:
                 table[:, at, column] = case.trials[name]
-    what = f"mean over {trials} trials of {left // trials} clean and as many corrupted prompts"
+    convention = (
+        f"mean over {trials} trials of {prompts_left // trials} clean and as many corrupted prompts"
+    )
     true = f"true: {truth.criterion}; constructed models: by construction"
     results = Results(capture, seed=seed, source=SOURCE, evidence="causal")
     for at, (name, nodes) in enumerate((("node_auc", "heads"), ("edge_auc", "edges"))):
         results.add_interval(
             name, ("case", "method"), t_interval(table[..., at]),
             f"AUC for the {nodes} of the circuit", "ROC AUC", *ZERO_TO_ONE,
-            convention=f"{true}; {what}",
+            convention=f"{true}; {convention}",
         )  # fmt: skip
     for nodes in ("heads", "edges"):
         counts = [float(getattr(case.truth, nodes).sum()) for case in cases.values()]

@@ -301,10 +301,12 @@ def _lost(
 def _verdict(lost: Array, signs: Array, first: str, head: str) -> Verdict:
     """Conclude whether the margin goes where the terms say, more than with other writes."""
     moved = lost * signs[:, None]
-    own, drawn = moved[..., 0], moved[..., 1:].mean(2)
+    own_write, other_writes = moved[..., 0], moved[..., 1:].mean(2)
     text = (
         f"without the writes of the largest terms ({first} before others) the margin of the key of "
-        f"{head} falls by {amount(own.mean())} logits in their direction, without others as long "
-        f"by {amount(drawn.mean())}"
+        f"{head} falls by {amount(own_write.mean())} logits in their direction, without others "
+        f"as long by {amount(other_writes.mean())}"
     )
-    return causal_verdict(own.mean(1) - drawn.mean(1), text, "; the terms are correlational here")
+    return causal_verdict(
+        own_write.mean(1) - other_writes.mean(1), text, "; the terms are correlational here"
+    )

@@ -196,8 +196,8 @@ def run(
                 convention=f"on {count} tokens, no interval; {about}")  # fmt: skip
     alive = fires.energy > 0
     results.add(
-        "written", GRID, _written(model, sae, alive), "Features written by head", "features",
-        "sequential", 0,
+        "written", GRID, _features_by_head(model, sae, alive), "Features written by head",
+        "features", "sequential", 0,
         convention="of those that fire, how many have the largest part of their decoder row in the "
         f"head; other layers were not looked at; exact count, no interval; {about}",
     )  # fmt: skip
@@ -232,7 +232,7 @@ def _chosen_features(chosen: str, fires: evaluation.Firing, shown: int, most: fl
     return list(dict.fromkeys(map(int, named)))
 
 
-def _written(model: Model, sae: SparseAutoencoder, alive: NDArray[np.bool_]) -> Array:
+def _features_by_head(model: Model, sae: SparseAutoencoder, alive: NDArray[np.bool_]) -> Array:
     """Count the features that each head writes most of (layer, head); NaN in other layers."""
     counts = np.full((model.layers, model.heads), np.nan)
     heads = sae.site.heads(model.heads)

@@ -56,32 +56,32 @@ def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
             f"scores: {first.scores.shape} layers and heads in the first circuit and "
             f"{second.scores.shape} in the second; heads cannot be matched"
         )
-    known = ~np.isnan(first.scores)
-    if bool((known != ~np.isnan(second.scores)).any()):
+    measured = ~np.isnan(first.scores)
+    if bool((measured != ~np.isnan(second.scores)).any()):
         raise InvalidInput(
             "scores: the circuits have scores of different heads, so no common whole"
         )
     shared = sorted(set(first.heads) & set(second.heads))
-    sizes, whole = (len(first.heads), len(second.heads)), int(known.sum())
-    rho = ranked(first.scores[known], second.scores[known])
+    sizes, total = (len(first.heads), len(second.heads)), int(measured.sum())
+    rho = ranked(first.scores[measured], second.scores[measured])
     point = len(shared) / len({*first.heads, *second.heads}), len(shared) / min(sizes), rho
-    what = f"{sizes[0]} and {sizes[1]} of {whole} heads"
+    sizes_note = f"{sizes[0]} and {sizes[1]} of {total} heads"
     results = Results(xr.Dataset(), seed=seed)
-    ends = _intervals(first, second, known, seed)
+    ends = _intervals(first, second, measured, seed)
     for (name, *meaning), *numbers in zip(SHARED, point, *ends, strict=True):
-        results.add_interval(name, (), numbers, *meaning, convention=what, source=SOURCE)
-    p_value = float(hypergeom.sf(len(shared) - 1, whole, *sizes))
-    expected = sizes[0] * sizes[1] / whole
-    member = np.where(known, 0.0, np.nan)
+        results.add_interval(name, (), numbers, *meaning, convention=sizes_note, source=SOURCE)
+    p_value = float(hypergeom.sf(len(shared) - 1, total, *sizes))
+    expected = sizes[0] * sizes[1] / total
+    member = np.where(measured, 0.0, np.nan)
     for number, circuit in ((1, first), (2, second)):
         for head in circuit.heads:
             member[head] += number
     results.add_all(
         ("shared", (), float(len(shared)), "Shared heads", ("heads", "sequential", 0)),
         ("expected", (), expected, "Heads that random sets share", ("heads", "sequential", 0),
-         what),
+         sizes_note),
         ("p_value", (), p_value, "Chance of sharing as many at random",
-         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {what}"),
+         ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {sizes_note}"),
         ("member", ("layer", "head"), member, "Circuit that holds the head",
          ("1 first, 2 second, 3 both", "sequential", 0, 3)),
     )  # fmt: skip

@@ -101,12 +101,14 @@ def run(
         raise NotApplicable(f"n: {len(task)} prompts have no spread to speak of; ask for 3 or more")
 
     paired = other == _conditions.CORRUPTED
-    both = _conditions.pair(model, task, other)
-    rare = [_rare_tokens.rarest(condition.ids, rarest) for condition in both]
+    conditions = _conditions.pair(model, task, other)
+    rare = [_rare_tokens.rarest(condition.ids, rarest) for condition in conditions]
     names = _with_variants(names)
     (first, capture), (second, _) = (
-        _conditions.read_heads(model, both[0], list(dict.fromkeys([*names, "rare"])), rare[0]),
-        _conditions.read_heads(model, both[1], names, rare[1]),
+        _conditions.read_heads(
+            model, conditions[0], list(dict.fromkeys([*names, "rare"])), rare[0]
+        ),
+        _conditions.read_heads(model, conditions[1], names, rare[1]),
     )
     if "first_mass" in capture and without_first.leads(capture):
         names = _with_variants(names, first=True)
@@ -117,9 +119,8 @@ def run(
         [(first[name], second[name]) for name in names], least_spread, paired=paired, seed=seed
     )
 
-    convention = (
-        f"A: {both[0].name}, B: {both[1].name}; {len(task)} prompts each, read where they ask"
-    )
+    named = [f"A: {conditions[0].name}", f"B: {conditions[1].name}"]
+    convention = f"{', '.join(named)}; {len(task)} prompts each, read where they ask"
     results = Results(capture, seed=seed, source=SOURCE, evidence="correlational")
     definitions = "; ".join(f"{name}: {_conditions.STATISTICS[name][2]}" for name in names)
     results.add_interval(
@@ -138,29 +139,30 @@ def run(
         f"the {rarest} tokens of a prompt that are rarest among {len(task)} prompts, half of it at "
         "most; first position left out"
     )
-    uniform = _conditions.expected_rare(both[0], rare[0], model.geometry.causal)
+    uniform = _conditions.expected_rare(conditions[0], rare[0], model.geometry.causal)
     with np.errstate(invalid="ignore", divide="ignore"):
         times = np.where(uniform > 0, 1 / uniform, np.nan)[:, None, None] * first["rare"]
     results.add_means(
         ("rare_mass", GRID, first["rare"], "Weight on rare tokens", SHARE,
-         f"{rarity}; {both[0].name}"),
+         f"{rarity}; {conditions[0].name}"),
         ("rare_enrichment", GRID, times, "Weight on rare tokens, against a uniform head",
-         ("times uniform", "sequential", 0), f"{rarity}; 1: as a uniform head; {both[0].name}"),
+         ("times uniform", "sequential", 0),
+         f"{rarity}; 1: as a uniform head; {conditions[0].name}"),
     )  # fmt: skip
 
-    pool, what = heads(capture), names[0].replace("_", " ")
+    pool, difference = heads(capture), names[0].replace("_", " ")
     significant = (p[0] <= false_rate) & (ends[1][0] > 0)
     chosen = top(np.where(significant, ends[0][0], np.nan), min(best, len(pool) // 2))
     coords: dict[str, list[str]] = {"statistic": names}
     if not chosen:
         verdict = Verdict(
             "too_few",
-            f"No head has more {what} in A than in B (adjusted p ≤ {false_rate:g}), so none is "
-            "ablated.",
+            f"No head has more {difference} in A than in B (adjusted p ≤ {false_rate:g}), so none "
+            "is ablated.",
         )
     else:
         sets = random_sets([head for head in pool if head not in chosen], len(chosen), draws, seed)
-        costs = _costs(model, both, (chosen, *sets), checked)
+        costs = _costs(model, conditions, (chosen, *sets), checked)
         lost = np.stack([np.stack(bootstrap(cost, seed=seed)) for cost in costs], axis=1)
         results.add_interval(
             "lost", ("text", "ablated"), lost, "What the model's own answers lose", "nats",
@@ -169,8 +171,8 @@ def run(
             f"{len(chosen)} heads set to zero, or as many random others (mean of {draws} sets); "
             f"{len(costs[0])} prompts; {convention}",
         )  # fmt: skip
-        coords |= {"text": [f"A: {both[0].name}", f"B: {both[1].name}"], "ablated": list(ABLATED)}
-        verdict = _verdict(costs, len(chosen), what)
+        coords |= {"text": named, "ablated": list(ABLATED)}
+        verdict = _verdict(costs, len(chosen), difference)
     return results.dataset(
         coords,
         verdict,
@@ -178,7 +180,7 @@ def run(
         convention=convention,
         task=task.name,
         seed=task.seed,
-        heads_by_type={f"more {what} in A": [label(head) for head in chosen]},
+        heads_by_type={f"more {difference} in A": [label(head) for head in chosen]},
     )
 
 

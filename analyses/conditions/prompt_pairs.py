@@ -218,10 +218,10 @@ def _lost(
 
 
 def _verdict(samples: Array, size: int) -> Verdict:
-    own, random = samples.mean(0)
+    most_different, random = samples.mean(0)
     text = (
         f"with the pattern of B in the {size} heads that differ most the answers lose "
-        f"{amount(own)} nats, with it in as many random others {amount(random)}"
+        f"{amount(most_different)} nats, with it in as many random others {amount(random)}"
     )
     remark = "; the difference is correlational here"
     over = [samples[:, 0] - LEAST_NATS, samples[:, 0] - samples[:, 1]]

@@ -142,14 +142,14 @@ def run(
     scores |= {**lost, "gate": gate}
 
     units, count = UNITS[name], len(clean)
-    what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
+    convention = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
     grid, causal = ("layer", "head"), {"evidence": "causal"}
     results = Results(capture, seed=seed, source=SOURCE)
     for key, (state, how) in ABLATIONS.items():
         results.add_mean(
             key, grid, lost[key], f"Lost on {task.name} without the head ({state})", units,
             "diverging", **causal,
-            convention=f"{how}, one query head at a time, {chosen.convention}; {what}",
+            convention=f"{how}, one query head at a time, {chosen.convention}; {convention}",
         )  # fmt: skip
     coords: dict[str, Any] = {}
     if groups is not None:
@@ -159,7 +159,7 @@ def run(
             f"Lost on {task.name} without all query heads of a KV group", units, "diverging",
             **causal,
             convention=f"mean ablation of {model.heads // model.kv_heads} query heads at once; "
-            f"{what}",
+            f"{convention}",
         )  # fmt: skip
     results.add_means(
         ("gate_gradient", grid, _normalized(gate) if normalize else gate,
@@ -169,7 +169,7 @@ def run(
         ("first_order", grid, slope, f"First-order estimate on {task.name}",
          (UNITS[smooth], "diverging"), f"E ∂m/∂ξ at ξ = 1; m: {smooth}"),
         ("intact", (), clean, f"Intact {name.replace('_', ' ')}", (units, "diverging"),
-         f"the whole model; {what}"),
+         f"the whole model; {convention}"),
     )  # fmt: skip
     attrs: dict[str, Any] = {}
     if chosen.complete:
@@ -186,7 +186,7 @@ def run(
         "null_ablation", (), least, "What a head must lose to be called important", units,
         "sequential", 0,
         convention="95th percentile over resamples of the largest head's mean ablation when every "
-        f"prompt is asked for the answers of another; {what}",
+        f"prompt is asked for the answers of another; {convention}",
     )  # fmt: skip
     for key, title, first, second in AGREEMENTS:
         if not {first, second} <= scores.keys():
@@ -201,7 +201,7 @@ def run(
         coords,
         _verdict(results, heads, count),
         chosen.missed(lower > least),
-        convention=what,
+        convention=convention,
         top_heads=[label(head) for head in top(results["zero_ablation"].values, 5)],
         important_heads=heads,
         **attrs,

@@ -99,8 +99,11 @@ def run(
     name = task.metric if metric == "task" else metric
     encoded = ablation.encode_task(model, task)
     clean = ablation.evaluate(model, encoded, (), name)
-    units, what = UNITS[name], f"{name.replace('_', ' ')} on {len(clean)} prompts of {task.name}"
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    units, convention = (
+        UNITS[name],
+        f"{name.replace('_', ' ')} on {len(clean)} prompts of {task.name}",
+    )
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     pool = heads(capture)
     chosen = screen(model, encoded, name, exhaustive=exhaustive, seed=seed)
     for key, (title, how) in EDITS.items():
@@ -109,16 +112,18 @@ def run(
             key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
             evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
             convention=f"intact − edited, {how.format(recent=recent)}, one head at a time, "
-            f"{chosen.convention}; {what}",
+            f"{chosen.convention}; {convention}",
         )  # fmt: skip
     results.add(
         "own", (), _own_pattern_change(model, task, name, clean, pool),
         "Change with every head's own pattern put back", units, "sequential", 0, evidence="causal",
-        convention=f"largest of any prompt; 0 but for rounding; {what}",
+        convention=f"largest of any prompt; 0 but for rounding; {convention}",
     )  # fmt: skip
     results.add_mean("intact", (), clean, f"Intact {name.replace('_', ' ')}", units, "diverging")
     standing = _standing(results)
-    return results.dataset(verdict=_verdict(standing, results), convention=what, stand_ins=standing)
+    return results.dataset(
+        verdict=_verdict(standing, results), convention=convention, stand_ins=standing
+    )
 
 
 def _scores(

@@ -90,18 +90,18 @@ def run(
     )
 
     units, words = UNITS[name], name.replace("_", " ")
-    what = f"{words} on {len(task)} prompts of {task.name}"
-    results = Results(capture, seed=seed, source=SOURCE, convention=what)
+    convention = f"{words} on {len(task)} prompts of {task.name}"
+    results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     for key, title, how, side in PATCHES:
         results.add_mean(
             key, ("layer", "head"), effects[key], title, units, "diverging", evidence="causal",
-            convention=f"{how}, one query head at a time, {chosen.convention}; {what}",
+            convention=f"{how}, one query head at a time, {chosen.convention}; {convention}",
         )  # fmt: skip
         results.add_mean(
             f"{key}_attribution", ("layer", "head"), estimates[key],
             f"Attribution patching ({key})", UNITS[smooth], "diverging", source=LINEAR,
             convention=f"(z clean − z corrupted) · ∂m/∂z on the {side} prompt, summed over "
-            f"positions; m: {smooth}; {what}",
+            f"positions; m: {smooth}; {convention}",
         )  # fmt: skip
     for side, values in levels.items():
         title = f"{words.capitalize()} on the {side} prompt"

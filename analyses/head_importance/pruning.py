@@ -133,12 +133,12 @@ def run(
         by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
         group_curve = work.curves({"greedy": by_group}, grouped, places)
     units_of_metric, words = UNITS[name], name.replace("_", " ")
-    what = (
+    convention = (
         f"{words} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} prompts, "
         f"curves from {len(work.measuring)} others"
     )
     if screened:
-        what += (
+        convention += (
             f"; ranked each time: those that go and {extra} more of {len(single)} heads, the ones "
             "with the smallest gate gradients"
         )
@@ -148,14 +148,14 @@ def run(
     coords: dict[str, Any] = {"order": [*named, "random"], "removed": counts}
     results.add_interval(
         "curve", ("order", "removed"), curve, f"{task.name} with heads taken out", units_of_metric,
-        "diverging", convention=f"{what}; {random}",
+        "diverging", convention=f"{convention}; {random}",
     )  # fmt: skip
     if has_groups:
         coords |= {"group_order": ["greedy", "random"], "groups_removed": places}
         results.add_interval(
             "group_curve", ("group_order", "groups_removed"), group_curve,
             f"{task.name} with whole KV groups taken out", units_of_metric, "diverging",
-            convention=f"groups of {len(grouped[0])} query heads; {what}; {random}",
+            convention=f"groups of {len(grouped[0])} query heads; {convention}; {random}",
         )  # fmt: skip
     signed = (units_of_metric, "diverging")
     results.add_means(
@@ -174,14 +174,14 @@ def run(
         place[head] = number
     results.add(
         "pruned_at", ("layer", "head"), place, "Place in the greedy order", "1 goes first",
-        "sequential", 1, len(single), convention=what,
+        "sequential", 1, len(single), convention=convention,
     )  # fmt: skip
     smallest.add(results, keep, work)
     heads = smallest.heads or []
     return results.dataset(
         coords,
         _verdict(results, len(heads), keep, only),
-        convention=what,
+        convention=convention,
         smallest_set=[label(head) for head in heads],
     )
 

@@ -104,9 +104,9 @@ def run(
     answers = shuffled(ablation.encode_task(model, task).questions, seed)
     levels = {"shuffled answers": _null(capture, model, task, name, answers, **how)}
     if again:
-        drawn = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
-        other = probes.capture(model, drawn, stats=(), keep=KEEP)
-        second, _, _ = scores(model, drawn, other, name, **how)
+        other_draw = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
+        other = probes.capture(model, other_draw, stats=(), keep=KEEP)
+        second, _, _ = scores(model, other_draw, other, name, **how)
     if random_weights:
         blank = untrained(model, seed, "random_weights")
         cap = probes.capture(blank, task, stats=(), keep=KEEP)
@@ -114,7 +114,7 @@ def run(
         blank_agreement = agreement(*losses(blank, task, name, **how), seed)
 
     units, count = UNITS[name], len(task)
-    what = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
+    convention = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
     least, methods_known = max(levels.values()), list(methods)
     mean, lower, upper = bootstrap(methods["mean ablation"], seed=seed)
     heads = important(lower, least)
@@ -125,28 +125,28 @@ def run(
         bars[:, place] = levels.get(key, np.nan)
     table = matrix(methods, seed)
     retest = np.array([split_half(samples, seed) for samples in methods.values()]).T
-    results = Results(capture, seed=seed, source=SANITY, convention=what)
+    results = Results(capture, seed=seed, source=SANITY, convention=convention)
     results.add_interval(
         "rank_agreement", ("one", "other"), table, "Agreement of methods on the heads",
-        "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{OVER_HEADS}; {what}",
+        "Spearman ρ", "diverging", -1, 1, source=SOURCE, convention=f"{OVER_HEADS}; {convention}",
     )  # fmt: skip
     results.add_interval(
         "retest", ("ranking",), retest, "Test–retest reliability", "2r / (1 + r)", "diverging",
         -1, 1, source=RETEST,
         convention="rank correlation r over heads between random halves of the prompts, "
-        f"stepped up to all of them; mean and central 95 % of 50 splits; {what}",
+        f"stepped up to all of them; mean and central 95 % of 50 splits; {convention}",
     )  # fmt: skip
     results.add_interval(
         "null_level", ("condition",), bars, "Mean ablation against where there is nothing",
         units, "diverging", evidence="causal",
         convention="largest head with its interval; nulls: 95th percentile over resamples of "
-        f"the largest head's mean ablation; {what}",
+        f"the largest head's mean ablation; {convention}",
     )  # fmt: skip
     results.add(
         "margin", ("layer", "head"), lower - least,
         "Lower end of the mean ablation over the nulls", units, "diverging", evidence="causal",
         convention=f"positive: important; null {amount(least)} {units}, the larger of "
-        f"{' and '.join(levels)}; {chosen.convention}; {what}",
+        f"{' and '.join(levels)}; {chosen.convention}; {convention}",
     )  # fmt: skip
     if again:
         ends = [agreement(methods[key], second[key], seed, paired=False) for key in methods]
@@ -154,13 +154,14 @@ def run(
             "paraphrase_agreement", ("ranking",), np.array(ends).T,
             "Agreement with another draw of the task", "Spearman ρ", "diverging", -1, 1,
             source=SOURCE,
-            convention=f"{OVER_HEADS}, other names and templates (seed {task.seed + 1}); {what}",
+            convention=f"{OVER_HEADS}, other names and templates (seed {task.seed + 1}); "
+            f"{convention}",
         )  # fmt: skip
     if random_weights:
         results.add_interval(
             "untrained_agreement", (), blank_agreement,
             "Gate gradient against zero ablation with random weights", "Spearman ρ", "diverging",
-            -1, 1, convention=f"same config, weights of the initialiser; {what}",
+            -1, 1, convention=f"same config, weights of the initialiser; {convention}",
         )  # fmt: skip
     coords: dict[str, Any] = dict.fromkeys(("one", "other", "ranking"), methods_known)
     notes = [] if chosen.complete else [chosen.missed(lower > least)]

@@ -102,7 +102,9 @@ def run(
             f"{2 * shots + 2} prompts or more, or ask for fewer shots"
         )
     learned_from, unseen = (_at_end(model, half) for half in halves)
-    solved, shown = (_at_end(model, few_shot(half, shots, halves[0], seed=seed)) for half in halves)
+    solved, with_shots = (
+        _at_end(model, few_shot(half, shots, halves[0], seed=seed)) for half in halves
+    )
     outputs = last_outputs(model, solved)
     weight = _tuned.vector_weights(
         model, learned_from, lambda change: AddLast(change[:, :, None] * outputs),
@@ -125,7 +127,7 @@ def run(
         return np.stack(
             [
                 evaluate(model, unseen, (), metric),
-                evaluate(model, shown, (), metric),
+                evaluate(model, with_shots, (), metric),
                 added(weights),
                 np.mean([added(factors) for factors in permuted], axis=0),
             ],

@@ -122,17 +122,18 @@ def run(
     lenses = _heads(model, capture, judge, order, ridge)
     constant = judge.constant()
 
-    what = (
+    convention = (
         f"{len(judge.judged)} positions of {capture.sizes['prompt']} prompts, each judged by a "
         f"lens of other prompts ({len(cut.prompt)} positions in {cut.count} folds)"
     )
     if getattr(model.module.config, "final_logit_softcapping", None):
-        what += "; before the soft cap of the logits"
+        convention += "; before the soft cap of the logits"
     ways = {
-        "untrained": f"z·W_O through the final norm and the unembedding; {what}",
+        "untrained": f"z·W_O through the final norm and the unembedding; {convention}",
         "trained": "ridge regression of the end of the stream, behind its norm, on z; through the "
-        f"unembedding its logits are added to those of the mean prediction; {what}",
-        "shuffled": f"the same regression on the ends of the stream at other positions; {what}",
+        f"unembedding its logits are added to those of the mean prediction; {convention}",
+        "shuffled": f"the same regression on the ends of the stream at other positions; "
+        f"{convention}",
     }
     results = Results(capture, seed=seed, source=ATTENTION_LENS)
     for name, way in ways.items():
@@ -146,18 +147,18 @@ def run(
         ("lens_gain", GRID, gain, "What a trained lens reads from the head",
          ("nats", "diverging"), f"KL with shuffled targets − KL; {ways['trained']}"),
         ("mean_prediction_kl", (), constant.distance.numpy(), "KL of the mean prediction", NATS,
-         f"the mean over the other folds at every position; {what}"),
+         f"the mean over the other folds at every position; {convention}"),
         ("mean_prediction_top1", (), constant.agrees.numpy(),
          "First word of the mean prediction is the model's", SHARE,
-         f"the mean over the other folds at every position; {what}"),
+         f"the mean over the other folds at every position; {convention}"),
     )  # fmt: skip
     streams = _streams(model, capture, judge, ridge)
     results.add_means(
         ("stream_untrained_kl", ("layer",), streams[0], "KL of the logit lens", NATS,
-         f"the stream behind the layer through final norm and unembedding; {what}",
+         f"the stream behind the layer through final norm and unembedding; {convention}",
          "nostalgebraist 2020"),
         ("stream_trained_kl", ("layer",), streams[1], "KL of the tuned lens", NATS,
-         f"as the trained lens, on the stream behind the layer and the final norm; {what}"),
+         f"as the trained lens, on the stream behind the layer and the final norm; {convention}"),
         source=TUNED_LENS,
     )  # fmt: skip
     verdict = _readable(gain)
@@ -165,7 +166,7 @@ def run(
     if lost is not None:
         verdict &= lost
     return results.dataset(
-        _words(model, lenses), verdict, _note(results, constant), convention=what
+        _words(model, lenses), verdict, _note(results, constant), convention=convention
     )
 
 
@@ -184,7 +185,7 @@ def _heads(
     """Judge the lenses of every head."""
     shape = (capture.sizes["prompt"], model.layers, model.heads)
     outwards = projections.read(model, ("o",))
-    writes = residual_writes.written(model)
+    writes = residual_writes.head_writes(model)
     targets = torch.cat([judge.final, judge.final[order]], dim=1)
     width = judge.final.shape[1]
     lenses = {name: _Lens(*np.full((2, *shape), np.nan)) for name in LENSES}

@@ -112,12 +112,12 @@ def run(
     labelled = _Labelled(model, capture, folds, labels, words, seed)
 
     half = [len(torch.unique(folds.prompt[folds.fold == fold])) for fold in (0, 1)]
-    what = f"chosen on {half[0]} prompts, explained on {half[1]} others"
+    halves = f"chosen on {half[0]} prompts, explained on {half[1]} others"
     pool = f"{len(words)} tokens that are words"
     ways = {
-        "words": f"{labelled.count} of {pool}; {what}",
-        "random": f"{labelled.count} of {len(words)} random directions, chosen as words; {what}",
-        "components": f"the first {labelled.count} principal components; {what}",
+        "words": f"{labelled.count} of {pool}; {halves}",
+        "random": f"{labelled.count} of {len(words)} random directions, chosen as words; {halves}",
+        "components": f"the first {labelled.count} principal components; {halves}",
     }
     moved, unmeasured = _moved(model, capture, folds, labelled, checked)
     weight = _weight(moved)
@@ -150,7 +150,7 @@ def run(
         )  # fmt: skip
         coords["condition"] = list(CONDITIONS)
         verdict &= _causal(moved)
-    return results.dataset(coords, verdict, unmeasured, convention=what, labels=labelled.labels)
+    return results.dataset(coords, verdict, unmeasured, convention=halves, labels=labelled.labels)
 
 
 def _moved(
@@ -177,7 +177,7 @@ class _Labelled:
         self, model: Model, capture: xr.Dataset, folds: Folds, labels: int, words: list[int],
         seed: int,
     ) -> None:  # fmt: skip
-        outwards, writes = projections.read(model, ("o",)), residual_writes.written(model)
+        outwards, writes = projections.read(model, ("o",)), residual_writes.head_writes(model)
         towards = _text_span.word_directions(model, words)
         held_out = torch.unique(folds.prompt[folds.fold == 1])
         self.count = min(labels, capture.sizes["size"])

@@ -40,11 +40,11 @@ def test_contributions_are_what_the_layers_output_loses_and_sum_to_it(random_lla
 def test_shares_sum_to_one_token_by_token(random_llama):
     weights = head_outputs.output_weights(random_llama)
     z = torch.randn(4, 9, random_llama.head_size)
-    norms, shares = _head_writing.written(z, weights[0])
+    norms, shares = _head_writing.write_norms(z, weights[0])
     assert norms.shape == shares.shape == (4, 9)
     np.testing.assert_allclose(shares.sum(0), 1, atol=1e-10)
     z[:, 3] = 0
-    assert (_head_writing.written(z, weights[0])[1][:, 3] == 0).all()
+    assert (_head_writing.write_norms(z, weights[0])[1][:, 3] == 0).all()
 
 
 @pytest.mark.requirement("D4")

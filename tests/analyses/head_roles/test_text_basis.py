@@ -123,7 +123,7 @@ def test_greedy_choice_is_that_of_dense_residuals():
 
 
 def test_the_kept_part_of_z_writes_along_what_the_space_has_of_the_directions(bundled):
-    write = residual_writes.written(bundled)[1]
+    write = residual_writes.head_writes(bundled)[1]
     outward = projections.read(bundled, ("o",)).of(1, "o")[2]
     space = _text_span.space(outward, write)
     np.testing.assert_allclose(space.map @ space.basis, outward, atol=1e-10)
