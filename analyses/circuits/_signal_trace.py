@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headscope.analyses._measurements.score_sources import Source
-from headscope.analyses._measurements.score_terms import Scores, Split
+    from headscope.analyses._measurements.score_terms import Scores, Split
 
 Head = tuple[int, int]
 SIDES = ("query", "key")
