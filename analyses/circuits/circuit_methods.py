@@ -156,14 +156,17 @@ def run(
 
 def measure_known(n: int, trials: int, seed: int) -> dict[str, Measured]:
     """Measure every constructed model on as many prompts of its task."""
-    cases = {}
-    for name in constructed.names():
-        circuit = known_circuit.load(name, n, seed)
-        encoded = ablation.encode_task(circuit.model, circuit.task)
-        cases[name.removeprefix("headscope/")] = measure(
-            circuit.model, encoded, constructed_truth(circuit), trials, seed
-        )
-    return cases
+    return {
+        name.removeprefix("headscope/"): measure_constructed(name, n, trials, seed)
+        for name in constructed.names()
+    }
+
+
+def measure_constructed(name: str, n: int, trials: int, seed: int) -> Measured:
+    """Measure one constructed model on prompts of its task."""
+    circuit = known_circuit.load(name, n, seed)
+    task = ablation.encode_task(circuit.model, circuit.task)
+    return measure(circuit.model, task, constructed_truth(circuit), trials, seed)
 
 
 def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: int) -> Measured:
