@@ -14,7 +14,7 @@ LEGEND = "◆ causal, from an intervention · ○ correlational"
 
 def choose(scores: Mapping[str, Score], leading: str) -> Score:
     """Ask for a score; the link names it, else it is the leading one of the run."""
-    state.take("by", list(scores), leading)
+    state.take("by", list(scores), leading, decides=True)
     by = st.selectbox(
         "Score", list(scores), key="by", persist_state="session",
         format_func=lambda name: _label(scores[name]), help=f"Type to search. {LEGEND}.",

@@ -107,7 +107,7 @@ def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
 
 
 def _score(scores: list[str], place: Any) -> str:
-    state.take(BY, scores)
+    state.take(BY, scores, decides=True)
     title = "Score (analysis.variable)"
     return str(place.selectbox(title, scores, key=BY, persist_state="session"))
 
