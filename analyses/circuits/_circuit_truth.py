@@ -63,6 +63,11 @@ class Truth:
     by_patching: bool
     criterion: str
 
+    def counts(self) -> tuple[float, float]:
+        """Return the numbers of true heads and true edges, NaN where no edge was patched."""
+        known = np.isfinite(self.edge_weights).any()
+        return float(self.heads.sum()), float(self.edges.sum()) if known else float("nan")
+
 
 def pairs(model: Model) -> list[Pair]:
     """Return the pairs of heads of which the second is in a later layer, as numbers of heads."""
@@ -173,13 +178,13 @@ def patched_truth(
     every = pairs(model)
     edges, weights = np.zeros(len(every), dtype=bool), np.full(len(every), np.nan)
     try:
-        if heads.screened.complete:
-            weights = np.ones(len(every))
-        else:
-            weights = _screened_pairs(model, task, heads.effect, every, seed)
-        tried = np.flatnonzero(np.isfinite(weights))
+        chosen = np.ones(len(every))
+        if not heads.screened.complete:
+            chosen = _screened_pairs(model, task, heads.effect, every, seed)
+        tried = np.flatnonzero(np.isfinite(chosen))
         effects = patch_pairs(model, task, [every[at] for at in tried])
         edges[tried] = _true(effects, heads.intact, edge_threshold).any(-1)
+        weights = chosen
         of_edges = f"of an edge {percent(edge_threshold)}, {len(tried)} of {len(every)} pairs"
     except (NotApplicable, UnsupportedModel) as refusal:
         of_edges = f"edges are not patched ({refusal})"

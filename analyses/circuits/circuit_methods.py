@@ -103,8 +103,8 @@ def run(
     -------
     Dataset with ``node_auc`` and ``edge_auc`` (case, method; 0 to 1, 0.5 is chance, mean over
     trials with a 95 % t interval; NaN where a method ranks no edges, or none or all are true), and
-    ``true_heads`` and ``true_edges`` (case; counts). A case is a model with its task; ``refused``
-    says which methods a model does not allow, and why.
+    ``true_heads`` and ``true_edges`` (case; counts, NaN where none was patched). A case is a model
+    with its task; ``refused`` says which methods a model does not allow, and why.
     """
     require(capture, NEEDS, "circuit_methods")
     require_maps(capture, "circuit_methods")
@@ -141,10 +141,10 @@ def run(
             f"AUC for the {nodes} of the circuit", "ROC AUC", *ZERO_TO_ONE,
             convention=f"{true}; {convention}",
         )  # fmt: skip
-    for nodes in ("heads", "edges"):
-        counts = [float(getattr(case.truth, nodes).sum()) for case in cases.values()]
+    counts = np.array([case.truth.counts() for case in cases.values()])
+    for nodes, column in zip(("heads", "edges"), counts.T, strict=True):
         results.add(
-            f"true_{nodes}", ("case",), np.array(counts), f"True {nodes} of the circuit", nodes,
+            f"true_{nodes}", ("case",), column, f"True {nodes} of the circuit", nodes,
             "sequential", 0, convention=true,
         )  # fmt: skip
     return results.dataset(

@@ -118,3 +118,16 @@ def test_too_few_prompts_are_refused_with_the_number_needed(circuit):
         NotApplicable, match="18 prompts, of which 16 are patched; 5 trials need 21 or more"
     ):
         circuit_methods.run(capture(circuit, task, stats=()), circuit, task)
+
+
+def test_edges_that_cannot_be_patched_are_missing_and_the_reason_is_said(monkeypatch):
+    def refuse(*arguments):
+        raise NotApplicable("model: no edges here")
+
+    monkeypatch.setattr(_circuit_truth, "patch_pairs", refuse)
+    circuit = known_circuit.load(IOI, 8)
+    truth = patched_truth(circuit.model, encode_task(circuit.model, circuit.task), 0.01, 0.01)
+    heads, edges = truth.counts()
+    assert heads == len(circuit.heads)
+    assert np.isnan(edges)
+    assert "no edges here" in truth.criterion
