@@ -66,9 +66,9 @@ def test_a_change_is_in_the_address_before_the_screen_is_drawn(dashboard, demo_r
         draw()
 
     monkeypatch.setattr(heads, "draw", noted)
-    app = dashboard(demo_run, by="head_types.induction")
-    app.selectbox(key="by").set_value("sinks.sink").run()
-    assert at_start[-1]["by"] == "sinks.sink"
+    app = dashboard(demo_run)
+    app.number_input(key="first").set_value(3).run()
+    assert at_start[-1]["first"] == "3"
     # The tokens on offer depend on the prompt, and one change is one step of Back.
     app.selectbox(key="prompt").set_value(1).run()
     assert "prompt" not in at_start[-1]
