@@ -103,12 +103,12 @@ def row(name, model, prompts):
         chosen = screened[0] / swept[0] * heads(model)
         result["ranked"] = max((chosen - SAMPLE) / FIRST, 1)
     result["layers"] = len(model.geometry.attending) * (name in BY_LAYER or deep.any())
-    result |= {"most": largest, "head_asked": unembedded[0], "head_rows": unembedded[1]}
+    result |= {"most": largest, "head_positions": unembedded[0], "head_rows": unembedded[1]}
     if result["per_head"]:
         # Passes as a share of those where every ablation runs alone.
         alone = swept[2] / (result["per_head"] * heads(model) * share(model.layers))
         result["singles"] = np.clip((model.heads * alone - 1) / (model.heads - 1), 0, 1)
-        result["sweep_asked"] = swept[3] / result["per_head"] / heads(model)
+        result["sweep_positions"] = swept[3] / result["per_head"] / heads(model)
     if "per_head_each" in result:
         del result["per_head"]
     return {key: np.round(value, 3).tolist() for key, value in result.items() if np.any(value)}

@@ -51,7 +51,7 @@ def analyses_page() -> str:
     ]
     for family, members in analyses.families().items():
         rows = (
-            (f"[`{name}`]({family}.md#{name})", asked(name), ", ".join(table()[name]))
+            (f"[`{name}`]({family}.md#{name})", question_of(name), ", ".join(table()[name]))
             for name in members
         )
         parts += [f"## {title(family)}", gist(family), markdown(("name", "asks", "evidence"), rows)]
@@ -225,13 +225,13 @@ def title(family: str) -> str:
 
 
 def gist(family: str) -> str:
-    """Say what the analyses of a family ask."""
+    """Return what the analyses of a family measure."""
     text = analyses.heading(family).partition(": ")[2]
     return text[:1].upper() + text[1:]
 
 
-def asked(name: str) -> str:
-    """Say what an analysis asks: its first line, less its name."""
+def question_of(name: str) -> str:
+    """Return the question of an analysis: its first line without its name."""
     before, colon, after = analyses.summary(name).partition(": ")
     return after if colon else before
 

@@ -9,7 +9,7 @@ MISSING = "not measured"
 def amount(value: SupportsFloat, sign: str = "") -> str:
     """Write a number with three significant digits; from 100 to a million, the whole number.
 
-    ``sign`` is ``"+"`` where a rise and a fall should be told apart.
+    ``sign`` is ``"+"`` where a rise and a fall should be distinguished.
 
     >>> amount(0.25), amount(0.0), amount(0.000123), amount(float("nan")), amount(1234.5)
     ('0.250', '0', '0.000123', 'not measured', '1234')

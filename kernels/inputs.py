@@ -97,7 +97,7 @@ def check_request(request: Request, batch: int, queries: int, keys: int) -> None
 def real_queries(
     q: Tensor, k: Tensor, causal: bool, key_mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor | None:
-    """Decide which queries are real: unless told, in causal attention those whose own key is."""
+    """Decide which queries are real: unless given, in causal attention those whose own key is."""
     if query_mask is not None or key_mask is None:
         return query_mask
     shift = k.shape[2] - q.shape[2]

@@ -10,7 +10,7 @@ from headscope.viz._frame import Bound, frame
 from headscope.viz._labels import POSITIONS, combinations, described, entries, title, units
 from headscope.viz._scale import DISTINCT, Array, finite
 
-# Lines that can be told apart; of more, those that change most.
+# Lines that can be distinguished; of more, those that change most.
 MOST = 24
 # Bands of more would cover each other; the hover text has every interval.
 BANDS = 8

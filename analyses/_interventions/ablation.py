@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 Head = tuple[int, int]
 # Turns logits, the prompts of their rows and the positions they are of into one number a row.
 Measure = Callable[[Tensor, Sequence[int], Sequence[Sequence[int]]], Tensor]
-Batch = tuple[list[int], Int[Tensor, "row position"], Int[Tensor, "row asked"]]
+Batch = tuple[list[int], Int[Tensor, "row position"], Int[Tensor, "row question"]]
 
 # Tokens in one forward pass: in a sweep more than SWEEP_TOKENS gain little time on a processor
 # (benchmarks/ablation.py) and take memory. Numbers in the logits of a pass, and numbers kept of the
@@ -58,15 +58,17 @@ def evaluate(
 ) -> Array:
     """Measure how well a model does a task, with its heads edited (prompt,).
 
-    Logits are computed at the asked positions alone, of as many prompts at a time as the vocabulary
-    allows. ``edits`` are applied in order; ``metric`` is one of `metrics.UNITS`, the task's own
-    without it.
+    Logits are computed at the question positions alone, of as many prompts at a time as the
+    vocabulary allows. ``edits`` are applied in order; ``metric`` is one of `metrics.UNITS`, the
+    task's own without it.
     """
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric or encoded.metric, encoded.questions)
     result = np.full(len(encoded.ids), np.nan)
     with torch.no_grad():
-        for prompts, ids, positions in asked_batches(model, encoded.ids, encoded.asked, TOKENS):
+        for prompts, ids, positions in question_batches(
+            model, encoded.ids, encoded.question_positions, TOKENS
+        ):
             output = logits(model, ids, edits, positions)
             result[prompts] = answers(output, prompts, positions.tolist()).cpu().numpy()
     return result
@@ -141,7 +143,7 @@ def ablate_sets(
     Parameters
     ----------
     measures
-        Called with logits at the asked positions, the prompts of the rows, and these positions.
+        Called with logits at the question positions, the prompts of the rows, and these positions.
     values
         What is put in place of a head's output: one vector a head (layer, head, size), or the
         outputs on other prompts (prompt, layer, head, query, size); zero without them.
@@ -185,7 +187,7 @@ def edit_sets(
     def of_rows(numbers: Int[Tensor, " set"], prompts: list[int]) -> Edit:
         return edit(sets[numbers].repeat_interleave(len(prompts), dim=0), prompts)
 
-    return sweep(model, task.ids, task.asked, measures, first_layers(sets), of_rows)
+    return sweep(model, task.ids, task.question_positions, measures, first_layers(sets), of_rows)
 
 
 def first_layers(sets: Bool[Tensor, "set layer head"]) -> Int[Tensor, " set"]:
@@ -197,7 +199,7 @@ def first_layers(sets: Bool[Tensor, "set layer head"]) -> Int[Tensor, " set"]:
 def sweep(
     model: Model,
     ids: Sequence[Sequence[int]],
-    asked: Sequence[Sequence[int]],
+    question_positions: Sequence[Sequence[int]],
     measures: Sequence[Measure],
     starts: Int[Tensor, " variant"],
     edit: Callable[[Int[Tensor, " variant"], list[int]], Edit],
@@ -225,7 +227,7 @@ def sweep(
     width = int(model.module.config.get_text_config().hidden_size)
     room = max(1, min(SWEEP_TOKENS, KEPT // ((model.layers + 1) * width)))
     with torch.no_grad():
-        for prompts, batch, positions in asked_batches(model, ids, asked, room):
+        for prompts, batch, positions in question_batches(model, ids, question_positions, room):
             prefix = PrefixReuse(model, batch, positions)
             numbers = NUMBERS // (positions.numel() * model.vocabulary)
             together = most or max(1, min(tokens // batch.numel(), numbers))
@@ -240,19 +242,28 @@ def sweep(
     return result
 
 
-def asked_batches(
-    model: Model, ids: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], tokens: int
+def question_batches(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    question_positions: Sequence[Sequence[int]],
+    tokens: int,
 ) -> Iterator[Batch]:
-    """Yield prompts of one length, their ids and asked positions, such that their logits fit.
+    """Yield prompts of one length, their ids and question positions, such that their logits fit.
 
     A prompt with fewer positions than others names its last one again.
     """
     for prompts in batches(ids, tokens):
-        width = max(len(asked[prompt]) for prompt in prompts)
+        width = max(len(question_positions[prompt]) for prompt in prompts)
         room = max(1, NUMBERS // (width * model.vocabulary))
         for start in range(0, len(prompts), room):
             chosen = prompts[start : start + room]
-            rows = [[*asked[at], *[asked[at][-1]] * (width - len(asked[at]))] for at in chosen]
+            rows = [
+                [
+                    *question_positions[at],
+                    *[question_positions[at][-1]] * (width - len(question_positions[at])),
+                ]
+                for at in chosen
+            ]
             yield chosen, torch.tensor([ids[prompt] for prompt in chosen]), torch.tensor(rows)
 
 

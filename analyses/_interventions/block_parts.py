@@ -219,8 +219,8 @@ class BlockParts:
         self,
         stream: Stream,
         ids: Int[Tensor, "row position"],
-        positions: Int[Tensor, "row asked"],
-    ) -> Float[Tensor, "row asked vocab"]:
+        positions: Int[Tensor, "row question"],
+    ) -> Float[Tensor, "row question vocab"]:
         """Return the logits at some positions, given the stream after the last block."""
         bare = isinstance(self._calls[ids.shape[1], self._blocks[-1]].result, Tensor)
         replacement = stream if bare else (stream,)

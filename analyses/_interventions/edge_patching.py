@@ -61,7 +61,7 @@ class EdgeRun:
         parts: BlockParts,
         graph: EdgeGraph,
         ids: tuple[Tensor, Tensor],
-        positions: Int[Tensor, "row asked"],
+        positions: Int[Tensor, "row question"],
     ) -> None:
         self.parts, self.graph, self.positions = parts, graph, positions
         self.ids = ids[0]
@@ -109,7 +109,7 @@ class EdgeRun:
             streams.append(self.parts.block(layer, streams[-1]))
         return streams
 
-    def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch asked vocab"]:
+    def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch question vocab"]:
         """Run the batch under every set of removed edges; rows are the prompts, set by set.
 
         No target before layer ``start`` may have an edge removed.
@@ -217,7 +217,7 @@ class EdgePatching:
             return
         model, task = self.model, self.task
         tokens = batch_tokens(model)
-        parts = list(ablation.asked_batches(model, task.ids, task.asked, tokens))
+        parts = list(ablation.question_batches(model, task.ids, task.question_positions, tokens))
         for prompts, ids, positions in parts:
             corrupted_ids = torch.tensor([list(task.corrupted_ids[at]) for at in prompts])
             pair = (ids.to(model.device), corrupted_ids.to(model.device))

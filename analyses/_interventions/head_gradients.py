@@ -186,8 +186,10 @@ def _batches(model: Model, task: EncodedTask, rows: Sequence[int]) -> Iterator[B
 
     What is yielded first are places in ``rows``.
     """
-    ids, asked = ([part[row] for row in rows] for part in (task.ids, task.asked))
-    return ablation.asked_batches(model, ids, asked, batch_tokens(model))
+    ids, question_positions = (
+        [part[row] for row in rows] for part in (task.ids, task.question_positions)
+    )
+    return ablation.question_batches(model, ids, question_positions, batch_tokens(model))
 
 
 def batch_tokens(model: Model) -> int:

@@ -2,7 +2,7 @@
 
 An edit of the heads of one layer changes nothing before that layer, and a metric reads the logits
 of a few positions only. So the layers before are run once for all edits, and the unembedding is
-given the asked positions alone. The numbers are those of whole passes.
+given the question positions alone. The numbers are those of whole passes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PrefixReuse:
     """
 
     def __init__(
-        self, model: Model, ids: Int[Tensor, "row position"], positions: Int[Tensor, "row asked"]
+        self, model: Model, ids: Int[Tensor, "row position"], positions: Int[Tensor, "row question"]
     ) -> None:
         self.model, self.ids, self.positions = model, ids, positions
         self._streams: list[Tensor] = []
@@ -65,11 +65,11 @@ class PrefixReuse:
 
     def logits(
         self, layer: int, edits: Sequence[Edit], times: int
-    ) -> Float[Tensor, "batch asked vocab"]:
+    ) -> Float[Tensor, "batch question vocab"]:
         """Run the batch ``times`` over with edits that touch no layer before ``layer``.
 
-        Returns the logits at the asked positions; rows are those of the batch over and over. From
-        behind the last layer on there is nothing to run.
+        Returns the logits at the question positions; rows are those of the batch over and over.
+        From behind the last layer on there is nothing to run.
         """
         if layer >= self.model.layers:
             return self.clean.repeat(times, 1, 1)
@@ -77,7 +77,7 @@ class PrefixReuse:
 
     def _run(
         self, layer: int, edits: Sequence[Edit], times: int, rows: int | None
-    ) -> Float[Tensor, "batch asked vocab"]:
+    ) -> Float[Tensor, "batch question vocab"]:
         model, reader = self.model, Reader(Request(stats=()), edits)
         for edit in edits:
             edit.check(model.geometry)

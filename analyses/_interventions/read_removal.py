@@ -136,4 +136,6 @@ def metric_with(
 
     starts = torch.full((len(weights[0]),), head[0])
     answers = [AnswerMetric(metric, task.questions)]
-    return np.asarray(ablation.sweep(model, task.ids, task.asked, answers, starts, edit)[0])
+    return np.asarray(
+        ablation.sweep(model, task.ids, task.question_positions, answers, starts, edit)[0]
+    )

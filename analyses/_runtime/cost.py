@@ -151,7 +151,7 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     if row.per_head or row.per_head_each:
         batch = min(largest_batch, max(SWEEP_TOKENS, longest))
         streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
-        peaks.append(streams + batch * expected.together * (per_token + row.sweep_asked * word))
+        peaks.append(streams + batch * expected.together * (per_token + row.sweep_positions * word))
     return math.ceil(max(peaks))
 
 

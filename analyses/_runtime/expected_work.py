@@ -49,12 +49,12 @@ class Row:
         prompts, however many there are.
     deep
         Work that grows with the layers to the power of `DEPTH`, of a method that follows the score.
-    per_head, per_head_each, sweep_asked
+    per_head, per_head_each, sweep_positions
         Ablations of each head, likewise on all prompts and on so many, and positions unembedded a
         token in one.
     singles
         Share of the ablations that run alone, not with the others of their layer.
-    head_asked, head_rows
+    head_positions, head_rows
         Positions unembedded for each head outside of passes: a token, and the most at once.
     ranked
         Heads that the screening chooses beside its sample, as a multiple of `screening.FIRST`.
@@ -74,9 +74,9 @@ class Row:
     deep: Sequence[float] = (0.0,) * 4
     per_head: float = 0.0
     per_head_each: float = 0.0
-    sweep_asked: float = 0.0
+    sweep_positions: float = 0.0
     singles: float = 0.0
-    head_asked: float = 0.0
+    head_positions: float = 0.0
     head_rows: float = 0.0
     ranked: float = 1.0
     rest: float = 0.0
@@ -145,7 +145,7 @@ def expect(
         work = work + times * (min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each))
         work = work + times**DEPTH * np.asarray(row.deep)
     passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
-    unembedded += heads * row.head_asked * total
+    unembedded += heads * row.head_positions * total
     batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]
     together, ablations = 1.0, row.per_head + row.per_head_each * FIRST_PROMPTS / count
     if ablations:
@@ -154,7 +154,7 @@ def expect(
         passes += ablations * chosen * share(layers)
         alone = row.singles + (1 - row.singles) / together
         calls += ablations * sum(batches) * chosen * alone * (layers + 1) / 2
-        unembedded += ablations * chosen * row.sweep_asked * total
+        unembedded += ablations * chosen * row.sweep_positions * total
         checked_lengths = prefix_reuse.checked(model)
         fresh = [*({*lengths} - checked_lengths)]
         # The first time that a model is met from every layer on, then from the last one alone.

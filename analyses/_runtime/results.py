@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from headscope.analyses._runtime.options import one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, differs_from_zero
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import percent
 
@@ -163,10 +163,10 @@ class Results:
 
 
 def effect(samples: NDArray[Any]) -> dict[str, str]:
-    """Say which heads have an effect (prompt, layer, head) that is told from 0, among all."""
+    """Say which heads have an effect (prompt, layer, head) that differs from 0, among all."""
     if len(samples) < LEAST_PROMPTS:
         return {"effect": "too_few", "effect_heads": ""}
-    heads = labels(told_from_zero(np.asarray(samples, dtype=float)))
+    heads = labels(differs_from_zero(np.asarray(samples, dtype=float)))
     return {"effect": "supported" if heads else "not_supported", "effect_heads": " ".join(heads)}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.kernels.formatting import amount, percent
 
 # What moves the output by less, in nats, is no effect to speak of, and nothing is a share of it.
@@ -61,7 +61,7 @@ def causal_verdict(
     if count < LEAST_PROMPTS:
         few = f"Too few prompts for a causal check ({count} of {LEAST_PROMPTS})"
         return Verdict("too_few", f"{few}: {text}.")
-    if told_above_zero(samples)[claimed].all():
+    if exceeds_zero(samples)[claimed].all():
         return Verdict("supported", f"Causal check agrees: {text}.")
     return Verdict("disagreement", f"Causal check does not agree: {text}{remark}.")
 
@@ -77,12 +77,12 @@ def compare_shares(moved: NDArray[np.float64], edit: str, groups: tuple[str, str
     """Conclude whether an edit does less of what ablation does in one group than in another.
 
     ``moved`` (prompt, 4) has nats of edit and ablation of the first group, then of the second. No
-    share is stated of an ablation that is not told from `LEAST_NATS`: where it is that of the
+    share is stated of an ablation that is not shown to exceed `LEAST_NATS`: where it is that of the
     second group, the edit of the first must move less than its ablation. ``edit`` names the edit,
     ``groups`` where it is made.
     """
     means = moved.mean(0)
-    measurable = told_above_zero(moved[:, 1::2] - LEAST_NATS)
+    measurable = exceeds_zero(moved[:, 1::2] - LEAST_NATS)
     if measurable.all():
         shares = means[::2] / means[1::2]
         # The share of every prompt to first order, whose mean is the share of the means.

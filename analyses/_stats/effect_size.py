@@ -79,7 +79,7 @@ def adjusted(values: Array) -> Array:
     return result
 
 
-def told_from_zero(samples: Array) -> NDArray[np.bool_]:
+def differs_from_zero(samples: Array) -> NDArray[np.bool_]:
     """Mark the scores (...) whose mean over prompts (prompt, ...) is not 0.
 
     A t test of each, adjusted over all of them, so that of those marked no more than 5 % are 0.
@@ -96,6 +96,6 @@ def told_from_zero(samples: Array) -> NDArray[np.bool_]:
     return np.asarray(adjusted(2 * t.sf(size, count - 1)) < 1 - LEVEL)
 
 
-def told_above_zero(samples: Array) -> NDArray[np.bool_]:
+def exceeds_zero(samples: Array) -> NDArray[np.bool_]:
     """Mark the scores (...) whose mean over prompts (prompt, ...) is above 0, by the same test."""
-    return np.asarray(told_from_zero(samples) & (np.nan_to_num(samples).sum(0) > 0))
+    return np.asarray(differs_from_zero(samples) & (np.nan_to_num(samples).sum(0) > 0))

@@ -58,7 +58,7 @@ def split_half(samples: Array, seed: int) -> tuple[float, float, float]:
     for _ in range(HALVES):
         halves = np.array_split(generator.permutation(len(flat)), 2)
         r = ranked(*(np.abs(flat[half].mean(0)) for half in halves))
-        # At r = −1 the formula has no value; no worse than −1 is told apart.
+        # At r = −1 the formula has no value; nothing below −1 is distinguished.
         reliabilities.append(max(2 * r / (1 + r), -1.0) if r > -1 else -1.0)
     lower, upper = map(float, percentiles(np.asarray(reliabilities), 0.025))
     return float(np.mean(reliabilities)), lower, upper

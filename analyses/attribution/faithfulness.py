@@ -33,7 +33,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -301,11 +301,11 @@ def _of_task(name: str, scores: _Measured, titles: Mapping[str, str]) -> Verdict
         return Verdict(
             "too_few", f"{name}: {len(above)} prompts are too few to tell methods from chance."
         )
-    if not told_above_zero(np.asarray(scores.whole)[:, None])[0]:
+    if not exceeds_zero(np.asarray(scores.whole)[:, None])[0]:
         return Verdict(
             "too_few", f"{name}: the model does not do it, so there is nothing to follow."
         )
-    better = told_above_zero(above)
+    better = exceeds_zero(above)
     order = np.argsort(-above.mean(0))
     gaps = {
         method: amount(float(scores.gap(method).mean()) / total)
@@ -318,7 +318,7 @@ def _of_task(name: str, scores: _Measured, titles: Mapping[str, str]) -> Verdict
         f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
     )
     if worse:
-        text += f" Not told from an order at random: {', '.join(worse)}."
+        text += f" Not distinguishable from a random order: {', '.join(worse)}."
     if RAW in methods and not better[methods.index(RAW)]:
         return Verdict(
             "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."

@@ -24,7 +24,7 @@ from headscope.analyses._relevance.target import predicted
 from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
 from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.attribution import _input, _rollout_rows
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -284,12 +284,12 @@ def _verdict(results: Results, agreement: NDArray[np.float64]) -> Verdict:
         )
         sentences.append(f"Rank correlation with {truth}: {correlations}.")
         better = agreement[:, index, 1:] - agreement[:, index, :1]
-        above, below = told_above_zero(better), told_above_zero(-better)
+        above, below = exceeds_zero(better), exceeds_zero(-better)
         for at, row in enumerate(ROWS[1:3]):
             if below[at]:
                 worse.append(f"{row} is worse than raw attention on {truth}")
             elif not above[at]:
-                worse.append(f"{row} is not told from raw attention on {truth}")
+                worse.append(f"{row} does not differ from raw attention on {truth}")
         if (above | below)[2]:
             word = "better" if above[2] else "worse"
             sentences.append(f"Without the first token rollout is {word} than raw attention.")

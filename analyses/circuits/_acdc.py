@@ -76,7 +76,7 @@ def corrupted_divergence(model: Model, task: EncodedTask) -> float:
 def divergence(
     split: EdgePatching, removed: Bool[np.ndarray, "variant target source"]
 ) -> Float[np.ndarray, " variant"]:
-    """Return how far sets of removed edges move the prediction at the asked positions, in nats.
+    """Return how far sets of removed edges move the prediction at the question positions, in nats.
 
     The Kullback–Leibler divergence from the clean model's prediction, averaged over the positions
     of a prompt and over prompts.
@@ -88,7 +88,7 @@ def divergence(
     return total / len(split.task)
 
 
-def _divergence_from(logits: Float[Tensor, "row asked vocab"]) -> Measure:
+def _divergence_from(logits: Float[Tensor, "row question vocab"]) -> Measure:
     clean = logits.log_softmax(-1)
 
     def measure(

@@ -16,7 +16,7 @@ from headscope.analyses._interventions.edge_patching import patching
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.results import label
-from headscope.analyses._stats.effect_size import told_above_zero, told_from_zero
+from headscope.analyses._stats.effect_size import differs_from_zero, exceeds_zero
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
 from headscope.kernels.formatting import percent
 from headscope.probes.constructed import known_circuit
@@ -122,7 +122,7 @@ class PatchedHeads:
         Metric that is lost with a head's output on the corrupted prompt, mean over prompts (layer,
         head); NaN where it was not patched.
     true
-        Whether the effect is told from 0 and is more than a share of the intact metric; none where
+        Whether the effect differs from 0 and is more than a share of the intact metric; none where
         that is not shown to lie above 0.
     screened
         Which heads were patched, and for how many each stands.
@@ -139,7 +139,7 @@ class PatchedHeads:
     @property
     def solved(self) -> bool:
         """Whether the intact metric is shown to lie above 0."""
-        return bool(told_above_zero(self.intact))
+        return bool(exceeds_zero(self.intact))
 
 
 def patch_heads(
@@ -160,10 +160,10 @@ def patch_heads(
 def _true(
     effect: NDArray[np.float64], intact: NDArray[np.float64], share: float
 ) -> NDArray[np.bool_]:
-    """Say which effects (prompt, ...) are told from 0 and more than a share of the metric."""
+    """Say which effects (prompt, ...) differ from 0 and are more than a share of the metric."""
     strong: NDArray[np.bool_] = np.abs(effect.mean(0)) > share * intact.mean()
     # A share of a metric that is not above 0 says nothing, nor does an effect that may be none.
-    return told_from_zero(effect) & strong & bool(told_above_zero(intact))
+    return differs_from_zero(effect) & strong & bool(exceeds_zero(intact))
 
 
 def patched_truth(

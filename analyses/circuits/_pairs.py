@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 Head = tuple[int, int]
-RULE = "key: the most attended one of the asked position, the first token left out"
+RULE = "key: the most attended one of the question position, the first token left out"
 
 
 @dataclass(frozen=True)

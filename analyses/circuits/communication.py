@@ -32,7 +32,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses.circuits import _pairs, _signal_trace
 from headscope.analyses.circuits._signal_trace import SIDES, Firing, Rule, Trace
 from headscope.kernels.formatting import amount
@@ -70,13 +70,13 @@ def run(
     draws: Annotated[int, AtLeast(1)] = 8,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Trace the score of one head at the asked positions of a task back to earlier heads.
+    """Trace the score of one head at the question positions of a task back to earlier heads.
 
     Parameters
     ----------
     capture, model, task
         Capture of the task with the kept ``q``, ``k``, ``z`` and ``resid``. The query is the last
-        asked position of every prompt, the key the one that the head attends to most, the first
+        question position of every prompt, the key the one that the head attends to most, the first
         token left out.
     head
         The head, such as L5H1. Without it the one behind the first layer with the largest product
@@ -300,7 +300,7 @@ def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:
         f"{amount(random[present].mean())} in random bases; the signal needs {amount(needed)}, "
         f"{amount(needed_random)} there"
     )
-    if bool(told_above_zero((FEW * random - singular)[present, None]).all()):
+    if bool(exceeds_zero((FEW * random - singular)[present, None]).all()):
         return Verdict("supported", f"Few directions dominate: {text}.")
     return Verdict("not_supported", f"No few directions dominate: {text}.")
 

@@ -28,7 +28,7 @@ from headscope.analyses._runtime.options import AtLeast, Between, OneOf
 from headscope.analyses._runtime.results import GRID, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
-from headscope.analyses._stats.effect_size import told_from_zero
+from headscope.analyses._stats.effect_size import differs_from_zero
 from headscope.analyses.circuits._acdc import corrupted_divergence, discover
 from headscope.analyses.circuits._circuit_metrics import (
     SHARES,
@@ -115,7 +115,7 @@ def run(
     ``faithfulness`` and ``completeness`` (condition; of the circuit and of random ones of its size,
     and of their complements), ``circuit_score`` (edge; scores of the circuit's edges), ``needed``
     (edge; share of the metric that the circuit loses without it; NaN where it was not drawn),
-    ``needed_share`` (share of these that are told from 0), ``head_edges`` (layer, head; the
+    ``needed_share`` (share of these that differ from 0), ``head_edges`` (layer, head; the
     circuit's edges from and to a head), ``size`` (edges). With 95 % intervals over prompts.
     """
     require(capture, NEEDS, "edge_circuits")
@@ -189,11 +189,11 @@ def run(
         convention=f"scores by which edges were ranked; {convention}",
     )  # fmt: skip
     tried = lost[:, ~np.isnan(lost).any(0)]
-    needed = told_from_zero(tried) if len(tried) > 1 and tried.size else np.zeros(0, bool)
+    needed = differs_from_zero(tried) if len(tried) > 1 and tried.size else np.zeros(0, bool)
     results.add_all(
         ("needed_share", (), float(needed.mean()) if needed.size else np.nan,
          "Edges that the circuit needs", ("share", "sequential", 0, 1),
-         f"share of {len(removed_edges)} drawn edges whose effect is told from 0; {convention}"),
+         f"share of {len(removed_edges)} drawn edges whose effect differs from 0; {convention}"),
         ("head_edges", GRID, _by_head(graph, chosen).astype(float), "Edges from and to the head",
          ("edges", "sequential", 0)),
         ("size", (), float(chosen.sum()), "Edges of the circuit", ("edges", "sequential", 0)),

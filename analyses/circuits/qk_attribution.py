@@ -74,13 +74,13 @@ def run(
     draws: Annotated[int, AtLeast(1)] = 3,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Split the scores of one head at the asked positions of a task.
+    """Split the scores of one head at the question positions of a task.
 
     Parameters
     ----------
     capture, model, task
         Capture of the task with the kept ``q``, ``k``, ``z`` and ``resid``. The query is the last
-        asked position of every prompt, the key the one that the head attends to most, the first
+        question position of every prompt, the key the one that the head attends to most, the first
         token left out.
     sae
         Autoencoder on head outputs of an earlier layer, such as `saelens.load` reads: the heads

@@ -115,7 +115,7 @@ def run(
     truth_prompts
         Prompts of the ablations behind the ground truth.
     threshold
-        A head is in the ground truth when the effect of resampling it is told from 0 among all
+        A head is in the ground truth when the effect of resampling it differs from 0 among all
         heads and is more than this share of the intact metric, which must lie above 0 itself.
     edges
         Number of best edges that are returned.
@@ -188,7 +188,7 @@ def run(
         f"λ = {sparsity:g}; {trials} trials"
     )
     criterion = (
-        f"|resample ablation| is told from 0 and > {percent(threshold)} of the intact "
+        f"|resample ablation| differs from 0 and is > {percent(threshold)} of the intact "
         f"{task.metric} ({amount(clean_metric)}), {len(truth_task)} prompts, {screened.convention}"
     )
     edge_score = np.mean([softmax(codes) for codes in links[:, 0]], axis=0)

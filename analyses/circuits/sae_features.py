@@ -29,7 +29,7 @@ from headscope.analyses._sparse_autoencoders.model_training import train
 from headscope.analyses._sparse_autoencoders.site import Site, stream
 from headscope.analyses._sparse_autoencoders.training import Settings
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses.circuits import _feature_pages
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import amount
@@ -179,13 +179,13 @@ def run(
     for name, against, what in (
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
-        costs = bool(told_above_zero(over[:, against] - LEAST_NATS))
+        costs = bool(exceeds_zero(over[:, against] - LEAST_NATS))
         recovered = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
         ends = [np.where(costs, end, np.nan) for end in recovered]
         results.add_interval(
             name, ("code",), ends, f"Loss recovered, of what {what} in place of z costs", "share",
             "diverging", None, 1, evidence="causal",
-            convention=f"1 − loss added / loss added by {what}, where that is told from "
+            convention=f"1 − loss added / loss added by {what}, where that differs from "
             f"{LEAST_NATS:g} nats; {spliced}",
         )  # fmt: skip
     results.add_mean("l0", (), fires.l0, "Features that fire on a token", "features",

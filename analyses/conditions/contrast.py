@@ -23,7 +23,7 @@ from headscope.analyses._runtime.results import GRID, SHARE, Results, heads, lab
 from headscope.analyses._runtime.verdict import LEAST_NATS, Verdict, causal_verdict
 from headscope.analyses._stats import effect_size
 from headscope.analyses._stats.bootstrap import Array, bootstrap
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses.conditions import _conditions, _rare_tokens
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import amount
@@ -244,7 +244,7 @@ def _verdict(costs: list[Array], size: int, name: str) -> Verdict:
     )
     # As many prompts of B, paired or drawn for themselves: then any order pairs them.
     over = costs_in_a[:, :1] - np.stack([costs_in_b[:, 0], costs_in_a[:, 1]], axis=1) - LEAST_NATS
-    above = told_above_zero(over)
+    above = exceeds_zero(over)
     failed = [
         name for name, is_above in zip(("B", "random heads do"), above, strict=True) if not is_above
     ]

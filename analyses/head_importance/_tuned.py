@@ -134,8 +134,8 @@ def _descend(
     optimizer = torch.optim.Adam([change], lr=rate)
     for _ in range(steps):
         slope = torch.zeros_like(change)
-        for prompts, ids, positions in ablation.asked_batches(
-            model, encoded.ids, encoded.asked, ablation.TOKENS
+        for prompts, ids, positions in ablation.question_batches(
+            model, encoded.ids, encoded.question_positions, ablation.TOKENS
         ):
             questions = [encoded.questions[prompt] for prompt in prompts]
             with torch.enable_grad():

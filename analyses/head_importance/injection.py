@@ -142,7 +142,9 @@ def _scores(
             return Window(only, recent=recent, first=0) if key == "window" else Inject(only, key)
 
         starts = torch.tensor([layer for layer, _ in pool])
-        scores = ablation.sweep(model, task.ids, task.asked, [answers], starts, edit, most=1)
+        scores = ablation.sweep(
+            model, task.ids, task.question_positions, [answers], starts, edit, most=1
+        )
     else:
         sets = ablation.head_sets(model, [[head] for head in pool])
         scores = ablation.edit_sets(

@@ -24,7 +24,7 @@ from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import GRID, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses.head_importance import _tuned
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
@@ -175,7 +175,7 @@ def last_outputs(model: Model, task: EncodedTask) -> Float[Tensor, "layer head s
 def _at_end(model: Model, task: Task) -> EncodedTask:
     """Encode a task whose prompts end in their only question."""
     encoded = encode_task(model, task)
-    for ids, positions in zip(encoded.ids, encoded.asked, strict=True):
+    for ids, positions in zip(encoded.ids, encoded.question_positions, strict=True):
         if positions != (len(ids) - 1,):
             raise NotApplicable(
                 f"task: a prompt of {task.name} does not end in its only question, and a task "
@@ -193,6 +193,6 @@ def _verdict(chance: Array, right: Array) -> Verdict:
         for name, nats, share in zip(CONDITIONS, mean, accuracy, strict=True)
     )
     over = chance[:, [2]] - chance[:, [0, 3]]
-    gained, _ = told_above_zero(over)
+    gained, _ = exceeds_zero(over)
     reason = "other heads do as well" if gained else "the vector does no better than no shots"
     return causal_verdict(over, text, f"; {reason}")

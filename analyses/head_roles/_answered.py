@@ -41,7 +41,7 @@ class Answered:
         self.capture, self.model = capture, model
         self.ids = [list(ids) for ids in encoded.ids]
         self.questions = encoded.questions
-        self.asked = encoded.asked
+        self.question_positions = encoded.question_positions
 
     def loss(
         self,
@@ -96,7 +96,7 @@ class Answered:
                     continue
                 edits = (Window(heads=tuple(heads), recent=recent, first=first),) if heads else ()
                 with torch.no_grad():
-                    places = [self.asked[row]]
+                    places = [self.question_positions[row]]
                     output = logits(
                         self.model, torch.tensor([self.ids[row]]), edits, torch.tensor(places)
                     )

@@ -13,7 +13,7 @@ from headscope.analyses._interventions.ablation import (
     SWEEP_TOKENS,
     Batch,
     Measure,
-    asked_batches,
+    question_batches,
 )
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.api import Request, WeightEdits
@@ -121,14 +121,14 @@ def learn(
 def window_cost(
     model: Model,
     ids: Sequence[Sequence[int]],
-    asked: Sequence[Sequence[int]],
+    question_positions: Sequence[Sequence[int]],
     measure: Measure,
     first: int,
     recent: int,
 ) -> Array:
     """Return what each head costs as a streaming head, all others full (prompt, layer, head).
 
-    ``measure`` turns the logits at the ``asked`` positions into one loss a row.
+    ``measure`` turns the logits at the ``question_positions`` positions into one loss a row.
     """
     count = model.layers * model.heads
     single = 1 - torch.eye(count).reshape(count, model.layers, model.heads)
@@ -147,7 +147,7 @@ def window_cost(
             values = measure(output, prompts * times, places.tolist())
         return np.asarray(values.double().cpu().numpy()).reshape(times, -1)
 
-    for batch in asked_batches(model, ids, asked, SWEEP_TOKENS):
+    for batch in question_batches(model, ids, question_positions, SWEEP_TOKENS):
         prompts, tokens, positions = batch
         clean = scored(batch, torch.ones(1, model.layers, model.heads))
         numbers = NUMBERS // (positions.numel() * model.vocabulary)

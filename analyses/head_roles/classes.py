@@ -127,9 +127,11 @@ def run(
     training = _window_gates.Training(gate_steps, gate_rate, gate_weight, first, recent)
     positions = [[question.at for question in row] for row in prompts.questions[:third]]
     gates, losses = _window_gates.learn(model, prompts.ids[:third], positions, training)
-    measured, asked = ([rows[row] for row in single] for rows in (prompts.ids, prompts.asked))
+    measured, question_positions = (
+        [rows[row] for row in single] for rows in (prompts.ids, prompts.question_positions)
+    )
     loss_of = partial(prompts.loss, single)
-    cost = _window_gates.window_cost(model, measured, asked, loss_of, first, recent)
+    cost = _window_gates.window_cost(model, measured, question_positions, loss_of, first, recent)
     gate = np.repeat(gates, model.heads // model.kv_heads, axis=1)
 
     window = f"first {first} and last {recent} keys"

@@ -41,7 +41,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
 from headscope.analyses.head_roles import _linear_lens, _prompt_folds
 from headscope.analyses.head_roles._linear_lens import Judge, Judged
@@ -270,7 +270,7 @@ def _readable(gain: Array) -> Verdict:
     known = int((~np.isnan(gain).any(0)).sum())
     if len(gain) < LEAST_PROMPTS:
         return Verdict("too_few", f"{len(gain)} of {LEAST_PROMPTS} prompts to judge a lens on.")
-    readable = told_above_zero(gain)
+    readable = exceeds_zero(gain)
     if not readable.any():
         return Verdict("not_supported", "From no head a trained lens reads more than by chance.")
     best = named(np.where(readable, gain.mean(0), np.nan), readable)

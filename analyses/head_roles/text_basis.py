@@ -37,7 +37,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses.head_roles import _prompt_folds, _text_span
 from headscope.analyses.head_roles._prompt_folds import Folds
 from headscope.kernels.formatting import amount, percent
@@ -240,7 +240,7 @@ def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
     if len(advantage) < LEAST_PROMPTS:
         few = f"{len(advantage)} of {LEAST_PROMPTS} held-out prompts"
         return Verdict("too_few", f"{few} to tell words from random directions: {text}.")
-    better = told_above_zero(advantage)
+    better = exceeds_zero(advantage)
     known = int((~np.isnan(advantage).any(0)).sum())
     if not better.any():
         return Verdict("not_supported", f"Words explain no head better than chance: {text}.")

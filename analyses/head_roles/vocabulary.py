@@ -25,7 +25,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, label, marked, require, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses.head_roles import _candidates
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
@@ -170,7 +170,7 @@ def _verdict(kind: str, chosen: list[Head], over: list[Array]) -> Verdict:
         return Verdict("not_supported", f"No head is {kind}.")
     names = ", ".join(map(label, chosen))
     samples = np.stack(over, axis=1)
-    agreeing = [head for head, above in zip(chosen, told_above_zero(samples), strict=True) if above]
+    agreeing = [head for head, above in zip(chosen, exceeds_zero(samples), strict=True) if above]
     text = (
         f"{len(agreeing)} of {len(chosen)} {kind} heads ({names}) change the logit difference as "
         "their score says"

@@ -23,7 +23,7 @@ from headscope.analyses._interventions.next_token_loss import observed, predicts
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses._stats.length_trend import Array, mean
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -180,7 +180,7 @@ def _verdict(spread: Array, cost: Array) -> Verdict:
         f"nats, {amount(loss[1] - loss[0], '+')} and {amount(loss[2] - loss[0], '+')}"
     )
     rises = np.stack([values[:, 1] - values[:, 0] for values in (spread, cost)], axis=1)
-    raised = told_above_zero(rises)
+    raised = exceeds_zero(rises)
     if len(rises) >= LEAST_PROMPTS and not raised.any():
         return Verdict("not_supported", f"Parallel blocks raise neither: {text}.")
     alone = "entropy" if raised[0] else "loss"

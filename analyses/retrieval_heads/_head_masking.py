@@ -10,7 +10,7 @@ from headscope.analyses._interventions.causal_check import Head, Measure, random
 from headscope.analyses._runtime.results import ZERO_TO_ONE, Results, label
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses.retrieval_heads import _needle_steps
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
@@ -141,7 +141,7 @@ def _verdict(
             f"The clean model does not solve the task ({scored} {amount(mean[0, 0])}), so masking "
             "cannot show what the heads do; their score is correlational here.",
         )
-    apart = np.flatnonzero(told_above_zero(over))
+    apart = np.flatnonzero(exceeds_zero(over))
     row = int(apart[-1]) + 1 if len(apart) else len(counts) - 1
     text = (
         f"without the best {counts[row]} heads {scored} is {amount(mean[row, 0])} "

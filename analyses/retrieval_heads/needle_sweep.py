@@ -59,7 +59,7 @@ def run(
 ) -> xr.Dataset:
     """Plant needles over a grid of lengths and depths; score every head in every cell.
 
-    Only the asked rows are kept, so no map is built at any length.
+    Only the rows of questions are kept, so no map is built at any length.
 
     Parameters
     ----------

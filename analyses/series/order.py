@@ -1,7 +1,7 @@
 """Order of emergence: which of several scores rises first, and whether that is sure.
 
-Scores of one run of training are told apart by its checkpoints: a score is surely earlier where
-at one checkpoint it is across a level, and the other below. Several runs are told apart by the
+Scores of one training run are ordered by its checkpoints: a score is surely earlier where
+at one checkpoint it is across a level, and the other below. Several runs are ordered by the
 interval of the lag over runs.
 
 Sources: Musat, Mechanism and Emergence of Stacked Attention Heads (2411.12118); Olsson et al.
@@ -57,7 +57,7 @@ def order(
     over runs. ``in_order`` (share): of the levels at which the checkpoints of one run surely show
     this order, or of the runs that have it. One run also has ``progress`` (checkpoint, score): the
     share of its change that the first entry has gone through. The attribute ``order`` lists the
-    scores; ``verdict`` is ``too_few`` where two neighbours cannot be told apart and
+    scores; ``verdict`` is ``too_few`` where two neighbours cannot be ordered and
     ``disagreement`` where some level shows them the other way round.
 
     Examples

@@ -26,7 +26,7 @@ from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, first_few, labels, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, differs_from_zero
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.models.model import Model
 
@@ -129,12 +129,12 @@ def run(
     )  # fmt: skip
     changes = single[:, 1, int(np.argmin(factors))]
     change, enough = changes.mean(0), len(ids) >= LEAST_PROMPTS
-    signs = np.sign(change) * (told_from_zero(changes) & (np.abs(change) > least_change))
+    signs = np.sign(change) * (differs_from_zero(changes) & (np.abs(change) > least_change))
     results.add(
         "verdict", GRID, np.where(np.isnan(single[0, 0, 0]) | ~np.array(enough), np.nan, signs),
         "Sinks helpful or harmful", "-1 harmful, 1 helpful", "diverging", -1, 1,
         source=SOURCES[1],
-        convention="sign of sinks_less where it is told from 0 among all heads and larger than "
+        convention="sign of sinks_less where it differs from 0 among all heads and is larger than "
         f"{least_change:g} nats, else 0; missing with fewer than {LEAST_PROMPTS} prompts",
     )  # fmt: skip
     named = {

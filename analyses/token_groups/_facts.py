@@ -34,15 +34,15 @@ class Facts:
         self.encoded: EncodedTask = prompts.encoded
         # What competes for the asking token, and which of it is the asked fact, by prompt.
         self.units: list[list[list[int]]] = []
-        self.asked: list[int] = []
+        self.asked_facts: list[int] = []
         for spans, questions in zip(self.encoded.spans, self.encoded.questions, strict=True):
-            asked = spans["value"].index(questions[0].evidence)
+            index = spans["value"].index(questions[0].evidence)
             facts = [
                 [*key, *value] for key, value in zip(spans["key"], spans["value"], strict=True)
             ]
             shots = [list(shot) for shot in spans.get(SHOT, ())]
-            self.units.append([facts[asked], *shots] if shots else facts)
-            self.asked.append(0 if shots else asked)
+            self.units.append([facts[index], *shots] if shots else facts)
+            self.asked_facts.append(0 if shots else index)
 
     def masses(self, row: int) -> Array:
         """Return the asking token's mass on each fact, its question, elsewhere (layer, head, …)."""
@@ -59,7 +59,7 @@ class Facts:
     def per_token(self, row: int, masses: Array) -> Array:
         """Return masses as if every unit had as many tokens as the asked fact."""
         sizes = np.array([len(unit) for unit in self.units[row]])
-        return np.asarray(masses * np.append(sizes[self.asked[row]] / sizes, (1, 1)))
+        return np.asarray(masses * np.append(sizes[self.asked_facts[row]] / sizes, (1, 1)))
 
     def answer(self, row: int, edits: Sequence[Edit] = ()) -> tuple[float, float]:
         """Return whether the likeliest next word is the answer, and −log p of the answer."""
@@ -77,10 +77,10 @@ class Facts:
         return (KnockOut(heads=tuple(heads), keys=tuple(positions), queries=after),)
 
 
-def split(masses: Array, asked: int) -> tuple[Array, Array]:
+def split(masses: Array, index: int) -> tuple[Array, Array]:
     """Return the mass on the asked fact (layer, head) and on each other one (layer, head, fact)."""
     facts = masses[..., :-2]
-    return facts[..., asked], np.delete(facts, asked, axis=-1)
+    return facts[..., index], np.delete(facts, index, axis=-1)
 
 
 def entropy(masses: Array) -> Array:

@@ -24,7 +24,7 @@ from headscope.analyses._runtime.options import AtLeast, numbers
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 from headscope.analyses._stats.length_trend import Array, mean, slope
 from headscope.analyses.token_groups._facts import GROUPS, Facts, entropy, split
 from headscope.kernels.errors import InvalidInput, NotApplicable
@@ -200,7 +200,7 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
     """
     on_asked, entropies, groups = [], [], []
     for prompts, mass in zip(sets, masses, strict=True):
-        by_row = [split(row, asked) for row, asked in zip(mass, prompts.asked, strict=True)]
+        by_row = [split(row, asked) for row, asked in zip(mass, prompts.asked_facts, strict=True)]
         other_mass = np.stack([other_masses.sum(-1) for _, other_masses in by_row])
         on_asked.append(np.stack([asked for asked, _ in by_row]))
         parts = (on_asked[-1], other_mass, mass[..., -2], mass[..., -1])
@@ -210,7 +210,10 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
         even = _per_token(prompts, mass)
         entropies.append(entropy(even[..., :-2]))
     other_masses = np.stack(
-        [split(row, asked)[1].mean(-1) for row, asked in zip(even, prompts.asked, strict=True)]
+        [
+            split(row, asked)[1].mean(-1)
+            for row, asked in zip(even, prompts.asked_facts, strict=True)
+        ]
     )
     relevance = np.log2(np.maximum(on_asked[-1], LEAST) / np.maximum(other_masses, LEAST))
     by_group = np.clip(np.stack([np.array(rows) for rows in groups], axis=1), 0, 1)
@@ -230,7 +233,7 @@ def _hide(
 ) -> Array:
     """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
     numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
-    for row, asked in enumerate(prompts.asked):
+    for row, asked in enumerate(prompts.asked_facts):
         count = len(prompts.units[row])
         other = int(generator.choice([fact for fact in range(count) if fact != asked]))
         hiding = ((asked, pool), (other, pool), (asked, chosen), (asked, random))
@@ -270,7 +273,7 @@ def _verdict(
         f"others {amount(change[3], '+')}"
     )
     over = nats[:, [1, 3], -1] - nats[:, [2, 4], -1]
-    fact_matters, _ = told_above_zero(over)
+    fact_matters, _ = exceeds_zero(over)
     reason = "; the asked fact matters no more than another"
     if fact_matters:
         reason = "; the heads that look at it matter no more than others"

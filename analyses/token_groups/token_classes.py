@@ -21,7 +21,7 @@ from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
-from headscope.analyses._stats.effect_size import told_from_zero
+from headscope.analyses._stats.effect_size import differs_from_zero
 from headscope.analyses._stats.length_trend import mean as known_mean
 from headscope.analyses.token_groups import _segment_mass
 from headscope.analyses.token_groups._segmenting import Segments, segment
@@ -179,7 +179,7 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str) -> Verdic
         f"that can be compared; hiding them changes {amount(mean[0, best])} {units}, hiding as "
         f"many others {amount(mean[1, best])}."
     )
-    apart = told_from_zero(over)
+    apart = differs_from_zero(over)
     more = ", ".join(names[column] for column in compared if apart[column] and gap[column] > 0)
     less = ", ".join(names[column] for column in compared if apart[column] and gap[column] < 0)
     text = f"{text} More than random tokens matter: {more or 'none'}; less: {less or 'none'}"

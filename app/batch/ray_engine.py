@@ -58,7 +58,7 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
         action = "start" if address is None else f"join {address}"
         reason = Failure.of(error).reason
         if address is not None:
-            # Ray sends its token to no address that was given, unless it is told to.
+            # Ray sends its token to no address that was given, unless it is set to.
             reason += "; a cluster that asks for a token is joined with RAY_AUTH_MODE=token"
         raise InvalidInput(f"engine: Ray does not {action}: {reason}") from error
     try:

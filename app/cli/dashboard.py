@@ -1,4 +1,4 @@
-"""``headscope app``: the dashboard, served on this machine only unless told otherwise."""
+"""``headscope app``: the dashboard, served on this machine only by default."""
 
 import subprocess
 from pathlib import Path

@@ -20,8 +20,8 @@ ABOVE, DETECTABLE, NONE = "above the null", "detectable", "no detectable effect"
 # What a head may be called, and what that means.
 VERDICTS = {
     ABOVE: "the interval of its mean ablation lies above the null",
-    DETECTABLE: "its mean ablation is told from 0 among all heads, but not above the null",
-    NONE: "its mean ablation is not told from 0 among all heads",
+    DETECTABLE: "its mean ablation differs from 0 among all heads, but not above the null",
+    NONE: "its mean ablation does not differ from 0 among all heads",
     TOO_FEW: f"fewer than {LEAST_PROMPTS} prompts cannot tell",
     MISSING: "not ablated: no gradient ranks it first, and it is not in the random sample",
 }

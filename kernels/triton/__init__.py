@@ -6,5 +6,5 @@ in Triton's interpreter, on the CPU: slow, for tests.
 
 import os
 
-# Triton contracts products and sums unless told; 3.10 will not, and 3.9 warns about it.
+# Triton contracts products and sums by default; 3.10 will not, and 3.9 warns about it.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

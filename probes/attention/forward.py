@@ -182,7 +182,7 @@ def logits(
     model: Model,
     ids: Ids,
     edits: Sequence[Edit] = (),
-    positions: Int[Tensor, "batch asked"] | None = None,
+    positions: Int[Tensor, "batch question"] | None = None,
 ) -> Float[Tensor, "batch position vocab"]:
     """Compute the next-token logits of a model, with its heads edited, in the model's dtype.
 
@@ -219,7 +219,7 @@ def logits(
 
 @contextmanager
 def unembedding_at(
-    model: Model, positions: Int[Tensor, "batch asked"]
+    model: Model, positions: Int[Tensor, "batch question"]
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Let the unembedding see some positions alone, which spares the logits of all others.
 

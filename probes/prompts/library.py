@@ -69,7 +69,7 @@ def read_library(held_out: bool) -> list[LibraryFile]:
         try:
             text = file.read_bytes().decode()
         except UnicodeDecodeError:
-            continue  # a file in another encoding, which Python itself has to be told
+            continue  # a file in another encoding, which Python itself must be given
         if text.strip() and not OTHER_TERMS.search(text):
             files.append(LibraryFile(str(path), text.replace("\r\n", "\n")))
     return files

@@ -70,7 +70,7 @@ class EncodedTask:
         return self.twins
 
     @property
-    def asked(self) -> tuple[Positions, ...]:
+    def question_positions(self) -> tuple[Positions, ...]:
         """Positions whose next token is asked for, rising, prompt by prompt."""
         return tuple(tuple(sorted({question.at for question in row})) for row in self.questions)
 

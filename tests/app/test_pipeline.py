@@ -71,7 +71,7 @@ def test_what_has_to_be_mended_first_stops_the_run(run, headscope, fail):
 
 
 @pytest.mark.parametrize("checkpoint", ["", "@step400"])
-def test_a_run_finds_its_model_from_anywhere_and_is_told_where_it_was_moved(
+def test_a_run_finds_its_model_from_anywhere_and_accepts_its_new_path(
     checkpoint, tmp_path, monkeypatch, headscope
 ):
     shutil.copytree(bundled.folder("headscope/induction"), tmp_path / "mine")

@@ -111,7 +111,7 @@ def test_every_analysis_is_in_exactly_one_notebook():
     assert not wrong, "\n".join(wrong)
 
 
-def test_an_analysis_without_a_notebook_is_told_where_to_go():
+def test_an_analysis_without_a_notebook_fails_with_the_place_for_it():
     places = homes()
     (line,) = misplaced(("sinks", "flatness"), places)
     assert line.startswith("flatness: no notebook runs it; in the notebook of its family")

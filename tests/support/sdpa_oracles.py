@@ -27,7 +27,7 @@ def fused(q: Tensor, k: Tensor, x: Tensor, window: int | None, causal: bool) -> 
     count = -(-length // BLOCK)
     back, ahead = window - 1, 0 if causal else window - 1
     width = -(-(BLOCK + back + ahead) // 8) * 8
-    # Keys before the first and after the last are told apart by one more column.
+    # Keys before the first and after the last are distinguished by one more column.
     q = torch.cat((q, torch.ones_like(q[..., :1])), -1)
     k = torch.cat((k, torch.zeros_like(k[..., :1])), -1)
     end = (count - 1) * BLOCK + width - back - length

@@ -14,7 +14,7 @@ PICKS = (
 
 
 def opened(page: "Page", made: view.View, folder: Path) -> None:
-    """Open a view in a browser; ``picks`` and ``state`` of its window say what it has told."""
+    """Open a view in a browser; ``picks`` and ``state`` of its window say what it has sent."""
     text = made.page().replace("const on = {pick() {}, state() {}}", PICKS)
     (folder / "view.html").write_text(text)
     page.goto((folder / "view.html").as_uri())

@@ -15,7 +15,7 @@ from headscope import viz
 from headscope.app.exports.importance_table import ABOVE, DETECTABLE, NONE
 from headscope.app.report.scores import TOO_FEW, interval_text
 
-# Colours that are told apart on light and dark pages; shapes say the same.
+# Colours that are distinct on light and dark pages; shapes say the same.
 LOOKS = {
     ABOVE: ("#d9822b", "circle"), DETECTABLE: ("#3f7fc4", "diamond"),
     NONE: ("#8a929c", "circle-open"), TOO_FEW: ("#8a929c", "x-thin-open"),

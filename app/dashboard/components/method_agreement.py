@@ -81,7 +81,7 @@ def matrix(
                "low": -1.0, "high": 1.0},
     )  # fmt: skip
     figure = viz.load("matrix").figure(array)
-    # The cells are hit by marks at their middles, of which the nearest is told.
+    # The cells are hit by marks at their middles, of which the nearest is reported.
     figure.update_traces(hoverinfo="skip", hovertemplate=None)
     figure.data[0].update(
         text=written, texttemplate="%{text}", textfont={"size": 11}, showscale=False

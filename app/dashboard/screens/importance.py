@@ -80,7 +80,7 @@ def _header(summary: Importance, result: xr.Dataset) -> None:
     if summary.n < LEAST_PROMPTS:
         st.warning(
             f"{summary.n} prompts rank heads and cannot call one important. The analysis takes "
-            f"{LEAST_PROMPTS} where it is not told otherwise: run it again below.",
+            f"{LEAST_PROMPTS} where nothing else is set: run it again below.",
             icon=":material/scale:",
         )
     elif is_doubtful(result):

@@ -110,7 +110,7 @@ def _show(timeline: xr.Dataset, chosen: str, run: Path) -> None:
 
 
 def _order(timeline: xr.Dataset, chosen: str) -> None:
-    """Draw which score rises first, and say what can be told of the order."""
+    """Draw which score rises first, and what is known of the order."""
     ordered = scores_in_order(timeline)
     if ordered is None:
         return
@@ -120,7 +120,7 @@ def _order(timeline: xr.Dataset, chosen: str) -> None:
         alt="How much of its change the first entry of each score has gone through, over training.",
         config={"displayModeBar": False, "toImageButtonOptions": {"filename": f"{chosen}-order"}},
     )  # fmt: skip
-    head = ("score", "first", "at step", "surely between steps", "told from the one before")
+    head = ("score", "first", "at step", "surely between steps", "distinct from the one before")
     rows = [dict(zip(head, row, strict=True)) for row in order_rows(ordered)]
     st.table(rows, border="horizontal")
     st.caption(plain(ordered.attrs["note"]))

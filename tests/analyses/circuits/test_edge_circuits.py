@@ -164,9 +164,12 @@ def test_the_threshold_of_acdc_is_a_share_of_the_divergence_of_the_corrupted_pro
         options={"method": "acdc", "threshold": 0.05, "draws": 2},
     )  # fmt: skip
     finding = task.part(range(0, len(task), 2))
-    asked = torch.tensor(finding.asked)
+    question_positions = torch.tensor(finding.question_positions)
     clean, corrupted = (
-        logits(held.model, torch.tensor(ids), (), asked).detach().double().log_softmax(-1)
+        logits(held.model, torch.tensor(ids), (), question_positions)
+        .detach()
+        .double()
+        .log_softmax(-1)
         for ids in (finding.ids, finding.corrupted_ids)
     )
     whole = float((clean.exp() * (clean - corrupted)).sum(-1).mean())

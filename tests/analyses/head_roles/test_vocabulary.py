@@ -1,4 +1,4 @@
-"""Vocabulary: a mover and a suppressor set by hand, told apart by their logits and by ablation."""
+"""Vocabulary: a mover and a suppressor set by hand, distinguished by logits and by ablation."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def result(model, task):
 
 
 @pytest.mark.requirement("A13")
-def test_movers_and_suppressors_are_told_apart(result):
+def test_movers_and_suppressors_are_distinguished(result):
     named = result.attrs["heads_by_type"]
     assert named["name-mover-like"] == ["L0H0"]
     assert set(named["copy-suppression"]) == {"L0H1", "L0H2"}

@@ -47,8 +47,8 @@ def test_passes_from_a_layer_on_give_the_numbers_of_one_edit_at_a_time(kind, ran
         expected = evaluate(model, task, (Ablate(heads=((layer, head),)),))
         np.testing.assert_allclose(left[:, layer, head], expected, atol=1e-5)
     encoded = ablation.encode_task(model, task)
-    ids, asked = encoded.ids, encoded.asked
-    assert PrefixReuse(model, torch.tensor([ids[0]]), torch.tensor([asked[0]])).resumes
+    ids, question_positions = encoded.ids, encoded.question_positions
+    assert PrefixReuse(model, torch.tensor([ids[0]]), torch.tensor([question_positions[0]])).resumes
 
 
 def test_blocks_that_hand_each_other_more_than_the_stream_are_run_whole(random_llama, task):
@@ -67,8 +67,10 @@ def test_blocks_that_hand_each_other_more_than_the_stream_are_run_whole(random_l
     second.register_forward_hook(add)
     model = load_model(module, tokenizer=random_llama.tokenizer)
     encoded = ablation.encode_task(model, task)
-    ids, asked = encoded.ids, encoded.asked
-    assert not PrefixReuse(model, torch.tensor([ids[0]]), torch.tensor([asked[0]])).resumes
+    ids, question_positions = encoded.ids, encoded.question_positions
+    assert not PrefixReuse(
+        model, torch.tensor([ids[0]]), torch.tensor([question_positions[0]])
+    ).resumes
     left = ablation.ablate_each_head(model, task, "logit_difference")
     expected = evaluate(model, task, (Ablate(heads=((1, 2),)),))
     np.testing.assert_allclose(left[:, 1, 2], expected, atol=1e-5)
@@ -77,12 +79,15 @@ def test_blocks_that_hand_each_other_more_than_the_stream_are_run_whole(random_l
 def test_a_model_is_checked_from_every_layer_on_once(random_llama, task):
     model = deep("gpt2", random_llama.tokenizer)
     encoded = ablation.encode_task(model, task)
-    ids, asked = torch.tensor([encoded.ids[0]]), torch.tensor([encoded.asked[0]])
+    ids, question_positions = (
+        torch.tensor([encoded.ids[0]]),
+        torch.tensor([encoded.question_positions[0]]),
+    )
     counts = []
     for length in (ids.shape[1], ids.shape[1], ids.shape[1] + 1):
         layers = []
         with work.counting(lambda *_, layers=layers: layers.append(1)):
-            PrefixReuse(model, ids.repeat(1, 2)[:, :length], asked)
+            PrefixReuse(model, ids.repeat(1, 2)[:, :length], question_positions)
         counts.append(len(layers))
     # A whole pass and one from layers 1 and 2 on; then the pass alone; of another length one from
     # layer 2 on, too.
@@ -146,17 +151,17 @@ def test_a_large_vocabulary_is_computed_at_the_asked_positions_alone(random_llam
     )  # fmt: skip
     module = transformers.LlamaForCausalLM(config).eval()
     model = load_model(module, tokenizer=random_llama.tokenizer)
-    asked = repeated(n=40, length=8)
-    last = [replace(one, questions=one.questions[-1:]) for one in asked.prompts]
-    asked = replace(asked, prompts=last)
+    question_positions = repeated(n=40, length=8)
+    last = [replace(one, questions=one.questions[-1:]) for one in question_positions.prompts]
+    question_positions = replace(question_positions, prompts=last)
     for run in (ablation.evaluate, partial(ablation.ablate_each_head, metric="accuracy")):
         with LargestTensor() as largest:
-            whole = run(model, asked)
+            whole = run(model, question_positions)
         # One position a prompt; the logits of all positions are 17 times as many.
         assert 40 * vocabulary <= largest.elements <= 2 * 40 * vocabulary
         with monkeypatch.context() as patch:
             patch.setattr(ablation, "NUMBERS", 8 * vocabulary)
             with LargestTensor() as largest:
-                parts = run(model, asked)
+                parts = run(model, question_positions)
         assert largest.elements <= 8 * vocabulary
         np.testing.assert_allclose(parts, whole, atol=1e-6)

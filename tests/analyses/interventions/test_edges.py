@@ -44,7 +44,7 @@ def pairs(vocabulary: int, count: int = 3, length: int = 7, seed: int = 0) -> En
 
 
 def all_logits(model, task, removed):
-    """Logits at the asked positions (prompt, variant, asked, vocab)."""
+    """Logits at the question positions (prompt, variant, question, vocab)."""
     found = [None] * len(task)
     with patching(model, task) as split:
         for prompts, run in split.batches():
@@ -59,7 +59,11 @@ def answers_of(model, task, answers, removed):
     out = all_logits(model, task, removed)
     rows = list(range(len(task)))
     return np.stack(
-        [answers(out[:, at], rows, task.asked).detach().numpy() for at in range(len(removed))], 1
+        [
+            answers(out[:, at], rows, task.question_positions).detach().numpy()
+            for at in range(len(removed))
+        ],
+        1,
     )
 
 
@@ -78,9 +82,9 @@ def test_no_edge_removed_is_clean_and_all_removed_is_corrupted(name):
         edges = split.graph.edges
     some = np.random.default_rng(0).random(edges.shape) < 0.5
     out = all_logits(model, task, np.stack([edges & False, edges, edges & some]))
-    asked = torch.tensor(task.asked)
-    clean = logits(model, torch.tensor(task.ids), (), asked).detach()
-    corrupted = logits(model, torch.tensor(task.corrupted_ids), (), asked).detach()
+    question_positions = torch.tensor(task.question_positions)
+    clean = logits(model, torch.tensor(task.ids), (), question_positions).detach()
+    corrupted = logits(model, torch.tensor(task.corrupted_ids), (), question_positions).detach()
     scale = float((clean - corrupted).abs().max())
     torch.testing.assert_close(out[:, 0], clean, atol=1e-4 * scale, rtol=1e-4)
     torch.testing.assert_close(out[:, 1], corrupted, atol=1e-4 * scale, rtol=1e-4)
@@ -100,7 +104,7 @@ def test_any_set_of_edges_agrees_with_a_dense_oracle(random_llama):
     for prompt, (ids, other) in enumerate(zip(task.ids, task.corrupted_ids, strict=True)):
         for variant, mask in enumerate(removed):
             dense = edge_oracle.logits(random_llama.module, list(ids), list(other), mask)
-            dense = dense[list(task.asked[prompt])].float()
+            dense = dense[list(task.question_positions[prompt])].float()
             torch.testing.assert_close(out[prompt, variant], dense, atol=1e-5, rtol=1e-4)
 
 
@@ -120,7 +124,7 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
         removed = np.zeros((1, *graph.edges.shape), dtype=bool)
         removed[0][edges[at]] = True
         out = all_logits(random_llama, task, removed)[:, 0]
-        lost = clean - answers(out, [0, 1, 2], task.asked).numpy()
+        lost = clean - answers(out, [0, 1, 2], task.question_positions).numpy()
         np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
 
 

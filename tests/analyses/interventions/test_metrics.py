@@ -112,7 +112,7 @@ def test_a_task_needs_a_tokenizer(random_llama, task):
 def test_an_encoded_task_is_its_prompts_and_parts_of_them(random_llama, task):
     encoded = encode_task(random_llama, task)
     assert encode_task(random_llama, encoded) is encoded
-    assert encoded.asked == ((3,), (3, 5), (3,))
+    assert encoded.question_positions == ((3,), (3, 5), (3,))
     whole = evaluate(random_llama, task)
     np.testing.assert_allclose(evaluate(random_llama, encoded.part([1, 2])), whole[1:], 1e-5)
     assert evaluate(random_llama, encoded.corrupted())[2] == pytest.approx(whole[0], abs=1e-5)

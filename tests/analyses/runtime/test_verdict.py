@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from headscope.analyses._runtime.verdict import causal_verdict, compare_shares
-from headscope.analyses._stats.effect_size import told_above_zero
+from headscope.analyses._stats.effect_size import exceeds_zero
 
 GROUPS = ("the first", "the second")
 
@@ -45,7 +45,7 @@ def test_few_prompts_say_nothing(prompts):
 def test_two_heads_and_two_groups_are_judged_by_one_t_test():
     over = np.random.default_rng(1).normal([0.6, 0.0, -2.0], 1.0, (24, 3))
     single = ttest_1samp(over, 0).pvalue
-    assert told_above_zero(over).tolist() == [True, False, False]
+    assert exceeds_zero(over).tolist() == [True, False, False]
     assert single[0] < 0.05 < single[1]
     for claimed, state in (([0], "supported"), ([1], "disagreement"), ([2], "disagreement")):
         found = causal_verdict(over, "it is", "; it is not", np.array(claimed))

@@ -54,7 +54,7 @@ def test_the_fetching_head_looks_where_the_program_counter_points_in_every_loop(
     trace = np.array([execute(program).fetched for program in clean])
     np.testing.assert_array_equal(key[..., FETCH], trace)
     assert weight[..., FETCH].min() > 0.999
-    # Loops are told apart: most programs do not stay where they are, and jump back and forth.
+    # Programs are distinguished: most programs do not stay where they are, and jump back and forth.
     steps = np.diff(trace, axis=1)
     assert min((steps == 1).mean(), (steps < 0).mean(), (steps > 1).mean()) > 0.05
     # No other head follows the counter, and no other program's trace fits.

@@ -1,4 +1,4 @@
-"""The order of emergence: told where checkpoints or runs tell it, and refused where not."""
+"""The order of emergence: found where checkpoints or runs determine it, and refused where not."""
 
 import numpy as np
 import xarray as xr
@@ -24,7 +24,7 @@ def made(half: float = 0.01, **curves: np.ndarray) -> xr.Dataset:
     return xr.Dataset(values, {"step": ("checkpoint", STEPS)})
 
 
-def test_one_run_is_told_apart_by_its_checkpoints():
+def test_scores_of_one_run_are_ordered_by_its_checkpoints():
     found = order(
         made(late=curve(650), early=curve(350), last=curve(850)), ["late", "early", "last"]
     )
@@ -68,7 +68,7 @@ def test_what_rises_between_the_same_checkpoints_cannot_be_told():
     assert order(made(half=0.001, **crossing), ["one", "other"]).attrs["verdict"] == "disagreement"
 
 
-def test_several_runs_are_told_apart_by_the_interval_over_runs():
+def test_scores_of_several_runs_are_ordered_by_the_interval_over_runs():
     rng = np.random.default_rng(0)
     begins = rng.normal(350, 80, 8)
     lags = rng.normal(120, 40, 8)

@@ -191,7 +191,7 @@ def test_a_broken_checkpoint_is_named_and_the_others_go_on(grown, random_llama, 
     assert "no checkpoint of 2 has a result" in line
 
 
-def test_prompts_are_told_apart_whatever_they_are_made_of():
+def test_different_prompts_are_distinguished_whatever_their_type():
     pixels = np.zeros((3, 64, 64))
     others = pixels.copy()
     others[2, 60, 60] = 1e-3

@@ -86,7 +86,7 @@ def test_masses_add_up_whatever_stands_between_the_facts(bundled):
     task = tasks.make("recall", bundled.tokenizer, 2, 0, pairs=3, queries=1, length=60)
     facts = _facts.Facts(bundled, task)
     words = bundled.words(facts.ids[1])
-    asked = facts.units[1][facts.asked[1]]
+    asked = facts.units[1][facts.asked_facts[1]]
     assert [words[at] for at in asked] == [
         words[-1], task.prompts[1].questions[0].answers[0].strip(),
     ]  # fmt: skip

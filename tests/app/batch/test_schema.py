@@ -1,4 +1,4 @@
-"""Job files: everything that is wrong is told at once, with its place, and nothing is written."""
+"""Job files: all errors are reported at once, with their lines, and nothing is written."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def faults(folder: Path, text: str) -> list[str]:
     return caught.value.lines
 
 
-def test_every_error_is_told_with_its_place_and_nothing_is_written(tmp_path, headscope):
+def test_every_error_is_reported_with_its_line_and_nothing_is_written(tmp_path, headscope):
     (tmp_path / "mine.txt").write_text("a text\n")
     file = write(tmp_path, BAD)
     before = sorted(tmp_path.iterdir())
@@ -116,7 +116,7 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
         ("models: [!!python/name:os.system x]\ntasks: [ioi]\nanalyses: [sinks]\n", "1:10: "),
     ],
 )
-def test_one_error_is_told_with_its_place(text, line, tmp_path):
+def test_one_error_is_reported_with_its_line(text, line, tmp_path):
     assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
 
 

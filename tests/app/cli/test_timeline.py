@@ -76,7 +76,7 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
     first = app.main.table[1].value
     assert set(first["score"]) == {"previous_token", "induction", "induction_accuracy", "bos"}
     assert first["at step"].astype(float).is_monotonic_increasing
-    assert first["told from the one before"].iloc[0] == "–"
+    assert first["distinct from the one before"].iloc[0] == "–"
     app.selectbox(key="score").set_value("induction_accuracy").run()
     assert not app.exception
     # The order of the scores alone: this is no score of heads.

@@ -156,7 +156,7 @@ def test_a_bug_in_an_analysis_is_said_with_its_traceback(screen, monkeypatch):
 
 
 @pytest.mark.parametrize("attention", ["cross", "decoder", "encoder"])
-def test_what_does_not_apply_is_told_as_the_analysis_itself_does(attention, paired_runs, tmp_path):
+def test_a_refusal_on_the_screen_is_that_of_the_analysis(attention, paired_runs, tmp_path):
     shutil.copytree(paired_runs / attention, tmp_path / "run")
     run = run_folder.open(tmp_path / "run")
     for name in ("sinks", "entropy", "importance", "sink_topology", "similarity", "preplan_anchor"):

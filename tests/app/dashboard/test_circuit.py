@@ -115,7 +115,7 @@ def test_what_pinned_nodes_hide_is_said_and_they_are_ringed(dashboard, with_edge
     assert [note["text"] for note in notes if note["borderwidth"] > 1] == [head]
 
 
-def test_a_node_without_a_strong_edge_is_told_how_to_be_seen(dashboard, with_edges):
+def test_a_node_without_a_strong_edge_says_how_to_show_its_edges(dashboard, with_edges):
     result = run_folder.open(with_edges).results()["edge_circuits"]
     names = circuit_graph.nodes(result["circuit_score"])
     weak = next(

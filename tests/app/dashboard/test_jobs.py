@@ -124,7 +124,7 @@ def test_a_visitor_who_queues_too_much_is_refused(queue):
     gate.open.set()
 
 
-def test_progress_is_told_by_phase(queue):
+def test_progress_is_reported_by_phase(queue):
     gate = Gate()
     job = queue.submit(Job("test", "told", "anna", gate))
     assert gate.begun.wait(TIMEOUT)

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from headscope.analyses._runtime.results import GRID, Results
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_from_zero
+from headscope.analyses._stats.effect_size import LEAST_PROMPTS, differs_from_zero
 from headscope.app.dashboard.components.head_filters import causal
 from headscope.app.report.findings import findings
 from headscope.app.report.scores import collect
@@ -63,9 +63,9 @@ def test_the_adjusted_p_are_those_of_t_tests():
     samples = np.random.default_rng(0).normal(0.8, 1, (20, 50))
     expected = false_discovery_control(ttest_1samp(samples, 0).pvalue) < 0.05
     assert expected.any()
-    np.testing.assert_array_equal(told_from_zero(samples), expected)
+    np.testing.assert_array_equal(differs_from_zero(samples), expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_what_is_alike_on_every_prompt_is_an_effect_unless_it_is_nothing(value):
-    assert told_from_zero(np.full((20, 2), value)).tolist() == [bool(value)] * 2
+    assert differs_from_zero(np.full((20, 2), value)).tolist() == [bool(value)] * 2

@@ -8,7 +8,7 @@ assert set(later["layer"].values) == {1}
 names = sequence["score"].values.tolist()
 assert names[0] == "previous_token"
 assert set(names[1:]) == {"induction", "induction_accuracy"}
-# Surely first, and the two others not to be told apart.
+# First beyond doubt; the two others cannot be ordered.
 assert sequence.attrs["pairs"] == ["supported", "too_few"]
 assert sequence.attrs["order"][0]["entries"] == ["L0H0"]
 assert float(sequence["in_order"][1]) > 0
