@@ -12,7 +12,7 @@ from headscope import analyses, probes
 from headscope.analyses._runtime import options as option_values
 from headscope.analyses._runtime import runner
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
-from headscope.analyses.series import joined, kept
+from headscope.analyses.series import joined, timeline_folder
 from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 
@@ -87,12 +87,12 @@ def timeline(
     identity = {
         "analysis": analysis,
         "options": json.dumps(settings, sort_keys=True),
-        "prompts": kept.digest((prompts, task if has_task or prompts is None else None)),
+        "prompts": timeline_folder.digest((prompts, task if has_task or prompts is None else None)),
         "n": n,
         "seed": seed,
         "headscope": version("headscope"),
     }
-    folder = None if out is None else kept.prepare(out, identity, overwrite=overwrite)
+    folder = None if out is None else timeline_folder.prepare(out, identity, overwrite=overwrite)
 
     def measured(state: State) -> xr.Dataset:
         model, supplied = probes.load_model(state.source), prompts
@@ -115,7 +115,7 @@ def timeline(
             if result is None:
                 result = measured(state)
                 if folder is not None:
-                    folder.keep(state, result)
+                    folder.save(state, result)
             results[state.label] = result
         except Exception as error:
             # A broken checkpoint among many is named, and the others still say what they show.

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from headscope.analyses.series import kept
+from headscope.analyses.series import timeline_folder
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage import run_folder
 
@@ -63,6 +63,6 @@ def command(run: Path, port: int = 8501, address: str = ADDRESS) -> list[str]:
 
 def served(folder: Path) -> Path:
     """Return the folder that a dashboard opens: of a run, of a timeline, or of runs."""
-    if kept.holds(folder) or any(folder.glob(f"*/{run_folder.MANIFEST}")):
+    if timeline_folder.holds(folder) or any(folder.glob(f"*/{run_folder.MANIFEST}")):
         return folder
     return run_folder.open(folder).path

@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from headscope import viz
-from headscope.analyses.series import emergence, kept, order
+from headscope.analyses.series import emergence, order, timeline_folder
 from headscope.app.report import page
 from headscope.app.report.docstrings import inline
 from headscope.kernels.errors import HeadscopeError, NotApplicable
@@ -73,7 +73,7 @@ def write_page(timeline: xr.Dataset, folder: Path) -> Path:
         provenance={key: attrs[key] for key in attrs if key not in ("by_checkpoint", "note")},
         by_checkpoint=attrs["by_checkpoint"],
     )
-    path = folder / kept.PAGE
+    path = folder / timeline_folder.PAGE
     write_text(path, text)
     return path
 

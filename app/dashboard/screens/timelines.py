@@ -6,7 +6,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.analyses.series import emergence, kept
+from headscope.analyses.series import emergence, timeline_folder
 from headscope.analyses.series.joined import DIM
 from headscope.app.dashboard import cache, screens, state
 from headscope.app.dashboard.components import picked_head
@@ -26,7 +26,7 @@ LINE = "line"
 
 def opens(folder: Path | None) -> bool:
     """Tell whether the dashboard was started on a timeline."""
-    return folder is not None and kept.holds(folder)
+    return folder is not None and timeline_folder.holds(folder)
 
 
 def draw() -> None:
@@ -46,7 +46,7 @@ def draw() -> None:
     chosen = st.selectbox("Timeline", names, key="timeline", persist_state="session")
     path = paths[chosen]
     try:
-        timeline = _read(str(path), (path / kept.WHOLE).stat().st_mtime_ns)
+        timeline = _read(str(path), (path / timeline_folder.WHOLE).stat().st_mtime_ns)
     except (HeadscopeError, OSError) as refusal:
         error(refusal)
         return
@@ -56,13 +56,13 @@ def draw() -> None:
 
 def _beside(run: Path) -> dict[str, Path]:
     """List the finished timelines in the folder of a run, by name."""
-    folders = (file.parent for file in sorted(run.parent.glob(f"*/{kept.MANIFEST}")))
-    return {folder.name: folder for folder in folders if kept.holds(folder)}
+    folders = (file.parent for file in sorted(run.parent.glob(f"*/{timeline_folder.MANIFEST}")))
+    return {folder.name: folder for folder in folders if timeline_folder.holds(folder)}
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the timeline …")
 def _read(path: str, version: int) -> xr.Dataset:
-    return kept.load(path)
+    return timeline_folder.load(path)
 
 
 def _show(timeline: xr.Dataset, chosen: str, run: Path) -> None:

@@ -13,7 +13,7 @@ from constructed import INDUCTION, PREVIOUS, SINK, SIZE, repeated
 from refusals import check_message, check_refusal, refusal
 
 from headscope.analyses._runtime import runner
-from headscope.analyses.series import emergence, joined, kept, timeline
+from headscope.analyses.series import emergence, joined, timeline, timeline_folder
 from headscope.analyses.series.state import State, states
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import load_model
@@ -130,7 +130,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(grown, found, tmp_path, monke
 
     with pytest.raises(KeyboardInterrupt):
         run(grown, tmp_path / "kept", progress=stop)
-    check_refusal("timeline", kept.load, tmp_path / "kept")
+    check_refusal("timeline", timeline_folder.load, tmp_path / "kept")
     loaded = []
     execute = runner.execute
 
@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(grown, found, tmp_path, monke
     assert [Path(name).name for name in loaded] == ["checkpoint-400", "checkpoint-500"]
     assert [done for step, done, total in seen if step == "checkpoints"] == list(range(7))
     xr.testing.assert_identical(whole, found)
-    xr.testing.assert_identical(kept.load(tmp_path / "kept"), found)
+    xr.testing.assert_identical(timeline_folder.load(tmp_path / "kept"), found)
     # Other weights under the same name are run again, and they alone.
     loaded.clear()
     for file in (grown / "checkpoint-100").glob("*.safetensors"):
@@ -196,8 +196,10 @@ def test_different_prompts_are_distinguished_whatever_their_type():
     others = pixels.copy()
     others[2, 60, 60] = 1e-3
     given = [["a"], ["b"], [[1, 2]], [[12]], [pixels], [others], repeated(seed=0), repeated(seed=1)]
-    assert len({kept.digest((one, None)) for one in given}) == len(given)
-    assert kept.digest(([pixels], None)) == kept.digest(([pixels.copy()], None))
+    assert len({timeline_folder.digest((one, None)) for one in given}) == len(given)
+    assert timeline_folder.digest(([pixels], None)) == timeline_folder.digest(
+        ([pixels.copy()], None)
+    )
 
 
 def test_models_of_other_shape_fail_by_name(circuit):

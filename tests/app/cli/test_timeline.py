@@ -9,7 +9,7 @@ from charts import figures
 from refusals import check_refusal
 from typer.testing import CliRunner
 
-from headscope.analyses.series import kept
+from headscope.analyses.series import timeline_folder
 from headscope.app import cli
 from headscope.app.dashboard.launch import command, served
 from headscope.app.pipeline import capture_run
@@ -87,7 +87,7 @@ def test_a_screen_shows_lines_and_the_order(made, dashboard):
 def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_captured(
     made, dashboard
 ):
-    whole = kept.load(made[0])
+    whole = timeline_folder.load(made[0])
     app = dashboard(made[0], score="induction")
     order = app.main.table[0].value
     assert app.selectbox(key="line").value == order["head"].iloc[0], "the first that emerges"

@@ -1,4 +1,4 @@
-"""Kept results of a series: a folder with one file a checkpoint, taken up where it was left."""
+"""The folder of a timeline: one file a checkpoint, resumable."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ FORMAT = "headscope-timeline-1"
 
 
 @dataclass(frozen=True)
-class Kept:
+class TimelineFolder:
     """The folder of one timeline."""
 
     path: Path
@@ -39,8 +39,8 @@ class Kept:
         origin = (result.attrs.pop("source", ""), result.attrs.pop("stamp", ""))
         return result if origin == (state.name, state.stamp()) else None
 
-    def keep(self, state: State, result: xr.Dataset) -> None:
-        """Write the result of a checkpoint, whole or not at all."""
+    def save(self, state: State, result: xr.Dataset) -> None:
+        """Write the result of a checkpoint atomically."""
         marked = result.assign_attrs(source=state.name, stamp=state.stamp())
         dataset_file.save(marked, self._file(state))
 
@@ -55,15 +55,15 @@ class Kept:
 
 def prepare(
     path: str | os.PathLike[str], identity: Mapping[str, Any], *, overwrite: bool = False
-) -> Kept:
-    """Make the folder of a timeline, or take up one with the same identity."""
+) -> TimelineFolder:
+    """Create the folder of a timeline, or open one with the same identity."""
     folder = Path(path)
     manifest = folder / MANIFEST
     if manifest.is_file():
         previous = read(folder)
         differing = [name for name, value in identity.items() if previous.get(name) != value]
         if not differing:
-            return Kept(folder)
+            return TimelineFolder(folder)
         if not overwrite:
             was = "; ".join(f"{name} {previous.get(name)!r}" for name in differing)
             raise InvalidInput(
@@ -80,11 +80,11 @@ def prepare(
         raise InvalidInput(f"out: {folder} cannot be written: {error.strerror}") from error
     header = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     dataset_file.write_text(manifest, json.dumps({**header, **identity}, indent=2) + "\n")
-    return Kept(folder)
+    return TimelineFolder(folder)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a timeline is of."""
+    """Read the manifest of a timeline."""
     try:
         manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def holds(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder holds a finished timeline."""
+    """Return whether a folder holds a finished timeline."""
     return (Path(path) / MANIFEST).is_file() and (Path(path) / WHOLE).is_file()
 
 
@@ -108,14 +108,14 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def digest(value: Any) -> str:
-    """Digest prompts: texts, token ids, a task, or arrays of pixels."""
-    return hashlib.sha256(_spelled(value).encode()).hexdigest()[:16]
+    """Return a digest of prompts: texts, token ids, a task, or arrays of pixels."""
+    return hashlib.sha256(_serialized(value).encode()).hexdigest()[:16]
 
 
-def _spelled(value: Any) -> str:
+def _serialized(value: Any) -> str:
     if hasattr(value, "shape"):
         array = np.asarray(value)
         return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     if isinstance(value, list | tuple):
-        return f"[{' '.join(map(_spelled, value))}]"
+        return f"[{' '.join(map(_serialized, value))}]"
     return repr(value)
