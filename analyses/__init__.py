@@ -155,7 +155,7 @@ def __dir__() -> list[str]:
     return [*globals(), *names()]
 
 
-def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
+def needs(*selected: str) -> dict[str, tuple[Any, ...]]:
     """Say what one capture must hold for some analyses, as arguments of ``capture``.
 
     ``stats`` and ``keep``, and ``offsets`` and ``targets`` where one of them names some.
@@ -170,7 +170,7 @@ def needs(*wanted: str) -> dict[str, tuple[Any, ...]]:
     ('layer', 'head')
     """
     union = Needs()
-    for name in wanted:
+    for name in selected:
         union |= Needs.of(load(name))
     return union.arguments()
 

@@ -49,7 +49,7 @@ def head_weights(
             chosen = chosen[queries[rows].to(q.device) - panel.queries.start]
             weights[rows, columns] = chosen[:, keys[columns].to(q.device) - panel.keys.start]
 
-    Panels(q, k, k[..., :0], spec.fit(q, k), wanted=query_mask).for_each_part(run)
+    Panels(q, k, k[..., :0], spec.fit(q, k), query_mask=query_mask).for_each_part(run)
     return weights
 
 

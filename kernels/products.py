@@ -159,7 +159,7 @@ def push(
     valid_queries = call.panels.visibility.valid_queries
     r = call.take("r", r, "query", None if bool(valid_queries.all()) else valid_queries)
     nonzero = (r != 0).any(dim=3).flatten(0, 1).any(dim=0)
-    call = replace(call, panels=replace(call.panels, wanted=nonzero))
+    call = replace(call, panels=replace(call.panels, query_mask=nonzero))
 
     def step(weights: Tensor, panel: Panel, r: Tensor) -> tuple[slice, Tensor]:
         return panel.keys, weights.mT @ r[:, :, panel.queries]

@@ -33,7 +33,7 @@ ALWAYS = frozenset({"max_logit", "max_prob", "lse_minus_max"})
 REDUCTIONS = frozenset(
     {*ROWS, *COLUMNS, "distance_hist", "topk_index", "topk_weights", "attn_output"} - {"max_logit"}
 )
-"""Properties of a panel that a sweep fills in when they are asked for."""
+"""Properties of a panel that a sweep can compute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Sweep:
     """The sweep with what stays the same in all panels of some sequences and heads.
 
     ``valid_queries`` are the rows with a result, None when all have one. ``sinks`` are contiguous.
-    ``wanted`` names reductions to fill in, of ``REDUCTIONS``, and ``weights``; what is left to
+    ``reductions`` names reductions to fill in, of ``REDUCTIONS``, and ``weights``; what is left to
     torch, such as more than 64 leaders, is made from the weights. ``operands`` are what to
     multiply, None where the logits are there. ``scratch`` is memory for a few rows, and for what
     they are reduced to. The averaged values of all queries go into ``output``; None: the scratch.
@@ -52,7 +52,7 @@ class Sweep:
     visibility: Visibility
     valid_queries: Tensor | None
     sinks: Tensor | None
-    wanted: frozenset[str]
+    reductions: frozenset[str]
     operands: Operands | None = None
     scratch: Scratch = field(default_factory=Scratch)
     output: Float[Tensor, "batch head all value_size"] | None = None
@@ -60,7 +60,7 @@ class Sweep:
     @cached_property
     def filled(self) -> frozenset[str]:
         """Reductions that the sweep fills in."""
-        filled = (ALWAYS | self.wanted) - left_to_torch(self.request, self.visibility)
+        filled = (ALWAYS | self.reductions) - left_to_torch(self.request, self.visibility)
         if "topk_weights" in filled:
             filled |= {"topk_index"}
         if self.operands is None or not self.operands.mixes:
@@ -72,7 +72,7 @@ class Sweep:
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
         # Whatever the sweep does not fill in is made from the weights.
-        weights = buffers.none() if self.wanted <= self.filled else buffers.panel
+        weights = buffers.none() if self.reductions <= self.filled else buffers.panel
         filled = self.room(block, shape)
         prepared = None
         if not self.operands.scores:
@@ -176,7 +176,7 @@ class Sweep:
         return torch.tensor([*starts[1:], ENDLESS])
 
     def room(self, block: Block, shape: torch.Size) -> dict[str, Tensor]:
-        """Make room for what is wanted of a panel."""
+        """Allocate the reductions of a panel."""
         *heads, rows, keys = shape
         tiles, across = -(-rows // self.request.tile), -(-keys // self.request.tile)
         extents: dict[str, tuple[int, ...]] = {

@@ -65,7 +65,7 @@ def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) ->
     if {"key", "key_tile"} & set(statistic.dims):
         return result.zero_()
     # Otherwise every place is written once; to write it before takes as long as a product.
-    return result if plan.wanted is None else result.fill_(float("nan"))
+    return result if plan.query_mask is None else result.fill_(float("nan"))
 
 
 def accumulate(statistic: Statistic, panel: Panel, result: Tensor) -> None:

@@ -69,7 +69,7 @@ class PanelPlan:
     """The plan of one attention call: its parts, its panels and their memory.
 
     ``q``, ``k`` and ``v`` (batch, head, token, size) have been checked, and ``spec`` fits them.
-    Panels keep to the tiles of ``request``, and those without any of the ``wanted`` queries (None
+    Panels keep to the tiles of ``request``, and those without a query of ``query_mask`` (None
     is all) are left out.
 
     ``reductions`` are the properties of a panel that are read. The sweep fills them in; only where
@@ -86,7 +86,7 @@ class PanelPlan:
     v: Tensor
     spec: AttentionSpec
     request: Request = field(default_factory=lambda: Request(stats=()))
-    wanted: Bool[Tensor, " query"] | None = None
+    query_mask: Bool[Tensor, " query"] | None = None
     reductions: frozenset[str] = frozenset({"weights"})
     engine: Engine = "auto"
     output: Float[Tensor, "batch head query value_size"] | None = None
@@ -142,7 +142,7 @@ class PanelPlan:
             self.visibility.block(queries, tile)
             for whole in split_range(0, self.visibility.queries, step)
             for queries in split_range(whole.start, whole.stop, rows)
-            if self.wanted is None or bool(self.wanted[queries].any())
+            if self.query_mask is None or bool(self.query_mask[queries].any())
         ]
 
     @cached_property

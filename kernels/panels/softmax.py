@@ -25,22 +25,22 @@ NEED_LOGITS = frozenset({"logits", "topk_index", "topk_weights"})
 class Softmax:
     """Softmax of the panels of some sequences and heads, with by-products such as the row maximum.
 
-    ``scratch`` holds logits of float64, ``wanted`` names the properties of panels that are read.
-    ``exact`` tells that the next panel is made in float64 at once: all of the one before was too
-    coarse.
+    ``scratch`` holds logits of float64, ``reductions`` names the properties of panels that are
+    read. ``exact`` tells that the next panel is made in float64 at once: all of the one before was
+    too coarse.
     """
 
     logits: Logits
     scratch: Scratch
     sigmoid: bool
     sinks: Float[Tensor, "head 1"] | None
-    wanted: frozenset[str]
+    reductions: frozenset[str]
     exact: bool = False
 
     @cached_property
     def keeps_logits(self) -> bool:
         """Whether logits stay beside the weights, which else take their place."""
-        return bool(self.wanted & NEED_LOGITS)
+        return bool(self.reductions & NEED_LOGITS)
 
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
         """Turn the logits of a block into weights."""
@@ -121,7 +121,7 @@ class Softmax:
         outputs = rows if weights is logits else torch.split(weights.view(-1, keys), count)
         few = scratch[:count]
         chunks: dict[str, list[Tensor]] = {"max_logit": [], "max_prob": []}
-        if "entropy" in self.wanted:
+        if "entropy" in self.reductions:
             chunks["mean_minus_max"] = []
         for chunk, into in zip(rows, outputs, strict=True):
             if chunk.shape[0] < few.shape[0]:

@@ -32,8 +32,8 @@ SPAN_CHUNK = 64
 """Spans of one launch."""
 
 
-class Wanted(NamedTuple):
-    """What to compute, as kernel arguments; what is None costs nothing."""
+class RowOutputs(NamedTuple):
+    """Outputs of the row kernel, with their inputs; None is not computed."""
 
     mass: Tensor | None = None
     entropy: Tensor | None = None
@@ -56,28 +56,31 @@ class Wanted(NamedTuple):
 
 
 def arguments(
-    launch: Launch, lse: PerQuery, wanted: Wanted, chosen: Configuration
+    launch: Launch, lse: PerQuery, row_outputs: RowOutputs, chosen: Configuration
 ) -> dict[str, Any]:
     """Collect the arguments of the kernel."""
-    spans = min(wanted.span_count - wanted.first_span, SPAN_CHUNK)
+    spans = min(row_outputs.span_count - row_outputs.first_span, SPAN_CHUNK)
     return launch.arguments(chosen) | {
         "lse": lse.contiguous(),
-        "wanted": wanted,
+        "outputs": row_outputs,
         "bounds": launch.bounds(chosen.queries, chosen.keys),
         "SIGMOID": launch.spec.sigmoid,
         "SPANS": max(triton.next_power_of_2(max(spans, 1)), 16),
-        "BINS": triton.next_power_of_2(max(wanted.bin_count, 1)),
+        "BINS": triton.next_power_of_2(max(row_outputs.bin_count, 1)),
     }
 
 
 def launch_rows(
-    launch: Launch, lse: PerQuery, wanted: Wanted, configuration: Configuration | None = None
+    launch: Launch,
+    lse: PerQuery,
+    row_outputs: RowOutputs,
+    configuration: Configuration | None = None,
 ) -> None:
-    """Fill the outputs of ``wanted``."""
-    chosen = configuration or choose(launch, wanted, architecture(launch.q.device))
+    """Fill the outputs of ``row_outputs``."""
+    chosen = configuration or choose(launch, row_outputs, architecture(launch.q.device))
     batch, heads, queries, _ = launch.q.shape
     grid = (triton.cdiv(queries, chosen.queries), heads, batch)
-    named = arguments(launch, lse, wanted, chosen)
+    named = arguments(launch, lse, row_outputs, chosen)
     reduce_rows[grid](**named, num_warps=chosen.warps, num_stages=chosen.stages)
 
 
@@ -90,8 +93,8 @@ def run(
 ) -> dict[str, Tensor]:
     """Reduce the weights of each query."""
     q = launch.q
-    outputs, wanted = plan(launch, names, request)
-    for part in wanted:
+    outputs, parts = plan(launch, names, request)
+    for part in parts:
         launch_rows(launch, lse, part, configuration)
     if "entropy" in outputs and launch.sinks is not None:
         sinks = launch.sinks[:, None]
@@ -99,7 +102,7 @@ def run(
     if "recent_mass" in names:
         band = narrow(launch, 0, request.recent - 1)
         recent = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        launch_rows(band, lse, Wanted(mass=recent), configuration)
+        launch_rows(band, lse, RowOutputs(mass=recent), configuration)
         outputs["recent_mass"] = recent
     if "effective_span" in names:
         outputs["effective_span"] = effective_span(launch, lse, request.share, configuration)
@@ -108,7 +111,7 @@ def run(
 
 def plan(
     launch: Launch, names: Collection[str], request: Request
-) -> tuple[dict[str, Tensor], list[Wanted]]:
+) -> tuple[dict[str, Tensor], list[RowOutputs]]:
     """Make room for statistics of whole rows, and divide them among launches."""
     q = launch.q
     rows = q.shape[:3]
@@ -126,8 +129,8 @@ def plan(
         mean = torch.empty_like(spread)
     bins = len(edges(request, max(rows[2], launch.k.shape[2])))
     # Bins and spans take a launch each: together they do not fit in the registers.
-    wanted = [
-        Wanted(
+    parts = [
+        RowOutputs(
             mass=empty(MASS),
             entropy=empty("entropy"),
             mean=mean,
@@ -136,7 +139,7 @@ def plan(
             value=empty("value_mass"),
             norms=norms_of(launch) if "value_mass" in names else None,
         ),
-        Wanted(bins=empty("distance_hist", bins), bin_count=bins),
+        RowOutputs(bins=empty("distance_hist", bins), bin_count=bins),
     ]
     if "span_mass" in names:
         assert request.spans is not None
@@ -144,15 +147,15 @@ def plan(
         masses = empty("span_mass", count)
         ids = request.spans.to(q.device, torch.int32).contiguous()
         for first in range(0, count, SPAN_CHUNK):
-            wanted.append(Wanted(spans=masses, span_ids=ids, first_span=first, span_count=count))
-    return outputs, [part for part in wanted if any(isinstance(value, Tensor) for value in part)]
+            parts.append(RowOutputs(spans=masses, span_ids=ids, first_span=first, span_count=count))
+    return outputs, [part for part in parts if any(isinstance(value, Tensor) for value in part)]
 
 
 def mass_of(launch: Launch, lse: PerQuery, chosen: Bool[Tensor, "batch key"]) -> PerQuery:
     """Add the weights of the chosen keys."""
     mass = torch.empty(*launch.q.shape[:3], 1, dtype=torch.float32, device=launch.q.device)
     ids = torch.where(chosen, 0, -1).to(torch.int32)
-    launch_rows(launch, lse, Wanted(spans=mass, span_ids=ids.contiguous(), span_count=1))
+    launch_rows(launch, lse, RowOutputs(spans=mass, span_ids=ids.contiguous(), span_count=1))
     return mass[..., 0]
 
 
@@ -171,8 +174,8 @@ def within(
 ) -> PerQuery:
     """Add the weights of the keys at a distance below ``reach``, to either side."""
     mass = torch.empty(launch.q.shape[:3], dtype=torch.float32, device=launch.q.device)
-    wanted = Wanted(mass=mass, reach=reach.to(torch.int32).contiguous())
-    launch_rows(launch, lse, wanted, configuration)
+    row_outputs = RowOutputs(mass=mass, reach=reach.to(torch.int32).contiguous())
+    launch_rows(launch, lse, row_outputs, configuration)
     return mass
 
 
@@ -195,11 +198,11 @@ def effective_span(
     return holds.clamp_min(1).float()
 
 
-def choose(launch: Launch, wanted: Wanted, arch: int) -> Configuration:
+def choose(launch: Launch, row_outputs: RowOutputs, arch: int) -> Configuration:
     """Choose the tiles of this pass."""
-    kept = (wanted.bins, wanted.spans, wanted.spread)
+    kept = (row_outputs.bins, row_outputs.spans, row_outputs.spread)
     usual = ROWS if all(output is None for output in kept) else ROWS_KEPT
     chosen = later(arch, padded(launch.q.shape[3]), launch.q.dtype, usual, heavy=launch.heavy)
-    if wanted.spans is not None and chosen == LATER_FLOAT32[80, 128]:
+    if row_outputs.spans is not None and chosen == LATER_FLOAT32[80, 128]:
         return SPANS_FLOAT32
     return chosen

@@ -29,7 +29,7 @@ def fold(x, QUERIES: tl.constexpr, KEYS: tl.constexpr):
 
 @triton.jit
 def visit(
-    k, q_tile, terms, wanted, first, query, rows, normalisers, reach, batch, head, group, state,
+    k, q_tile, terms, outputs, first, query, rows, normalisers, reach, batch, head, group, state,
     SIGMOID: tl.constexpr, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPANS: tl.constexpr, BINS: tl.constexpr,
     NEAR: tl.constexpr, EDGE: tl.constexpr,
@@ -47,15 +47,15 @@ def visit(
     p = weigh(gap, SIGMOID)
     position = (query + terms.shift).to(tl.float32)
     distance = tl.abs(position[:, None] - key.to(tl.float32)[None, :])
-    if wanted.reach is not None:
+    if outputs.reach is not None:
         p = tl.where(distance < reach[:, None], p, 0.0)
-    if wanted.mass is not None:
+    if outputs.mass is not None:
         mass += fold(p, QUERIES, KEYS)
-    if wanted.entropy is not None:
+    if outputs.entropy is not None:
         entropy -= fold(p * gap, QUERIES, KEYS)
-    if wanted.value is not None:
+    if outputs.value is not None:
         place = (
-            wanted.norms
+            outputs.norms
             + (batch * (tl.num_programs(1) // group) + head // group).to(tl.int64) * terms.keys
         )
         if EDGE:
@@ -63,11 +63,11 @@ def visit(
         else:
             norm = tl.load(place + key)
         value += fold(p * norm[None, :], QUERIES, KEYS)
-    if wanted.mean is not None:
+    if outputs.mean is not None:
         clipped = distance
-        if wanted.clip is not None:
-            clipped = tl.minimum(distance, wanted.clip)
-        if wanted.spread is None:
+        if outputs.clip is not None:
+            clipped = tl.minimum(distance, outputs.clip)
+        if outputs.spread is None:
             mean += fold(p * clipped, QUERIES, KEYS)
         else:
             # Means and squares around them, tile by tile: E[d²] - E[d]² would cancel.
@@ -80,7 +80,7 @@ def visit(
             spread += tl.sum(p * off * off, axis=1) + step * step * whole * share
             mean += step * share
             whole = total
-    if wanted.bins is not None:
+    if outputs.bins is not None:
         number = tl.arange(0, BINS)[None, :]
         if NEAR:
             before = tl.zeros((QUERIES,), tl.float32)
@@ -99,10 +99,10 @@ def visit(
             outside = tl.maximum(tl.sum(p, axis=1) - inside, 0.0)
             bins += tl.where(number == digits, inside[:, None], 0.0)
             bins += tl.where(number == digits + 1, outside[:, None], 0.0)
-    if wanted.spans is not None:
-        ids = wanted.span_ids + batch.to(tl.int64) * terms.keys
+    if outputs.spans is not None:
+        ids = outputs.span_ids + batch.to(tl.int64) * terms.keys
         span = tl.load(ids + key, mask=key < terms.keys, other=-1)
-        member = (span[:, None] - wanted.first_span) == tl.arange(0, SPANS)[None, :]
+        member = (span[:, None] - outputs.first_span) == tl.arange(0, SPANS)[None, :]
         spans = add_members(p, member, spans)
     return mass, entropy, value, whole, mean, spread, bins, spans
 
@@ -133,7 +133,7 @@ def bins_near(queries, keys):
 
 @triton.jit
 def reduce_rows(
-    q, k, terms, lse, wanted, bounds, group,
+    q, k, terms, lse, outputs, bounds, group,
     SIGMOID: tl.constexpr, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPANS: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
@@ -157,15 +157,15 @@ def reduce_rows(
     stop = tl.load(edges + 3)
     position = tile * QUERIES + terms.shift
     reach = normalisers
-    if wanted.reach is not None:
-        reach = tl.load(wanted.reach + line, mask=inside, other=0).to(tl.float32)
+    if outputs.reach is not None:
+        reach = tl.load(outputs.reach + line, mask=inside, other=0).to(tl.float32)
         farthest = tl.max(reach, axis=0).to(tl.int32)
         start = tl.maximum(start, tl.maximum(position - farthest, 0) // KEYS * KEYS)
         stop = tl.maximum(tl.minimum(stop, position + QUERIES + farthest), start)
     end = start + tl.cdiv(stop - start, KEYS) * KEYS
     near = end
     near_stop = end
-    if wanted.bins is not None:
+    if outputs.bins is not None:
         # Beyond these a tile spans two bins at most.
         reach_of_near: tl.constexpr = max(QUERIES, KEYS)
         near = tl.maximum(position - reach_of_near, start) // KEYS * KEYS
@@ -183,7 +183,7 @@ def reduce_rows(
     value = tl.zeros((QUERIES, 8), tl.float32)
     whole = tl.zeros((QUERIES,), tl.float32)
     spread = tl.zeros((QUERIES,), tl.float32)
-    if wanted.spread is None:
+    if outputs.spread is None:
         mean = tl.zeros((QUERIES, 8), tl.float32)
     else:
         mean = tl.zeros((QUERIES,), tl.float32)
@@ -196,44 +196,44 @@ def reduce_rows(
         first += tl.where(first >= near, near_stop - near, 0)
         first += tl.where(first >= right, right_stop - right, 0)
         state = visit(
-            k, q_tile, terms, wanted, first, query, rows, normalisers, reach, batch, head, group,
+            k, q_tile, terms, outputs, first, query, rows, normalisers, reach, batch, head, group,
             state, SIGMOID, SIZE, BLOCK_SIZE, PRECISION, QUERIES, KEYS, SPANS, BINS, False, True,
         )  # fmt: skip
     for first in range(left, right_stop - (right - left_stop), KEYS):
         first += tl.where(first >= left_stop, right - left_stop, 0)
         state = visit(
-            k, q_tile, terms, wanted, first, query, rows, normalisers, reach, batch, head, group,
+            k, q_tile, terms, outputs, first, query, rows, normalisers, reach, batch, head, group,
             state, SIGMOID, SIZE, BLOCK_SIZE, PRECISION, QUERIES, KEYS, SPANS, BINS, False, False,
         )  # fmt: skip
-    if wanted.bins is not None:
+    if outputs.bins is not None:
         for first in range(near, near_stop, KEYS):
             state = visit(
-                k, q_tile, terms, wanted, first, query, rows, normalisers, reach, batch, head,
+                k, q_tile, terms, outputs, first, query, rows, normalisers, reach, batch, head,
                 group, state, SIGMOID, SIZE, BLOCK_SIZE, PRECISION, QUERIES, KEYS, SPANS, BINS,
                 True, True,
             )  # fmt: skip
     mass, entropy, value, whole, mean, spread, bins, spans = state
 
-    if wanted.mass is not None:
-        tl.store(wanted.mass + line, tl.sum(mass, axis=1), mask=inside)
-    if wanted.entropy is not None:
-        tl.store(wanted.entropy + line, tl.sum(entropy, axis=1) * LN2, mask=inside)
-    if wanted.value is not None:
-        tl.store(wanted.value + line, tl.sum(value, axis=1), mask=inside)
-    if wanted.mean is not None:
-        if wanted.spread is None:
-            tl.store(wanted.mean + line, tl.sum(mean, axis=1), mask=inside)
+    if outputs.mass is not None:
+        tl.store(outputs.mass + line, tl.sum(mass, axis=1), mask=inside)
+    if outputs.entropy is not None:
+        tl.store(outputs.entropy + line, tl.sum(entropy, axis=1) * LN2, mask=inside)
+    if outputs.value is not None:
+        tl.store(outputs.value + line, tl.sum(value, axis=1), mask=inside)
+    if outputs.mean is not None:
+        if outputs.spread is None:
+            tl.store(outputs.mean + line, tl.sum(mean, axis=1), mask=inside)
         else:
             # Beside a learned sink the weights sum to less than 1: the mean is Σ p d even so.
             center = mean * whole
             off = mean - center
-            tl.store(wanted.mean + line, center, mask=inside)
-            tl.store(wanted.spread + line, spread + whole * off * off, mask=inside)
-    if wanted.bins is not None:
+            tl.store(outputs.mean + line, center, mask=inside)
+            tl.store(outputs.spread + line, spread + whole * off * off, mask=inside)
+    if outputs.bins is not None:
         number = tl.arange(0, BINS)[None, :]
-        pointers = wanted.bins + line[:, None] * wanted.bin_count + number
-        tl.store(pointers, bins, mask=inside[:, None] & (number < wanted.bin_count))
-    if wanted.spans is not None:
-        span = wanted.first_span + tl.arange(0, SPANS)[None, :]
-        pointers = wanted.spans + line[:, None] * wanted.span_count + span
-        tl.store(pointers, spans, mask=inside[:, None] & (span < wanted.span_count))
+        pointers = outputs.bins + line[:, None] * outputs.bin_count + number
+        tl.store(pointers, bins, mask=inside[:, None] & (number < outputs.bin_count))
+    if outputs.spans is not None:
+        span = outputs.first_span + tl.arange(0, SPANS)[None, :]
+        pointers = outputs.spans + line[:, None] * outputs.span_count + span
+        tl.store(pointers, spans, mask=inside[:, None] & (span < outputs.span_count))

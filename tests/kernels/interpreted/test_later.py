@@ -188,7 +188,7 @@ def test_memory_outside_the_outputs_is_not_touched(draw):
     room = torch.full((140 + 2048,), 7.0)
     norms = row_pass.norms_of(case.launch)
     value = room[1024:-1024].view(1, 2, 70)
-    wanted = row_pass.Wanted(value=value, norms=norms)
+    wanted = row_pass.RowOutputs(value=value, norms=norms)
     reduce_rows[(3, 2, 1)](**row_pass.arguments(case.launch, case.lse, wanted, tiles))
     case.check({"value_mass": value})
     for each in (*rooms.values(), room):
