@@ -208,6 +208,6 @@ def _parameter_texts(doc: str) -> dict[str, str]:
             if line and not line.startswith(" "):
                 current = [part.strip() for part in line.split(":")[0].split(",")]
             elif line.strip():
-                for each in current:
-                    texts[each] = f"{texts.get(each, '')} {line.strip()}".strip()
+                for name in current:
+                    texts[name] = f"{texts.get(name, '')} {line.strip()}".strip()
     return texts

@@ -107,19 +107,19 @@ def _table_rows(path: Path, content: str, delimiter: str) -> Iterator[tuple[int,
 def _prompt(where: str, entry: Any) -> Any:
     """Turn what a line holds into what `capture` takes."""
     if isinstance(entry, Mapping):
-        known = [name for name in FIELDS if name in entry]
-        if len(known) != 1:
+        fields = [name for name in FIELDS if name in entry]
+        if len(fields) != 1:
             raise InvalidInput(
-                f"prompts: {where} has {' and '.join(known) or 'none of them'}; an object needs "
+                f"prompts: {where} has {' and '.join(fields) or 'none of them'}; an object needs "
                 f"one of {', '.join(FIELDS)}"
             )
-        if known == ["source"]:
+        if fields == ["source"]:
             return Pair(_text(where, entry, "source"), _text(where, entry, "target"))
-        if known[0] in ("messages", "input_ids"):
-            if not isinstance(entry[known[0]], Sequence) or not entry[known[0]]:
-                raise InvalidInput(f"prompts: {where}: {known[0]} is no list")
-            return entry[known[0]]
-        return _text(where, entry, known[0])
+        if fields[0] in ("messages", "input_ids"):
+            if not isinstance(entry[fields[0]], Sequence) or not entry[fields[0]]:
+                raise InvalidInput(f"prompts: {where}: {fields[0]} is no list")
+            return entry[fields[0]]
+        return _text(where, entry, fields[0])
     return _text(where, {"prompt": entry}, "prompt")
 
 

@@ -30,9 +30,9 @@ SAE = "{} AUC, discrete SAE"
 class Row(NamedTuple):
     """A number of a paper, and ours with its 95 % interval; NaN where there is none."""
 
-    what: str
+    title: str
     published: float
-    ours: float
+    measured: float
     lower: float
     upper: float
     source: str = ""
@@ -70,14 +70,14 @@ def of_circuit(
     values = ablation.ablate_sets(model, encoded, measures, sets, others)[0]
     titles = ["intact", "circuit alone", "without the circuit"]
     titles += [f"without {role}" for role in circuit.roles]
-    measured = {what: _mean(values[:, number], seed) for number, what in enumerate(titles)}
+    measured = {title: _mean(values[:, number], seed) for number, title in enumerate(titles)}
     measured |= _sae_auc(circuit, model, draw(sae_prompts), seed)
-    known = {row["row"]: (float(row["value"]), str(row["source"])) for row in circuit.published}
+    of_paper = {row["row"]: (float(row["value"]), str(row["source"])) for row in circuit.published}
     missing = (float("nan"),) * 3
     return [
-        Row(what, value, *measured.get(what, missing), source)
-        for what in dict.fromkeys((*measured, *known))
-        for value, source in [known.get(what, (float("nan"), ""))]
+        Row(title, value, *measured.get(title, missing), source)
+        for title in dict.fromkeys((*measured, *of_paper))
+        for value, source in [of_paper.get(title, (float("nan"), ""))]
     ]
 
 
@@ -91,15 +91,15 @@ def of_retrieval(model: Model, n: int = 16, seed: int = 0) -> list[Row]:
     share, missing = float(result["retrieval_share"]), float("nan")
     rows = []
     for name in dict.fromkeys((*record["shares"], model.name)):
-        known = name in record["shares"]
+        is_published = name in record["shares"]
         rows.append(
             Row(
                 f"{name}: heads above 0.1, %",
-                record["shares"][name] if known else missing,
+                record["shares"][name] if is_published else missing,
                 share if name == model.name else missing,
                 missing,
                 missing,
-                record["sources"][0] if known else "",
+                record["sources"][0] if is_published else "",
             )
         )
     best = record["heads"].get(model.name, ())
@@ -126,11 +126,11 @@ def of_sinks(model: Model, texts: Sequence[str], seed: int = 0) -> list[Row]:
         values = record["rates"].get(name, [missing] * len(kinds))
         source = record["sources"][0] if name in record["rates"] else ""
         for number, kind in enumerate(kinds):
-            ours, lower, upper = (
+            measured, lower, upper = (
                 float(end[number]) if name == model.name else missing for end in ends
             )
-            what = f"{name}: {kind} tokens, %"
-            rows.append(Row(what, values[number], ours, lower, upper, source))
+            title = f"{name}: {kind} tokens, %"
+            rows.append(Row(title, values[number], measured, lower, upper, source))
     return rows
 
 
@@ -149,8 +149,8 @@ def _sae_auc(
     for head in circuit.heads:
         in_circuit[head] = True
     score = result["unique_codes"].values
-    known = ~np.isnan(score)
-    node = float(roc_auc_score(in_circuit[known], score[known]))
+    present = ~np.isnan(score)
+    node = float(roc_auc_score(in_circuit[present], score[present]))
     linked = {(edge.source, edge.target) for edge in circuit.edges}
     columns = ("source_layer", "source_head", "target_layer", "target_head")
     places = np.stack([result[name].values for name in columns], axis=1).tolist()

@@ -177,8 +177,8 @@ def keep(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    found = {}
+    counts = {}
     for case in cases():
-        found[case.name] = asdict(case.compile())
-        print(case.name, found[case.name], flush=True)
-    keep(found)
+        counts[case.name] = asdict(case.compile())
+        print(case.name, counts[case.name], flush=True)
+    keep(counts)

@@ -137,7 +137,7 @@ def count(name, model, prompts, number):
         if inside[-1] in sums and inside[-1] != "sweep":
             largest[0] = max(largest[0], tokens)
 
-    def unembedded(part, given, logits):
+    def unembedded(part, inputs, logits):
         if not running:
             unembedded_rows.append(logits.shape[:-1].numel())
         elif inside[-1] in sums:

@@ -121,8 +121,8 @@ def sweep(model: Model) -> dict[str, Any]:
             tables.append(table)
             return ablation.ablate_each_head(model, task, METRIC)
 
-    ways = {"headscope": ours, "headscope, bfloat16": low, "naive hooks": theirs}
-    timing = interleave(ways, 2, warmup=0)
+    methods = {"headscope": ours, "headscope, bfloat16": low, "naive hooks": theirs}
+    timing = interleave(methods, 2, warmup=0)
     [agreement] = tables[-1].agreements.values()
     return {
         "prompts": 4, "tokens": len(task.ids[0]), "difference": off, "timing": timing,

@@ -98,9 +98,9 @@ def ours(length: int) -> Iterator[tuple[str, str, Callable[[], View]]]:
     """Name our views of a text, what they show, and how they are made from tensors."""
     if length <= WINDOW:
         several = weights_of(length, range(loaded().heads))
-        one = several.isel(layer=0, head=HEAD)
+        example = several.isel(layer=0, head=HEAD)
         for mode in ("Text", "Map", "Lines"):
-            yield mode.lower(), "one head", partial(viz.token_view, one, state={"mode": mode})
+            yield mode.lower(), "one head", partial(viz.token_view, example, state={"mode": mode})
         yield "text", "a layer", partial(viz.token_view, several)
     else:
         whole = overview(length, HEAD, 256)

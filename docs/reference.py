@@ -94,8 +94,8 @@ def ran_on(name: str, module: ModuleType) -> str:
     else:
         prompts = "It makes its own prompts."
     needs = [*module.NEEDS, *getattr(module, "KEEP", ())]
-    held = ", ".join(f"`{need}`" for need in needs)
-    return prompts + (f" Its capture holds {held}." if held else "")
+    listed = ", ".join(f"`{need}`" for need in needs)
+    return prompts + (f" Its capture holds {listed}." if listed else "")
 
 
 def example(name: str) -> str:
@@ -147,9 +147,13 @@ def options_of(function: Any) -> str:
     """Lay out the keyword options of a function, from signature and docstring."""
     texts = analyses._parameter_texts(inspect.getdoc(function) or "")
     rows = [
-        (f"`{each.name}`", shown(each.default), texts.get(each.name, "").replace("``", "`"))
-        for each in inspect.signature(function).parameters.values()
-        if each.kind is each.KEYWORD_ONLY
+        (
+            f"`{parameter.name}`",
+            shown(parameter.default),
+            texts.get(parameter.name, "").replace("``", "`"),
+        )
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
     ]
     return markdown(("option", "default", "meaning"), rows) if rows else ""
 
@@ -159,9 +163,9 @@ def edits_page() -> str:
     edits = [
         name
         for name in interventions.__all__
-        if inspect.isclass(found := getattr(interventions, name))
-        and issubclass(found, interventions.Edit)
-        and found is not interventions.Edit
+        if inspect.isclass(edit := getattr(interventions, name))
+        and issubclass(edit, interventions.Edit)
+        and edit is not interventions.Edit
     ]
     return page(
         "# Edits",
@@ -181,9 +185,13 @@ def commands_page() -> str:
     ]
     for words, command in commands(("headscope",), typer.main.get_command(app)):
         context = command.make_context(words[-1], [], resilient_parsing=True)
-        records = [each.get_help_record(context) for each in command.params]
+        records = [parameter.get_help_record(context) for parameter in command.params]
         rows = [(f"`{names}`", text) for names, text in filter(None, records)]
-        usage = [each.metavar for each in command.params if each.param_type_name == "argument"]
+        usage = [
+            parameter.metavar
+            for parameter in command.params
+            if parameter.param_type_name == "argument"
+        ]
         parts += [
             f"## {' '.join(words)}",
             inspect.cleandoc(command.help or ""),
@@ -198,8 +206,8 @@ def commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, 
     below: Mapping[str, Any] = getattr(command, "commands", {})
     if not below or (command.callback and command.invoke_without_command):
         yield words, command
-    for name, each in below.items():
-        yield from commands((*words, name), each)
+    for name, child in below.items():
+        yield from commands((*words, name), child)
 
 
 def paragraphs(doc: str | None) -> list[str]:
@@ -215,8 +223,8 @@ def paragraphs(doc: str | None) -> list[str]:
 def section(function: Any, name: str) -> str:
     """Read a section of a numpydoc docstring, as one paragraph."""
     doc = inspect.getdoc(function) or ""
-    found = re.search(rf"^{name}\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", doc, re.DOTALL | re.MULTILINE)
-    return " ".join(found.group(1).replace("``", "`").split()) if found else ""
+    match = re.search(rf"^{name}\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", doc, re.DOTALL | re.MULTILINE)
+    return " ".join(match.group(1).replace("``", "`").split()) if match else ""
 
 
 def title(family: str) -> str:

@@ -83,7 +83,7 @@ def on_config(config: Any) -> Any:
                 for family in analyses.families()
             ),
         ],
-        "Bundled models": [each for each in SOURCES.values() if each.startswith("models/")],
+        "Bundled models": [page for page in SOURCES.values() if page.startswith("models/")],
         "Notebooks": [
             {path.stem.replace("_", " ").capitalize(): f"notebooks/{path.stem}.md"}
             for path in NOTEBOOKS

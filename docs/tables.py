@@ -46,8 +46,8 @@ which is what the linear probe shows."""
 
 def statistics_page() -> str:
     """Describe every statistic from its declaration."""
-    known = [statistics.load(name) for name in statistics.names()]
-    taken = ways(one.name for one in known)
+    declared = [statistics.load(name) for name in statistics.names()]
+    taken = ways(statistic.name for statistic in declared)
     parts = [
         "# Statistics",
         "What a capture can hold. Ask for a statistic by name: "
@@ -59,22 +59,22 @@ def statistics_page() -> str:
             ("name", "what", "dims", "units", "range"),
             (
                 (
-                    f"[`{one.name}`](#{one.name})",
-                    one.title,
-                    ", ".join(one.dims) or NONE,
-                    one.units or NONE,
-                    bounds(one),
+                    f"[`{statistic.name}`](#{statistic.name})",
+                    statistic.title,
+                    ", ".join(statistic.dims) or NONE,
+                    statistic.units or NONE,
+                    bounds(statistic),
                 )
-                for one in known
+                for statistic in declared
             ),
         ),
         "## Definitions",
-        *(part for one in known for part in definition(one)),
+        *(part for statistic in declared for part in definition(statistic)),
         "## Engines",
         "On a processor every statistic comes from row panels. Where the machine has a C compiler "
         "a compiled sweep makes the weights a few rows at a time, and with them what these are "
         "made of: "
-        + ", ".join(f"`{one.name}`" for one in known if one.reductions)
+        + ", ".join(f"`{statistic.name}`" for statistic in declared if statistic.reductions)
         + "; it keeps the weights of a panel for the others only. Where the processor multiplies "
         "bfloat16 matrices (AMX), every float32 number goes in as the sum of three of bfloat16, "
         "which is as exact as BLAS and more than twice as fast. Elsewhere torch does it, with the "
@@ -85,10 +85,10 @@ def statistics_page() -> str:
             ("way", "statistics"),
             (
                 (
-                    WAYS[way],
-                    ", ".join(f"`{name}`" for name in taken if taken[name] == way),
+                    WAYS[pass_name],
+                    ", ".join(f"`{name}`" for name in taken if taken[name] == pass_name),
                 )
-                for way in dict.fromkeys(taken.values())
+                for pass_name in dict.fromkeys(taken.values())
             ),
         ),
         "## Merge rules",
@@ -98,18 +98,24 @@ def statistics_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def definition(one: Statistic) -> Iterator[str]:
+def definition(statistic: Statistic) -> Iterator[str]:
     """Define one statistic: meaning, formula, source."""
-    _, _, rest = one.doc.strip().partition("\n\n")
-    yield f"### {one.name}"
-    yield f"{one.title}."
-    yield f"```text\n{one.formula}\n```"
+    _, _, rest = statistic.doc.strip().partition("\n\n")
+    yield f"### {statistic.name}"
+    yield f"{statistic.title}."
+    yield f"```text\n{statistic.formula}\n```"
     if rest:
         yield inspect.cleandoc(rest).replace("``", "`")
-    yield f"In {one.units or 'no units'}, {bounds(one)}. Parts merge by the rule *{one.merge}*." + (
-        " It compares places in one text, so cross-attention has none." if one.positional else ""
+    yield (
+        f"In {statistic.units or 'no units'}, {bounds(statistic)}. "
+        f"Parts merge by the rule *{statistic.merge}*."
+        + (
+            " It compares places in one text, so cross-attention has none."
+            if statistic.positional
+            else ""
+        )
     )
-    yield f"**Source:** {one.source}"
+    yield f"**Source:** {statistic.source}"
 
 
 def head_types_page() -> str:
@@ -241,11 +247,11 @@ def views(result: Mapping[str, Any]) -> Iterator[str]:
             ),
         )  # fmt: skip
     if "dashboard" in result:
-        found = result["dashboard"]
+        dashboard = result["dashboard"]
         yield (
             "The dashboard on 32 × 32 heads of random weights; load "
-            f"{found['load_before']} before and {found['load_after']} after. A click sends "
-            f"{found['bytes a click'] / 1000:.0f} kB."
+            f"{dashboard['load_before']} before and {dashboard['load_after']} after. A click sends "
+            f"{dashboard['bytes a click'] / 1000:.0f} kB."
         )
         yield markdown(
             ("bar", "measured", "must be"),
@@ -278,7 +284,7 @@ def instructions(kernels: Mapping[str, Mapping[str, object]]) -> str:
     return markdown(("kernel", *columns), rows)
 
 
-def bounds(one: Statistic) -> str:
+def bounds(statistic: Statistic) -> str:
     """Write the range of a statistic."""
-    low, high = ("" if bound is None else f"{bound:g}" for bound in (one.low, one.high))
+    low, high = ("" if bound is None else f"{bound:g}" for bound in (statistic.low, statistic.high))
     return f"{low or '-∞'} to {high or '∞'}"

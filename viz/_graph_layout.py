@@ -91,8 +91,8 @@ def curves(
         near = np.abs(tried[:, :, None] - others) / NAME
         cost = (near.max(-1) < 1).sum((1, 2)).astype(float)
         for curve in drawn_between[frozenset((source, target))]:
-            apart = np.linalg.norm(tried[:, POINTS // 2] - curve[POINTS // 2], axis=-1)
-            cost += np.where(apart < MARK, np.inf, 0)
+            distances = np.linalg.norm(tried[:, POINTS // 2] - curve[POINTS // 2], axis=-1)
+            cost += np.where(distances < MARK, np.inf, 0)
         chosen = tried[int(cost.argmin())]
         drawn_between[frozenset((source, target))].append(chosen)
         drawn[at] = chosen / unit
@@ -101,8 +101,8 @@ def curves(
 
 def _curve(start: Array, end: Array, bend: float) -> Array:
     """Return the points of a parabola whose middle is so many pixels off the straight line."""
-    way = end - start
-    normal = np.array([-way[1], way[0]]) / (np.linalg.norm(way) or 1.0)
+    chord = end - start
+    normal = np.array([-chord[1], chord[0]]) / (np.linalg.norm(chord) or 1.0)
     middle = (start + end) / 2 + 2 * bend * normal
     share = np.linspace(0, 1, POINTS)[:, None]
     return np.asarray((1 - share) ** 2 * start + 2 * share * (1 - share) * middle + share**2 * end)
@@ -122,8 +122,8 @@ def marks(drawn: Array, located: Mapping[Node, tuple[float, float]]) -> Array:
         near = np.abs(points[:, None] - nodes) / (NAME + MARK / 2)
         cost = (near.max(-1) < 1).sum(1).astype(float)
         if chosen:
-            apart = np.linalg.norm(points[:, None] - np.array(chosen), axis=-1)
-            cost += (apart < MARK).sum(1)
+            distances = np.linalg.norm(points[:, None] - np.array(chosen), axis=-1)
+            cost += (distances < MARK).sum(1)
         chosen.append(points[int(cost.argmin())])
     return np.asarray(np.array(chosen).reshape(-1, 2) / unit)
 

@@ -85,6 +85,6 @@ def ranks(array: xr.DataArray) -> Array:
     """
     values = finite(array)
     size = np.abs(values) if diverges(array) else values
-    known = np.sort(size[np.isfinite(size)])
-    places = known.size - np.searchsorted(known, size, side="right") + 1.0
+    present = np.sort(size[np.isfinite(size)])
+    places = present.size - np.searchsorted(present, size, side="right") + 1.0
     return np.where(np.isfinite(size), places, np.nan)

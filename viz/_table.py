@@ -71,6 +71,6 @@ def top(
 
 def _variable(dataset: xr.Dataset, name: str) -> xr.DataArray:
     if name not in dataset:
-        known = ", ".join(str(variable) for variable in dataset.data_vars)
-        raise InvalidInput(f"top: no variable {name!r}; use one of {known}")
+        available = ", ".join(str(variable) for variable in dataset.data_vars)
+        raise InvalidInput(f"top: no variable {name!r}; use one of {available}")
     return dataset[name]

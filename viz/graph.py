@@ -58,8 +58,8 @@ def figure(
     """
     weights = finite(array)
     ranked = np.argsort(-np.abs(np.nan_to_num(weights)), kind="stable")
-    known = ranked[np.isfinite(weights[ranked])]
-    order = known[:edges].tolist()
+    present = ranked[np.isfinite(weights[ranked])]
+    order = present[:edges].tolist()
     sources, targets = (ends(array, side) for side in ("source", "target"))
     links = [(sources[at], targets[at]) for at in order]
     nodes = sorted({node for link in links for node in link})
@@ -68,7 +68,7 @@ def figure(
     fig = frame(
         array,
         height=max(300, 110 + layout.ROW * len(rows)),
-        notes=_notes(array, weights[order], known.size),
+        notes=_notes(array, weights[order], present.size),
         xaxis={"visible": False, "range": [-0.04, 1.04]},
         yaxis={
             "title": {"text": "layer"},
@@ -131,7 +131,7 @@ def figure(
     return fig
 
 
-def _notes(array: xr.DataArray, weights: Array, known: int) -> list[str]:
+def _notes(array: xr.DataArray, weights: Array, count: int) -> list[str]:
     """Say what the lines mean, and how many are left out."""
     notes = []
     if weights.size:
@@ -139,10 +139,10 @@ def _notes(array: xr.DataArray, weights: Array, known: int) -> list[str]:
         notes.append(f"width: absolute value, up to {widest}")
     if _inputs_known(array):
         notes.append("q, k, v: input of the head that the edge leads to")
-    if known > weights.size:
-        notes.append(f"strongest {weights.size} of {known} edges")
-    if array.size > known:
-        notes.append(f"{array.size - known} of {array.size} edges not measured")
+    if count > weights.size:
+        notes.append(f"strongest {weights.size} of {count} edges")
+    if array.size > count:
+        notes.append(f"{array.size - count} of {array.size} edges not measured")
     return notes
 
 
@@ -169,8 +169,8 @@ def _lines(weights: Array, drawn: Array, signed: bool) -> list[Any]:
     for negative, name in ((False, "positive"), (True, "negative (dotted)")):
         levels = sorted(set(level[(weights < 0) == negative].tolist()), reverse=True)
         for width in levels:
-            alike = (level == width) & ((weights < 0) == negative)
-            x, y = layout.joined(drawn[alike])
+            chosen = (level == width) & ((weights < 0) == negative)
+            x, y = layout.joined(drawn[chosen])
             lines.append(
                 go.Scatter(
                     x=x,
@@ -213,14 +213,16 @@ def _sums(
 ) -> str:
     """Say how many edges lead to a node and from it, of those drawn, and their sums."""
     words = [f"<b>{node_name(node)}</b>"]
-    for side, way in ((1, "in"), (0, "out")):
+    for side, direction in ((1, "in"), (0, "out")):
         drawn = [
             weight
             for link, weight in zip(links, weights.tolist(), strict=True)
             if link[side] == node
         ]
         if drawn:
-            words.append(f"{way}: {len(drawn)} drawn, sum {measured(sum(drawn), units(array))}")
+            words.append(
+                f"{direction}: {len(drawn)} drawn, sum {measured(sum(drawn), units(array))}"
+            )
     return "<br>".join(words)
 
 

@@ -82,8 +82,8 @@ def _bars(
 ) -> Any:
     full, short = named
     chosen = scale(array, fit)
-    known = np.isfinite(values)
-    if not known.all():
+    present = np.isfinite(values)
+    if not present.all():
         notes = [*notes, "grey: not measured"]
     bounds = [finite(side).ravel() for side in ranged or ()]
     hover = [
@@ -113,7 +113,7 @@ def _bars(
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )
-    for place in np.flatnonzero(~known).tolist():
+    for place in np.flatnonzero(~present).tolist():
         fig.add_vrect(place - 0.5, place + 0.5, fillcolor=GREY, opacity=0.35, line_width=0)
     return fig
 

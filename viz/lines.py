@@ -168,11 +168,11 @@ def _hover(
 
 
 def _band(at: list[float], low: Array, high: Array, colour: str, name: str) -> Any:
-    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high)).tolist()
+    present = np.flatnonzero(np.isfinite(low) & np.isfinite(high)).tolist()
     return go.Scatter(
-        x=[at[place] for place in known] + [at[place] for place in reversed(known)],
-        y=[float(high[place]) for place in known]
-        + [float(low[place]) for place in reversed(known)],
+        x=[at[place] for place in present] + [at[place] for place in reversed(present)],
+        y=[float(high[place]) for place in present]
+        + [float(low[place]) for place in reversed(present)],
         mode="lines",
         line={"width": 0},
         fill="toself",

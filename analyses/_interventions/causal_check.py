@@ -72,14 +72,14 @@ def check(
     others: Mapping[str, Sequence[Head]] | None = None,
     measure: Measure | None = None,
     score: str = "accuracy",
-    how: str = "zero ablation",
+    ablation: str = "zero ablation",
 ) -> tuple[dict[str, xr.Variable], list[str], dict[str, Any]]:
     """Compare the accuracy of the clean model with top heads and random other heads ablated.
 
     ``top`` are the heads under test, called ``kind`` (such as ``"induction"``) in the conditions;
     ``draws`` random sets of as many are drawn from the rest of ``pool``. ``others`` are more sets
     to ablate, by name of the condition. ``measure`` scores and masks in another way; ``score`` and
-    ``how`` are its names.
+    ``ablation`` are its names.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def check(
     }
     outcome = verdict(samples, f"{len(top)} {kind}", score)
     convention = (
-        f"{score} on {len(samples)} prompts of {task.name}; {how} of the {len(top)} "
+        f"{score} on {len(samples)} prompts of {task.name}; {ablation} of the {len(top)} "
         f"{kind} heads, or of as many random others (mean of {draws} sets)"
     )
     results = Results(xr.Dataset(), evidence="causal")

@@ -50,10 +50,10 @@ def edge_scores(
             # The estimate is of what patching adds.
             scores[prompts] = -edge_gradients.attribute(run, loss, method, steps).cpu().numpy()
             del run
-        known = np.isfinite(scores).reshape(len(task), -1)[:, edges.ravel()].all(1)
-        if not known.all():
+        measured = np.isfinite(scores).reshape(len(task), -1)[:, edges.ravel()].all(1)
+        if not measured.all():
             raise NotApplicable(
-                f"metric: the gradient of {metric} is not finite on {int((~known).sum())} of "
+                f"metric: the gradient of {metric} is not finite on {int((~measured).sum())} of "
                 f"{len(task)} prompts; use dtype float32, or another metric"
             )
         scores[:, ~edges] = np.nan

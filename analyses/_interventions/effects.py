@@ -86,11 +86,11 @@ class EffectsTable:
         prompts, by kind. A sweep has ``together`` sets at most.
         """
         tables = [self._load(kind) for kind in kinds]
-        known: NDArray[np.bool_] = np.array([
+        measured: NDArray[np.bool_] = np.array([
             [[(prompt, name) in table for name in sets] for prompt in of_kind]
             for table, of_kind in zip(tables, prompts, strict=True)
         ])  # fmt: skip
-        _, rows, columns = map(np.unique, (~known).nonzero())
+        _, rows, columns = map(np.unique, (~measured).nonzero())
         parts = [columns[at : at + together] for at in range(0, len(columns), together)]
         for part in parts:
             scores = sweep(rows.tolist(), part.tolist())

@@ -58,10 +58,10 @@ class PrefixReuse:
         with self._recording():
             self.clean = self._run(0, (), 1, None)
         if self.resumes:
-            known, length = _agreeing.setdefault(model.module, {}), ids.shape[1]
-            if length not in known:
-                known[length] = self._agrees(met=bool(known))
-            self.resumes = known[length]
+            checked, length = _agreeing.setdefault(model.module, {}), ids.shape[1]
+            if length not in checked:
+                checked[length] = self._agrees(met=bool(checked))
+            self.resumes = checked[length]
 
     def logits(
         self, layer: int, edits: Sequence[Edit], times: int

@@ -44,7 +44,7 @@ class Rows:
         How products become logits; no cap is NaN.
     bias
         What a position bias or ALiBi adds to the logits, dims head, row, key, or 1, 1, 1.
-    seen
+    visible
         Keys that each query sees, dims row, key.
     lse
         Log of the normaliser, dims head, row; a learned sink is in it.
@@ -56,7 +56,7 @@ class Rows:
     scale: float
     softcap: float
     bias: Array
-    seen: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
     lse: Array
 
     @property
@@ -77,7 +77,7 @@ class Rows:
         logits = self.products() if products is None else products
         if not np.isnan(self.softcap):
             logits = self.softcap * np.tanh(logits / self.softcap)
-        logits = np.where(self.seen, logits + self.bias, -np.inf)
+        logits = np.where(self.visible, logits + self.bias, -np.inf)
         lse = self.lse if own else np.logaddexp.reduce(logits, axis=-1)
         return np.asarray(np.exp(logits - lse[..., None]))
 
@@ -96,11 +96,11 @@ def rows(
     groups = [place[int(group)] for group in capture["kv_group"].values]
     keys = np.arange(length)
     distance = places[:, None] - keys[None, :]
-    seen = np.ones(distance.shape, dtype=bool)
+    visible = np.ones(distance.shape, dtype=bool)
     if bool(capture["causal"].values[layer]):
-        seen &= distance >= 0
+        visible &= distance >= 0
     if not np.isnan(window):
-        seen &= np.abs(distance) < window
+        visible &= np.abs(distance) < window
     return Rows(
         queries=of_layer("q", "head", "query")[:, places],
         keys=of_layer("k", "kv_head", "key")[groups, :length],
@@ -108,7 +108,7 @@ def rows(
         scale=float(capture["logit_scale"].values[layer]),
         softcap=float(capture["softcap"].values[layer]),
         bias=_bias(capture, layer, -distance),
-        seen=seen,
+        visible=visible,
         lse=of_layer("lse", "head", "query")[:, places] if lse else np.empty(0),
     )
 

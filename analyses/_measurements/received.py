@@ -64,8 +64,8 @@ def lengths_of(capture: xr.Dataset) -> NDArray[np.int64]:
     """Return the number of queries of each prompt."""
     if "length" in capture:
         return np.asarray(capture["length"].values, dtype=np.int64)
-    known = capture["received"].isel(layer=0, head=0).transpose("prompt", "key").notnull()
-    return np.asarray(known.sum("key").values, dtype=np.int64)
+    present = capture["received"].isel(layer=0, head=0).transpose("prompt", "key").notnull()
+    return np.asarray(present.sum("key").values, dtype=np.int64)
 
 
 def words_of(capture: xr.Dataset) -> NDArray[Any] | None:

@@ -249,10 +249,10 @@ class Scores:
 
     def _through(self, head: Head, part: str, layer: int) -> Float[Tensor, "head size direction"]:
         """Return how outputs of a layer's heads enter the queries or keys of a head, likewise."""
-        known = self._known
-        if (head, part, layer) not in known:
-            known[head, part, layer] = self._outward(layer) @ self.side(head, part).basis
-        return known[head, part, layer]
+        cached = self._known
+        if (head, part, layer) not in cached:
+            cached[head, part, layer] = self._outward(layer) @ self.side(head, part).basis
+        return cached[head, part, layer]
 
     def _write_scale(self, layer: int, z: Float[Tensor, "head *position size"]) -> Tensor | float:
         """Return the frozen scale of a norm between a layer's heads and the stream."""

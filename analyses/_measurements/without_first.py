@@ -73,8 +73,8 @@ def entropy(raw: Array, first: Array) -> Array:
     """Return the entropy of rows without their first key, from entropy and mass, in nats."""
     rest = 1 - first
     with np.errstate(divide="ignore", invalid="ignore"):
-        known = (raw + np.where(first > 0, first * np.log(first), 0.0)) / rest + np.log(rest)
-    return np.maximum(known, 0.0)
+        renormalized = (raw + np.where(first > 0, first * np.log(first), 0.0)) / rest + np.log(rest)
+    return np.maximum(renormalized, 0.0)
 
 
 def distance(mean_distance: Array, first: Array, clip: float = np.inf) -> Array:

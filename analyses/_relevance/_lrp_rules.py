@@ -157,8 +157,8 @@ def linearized(model: Model, epsilon: float, ledger: Ledger) -> Iterator[None]:
 
 
 def _activates(part: nn.Module) -> bool:
-    known = type(part).__module__ in ACTIVATIONS or "gelu" in type(part).__name__.lower()
-    return known and not isinstance(part, OTHERS)
+    elementwise = type(part).__module__ in ACTIVATIONS or "gelu" in type(part).__name__.lower()
+    return elementwise and not isinstance(part, OTHERS)
 
 
 def _gate(part: nn.Module, args: Any, result: Tensor) -> Tensor:

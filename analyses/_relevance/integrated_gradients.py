@@ -48,15 +48,15 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
     more; errors of parts do not cancel in it.
     """
     points = min(points, max(4 * START, BUDGET // len(trace.target.ids)))
-    way = trace.embedding - trace.embedding.mean(0)
+    path = trace.embedding - trace.embedding.mean(0)
     evaluated: dict[float, tuple[float, Array]] = {}
 
     def visit(places: list[float]) -> None:
-        size = max(1, TOKENS // len(way))
+        size = max(1, TOKENS // len(path))
         for at in range(0, len(places), size):
             chunk = places[at : at + size]
-            scores, slopes = _at(trace, way, chunk)
-            parts = torch.einsum("std,td->st", slopes, way).double().cpu().numpy()
+            scores, slopes = _at(trace, path, chunk)
+            parts = torch.einsum("std,td->st", slopes, path).double().cpu().numpy()
             evaluated.update({place: (score, part) for place, score, part
                               in zip(chunk, scores.tolist(), parts, strict=True)})  # fmt: skip
 
@@ -75,17 +75,17 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
         if missing <= TOLERANCE or remaining <= 0 or hopeless:
             return np.sum(sums, axis=0), missing
         # The worst parts, a batch or so at a time.
-        worst = np.argsort(missed)[::-1][: min(remaining, max(START, TOKENS // len(way)))]
+        worst = np.argsort(missed)[::-1][: min(remaining, max(START, TOKENS // len(path)))]
         visit([sum(parts[at]) / 2 for at in worst if missed[at] > 0.5 * missed[worst[0]]])
 
 
-def _at(trace: Trace, way: Tensor, places: list[float]) -> tuple[Tensor, Tensor]:
+def _at(trace: Trace, path: Tensor, shares: list[float]) -> tuple[Tensor, Tensor]:
     """Return score and gradient in the embeddings at some places of the way."""
     model, target = trace.model, trace.target
-    back = 1 - torch.tensor(places).to(way)
-    stream = (trace.embedding - back[:, None, None] * way).requires_grad_(True)
-    ids = torch.tensor([target.ids]).expand(len(places), -1)
-    positions = torch.full((len(places), 1), target.at)
+    back = 1 - torch.tensor(shares).to(path)
+    stream = (trace.embedding - back[:, None, None] * path).requires_grad_(True)
+    ids = torch.tensor([target.ids]).expand(len(shares), -1)
+    positions = torch.full((len(shares), 1), target.at)
 
     def enter(boundary: int, entered: Tensor) -> Tensor | None:
         return None if boundary else stream

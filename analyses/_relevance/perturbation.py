@@ -119,9 +119,9 @@ def substitutes(
     At all places, unless some are named; elsewhere the text stands.
     """
     others = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
-    known = np.unique(pool)
+    candidates = np.unique(pool)
     for at in range(len(ids)) if places is None else places:
-        choice = known[known != ids[at]]
+        choice = candidates[candidates != ids[at]]
         if len(choice) == 0:
             raise NotApplicable(
                 "prompts: all tokens are the same, so none can be replaced by another"

@@ -18,9 +18,9 @@ def refusal(name: str, capture: xr.Dataset) -> str:
 
     >>> from headscope.probes import capture
     >>> data = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
-    >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] * 4)))
-    ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
-    """  # noqa: E501
+    >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] *
+    4))) ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
+    """
     module = analyses.load(name)
     supports: set[str] = getattr(module, "SUPPORTS", set())
     for kind, why in _kinds(name, capture):
@@ -37,7 +37,7 @@ def refusal(name: str, capture: xr.Dataset) -> str:
 def _kinds(name: str, capture: xr.Dataset) -> Iterator[tuple[str, str]]:
     """List what is special about the model, and what an analysis says that cannot measure it."""
     attention = capture.attrs.get("attention", "self")
-    known = attending(capture)
+    attended = attending(capture)
     if "pixels" in capture.coords:
         yield "vision", f"model: {name} reads tokens, and this model images; see sinks"
     elif attention == "cross":
@@ -46,7 +46,7 @@ def _kinds(name: str, capture: xr.Dataset) -> Iterator[tuple[str, str]]:
             f"capture: {name} follows attention through one text, and this is the cross-attention "
             "of an encoder–decoder model; see sinks",
         )
-    elif not capture["causal"].values[known].all():
+    elif not capture["causal"].values[attended].all():
         yield (
             "encoder",
             f"model: {name} needs causal order, and this model reads both ways; see sinks",
@@ -57,7 +57,7 @@ def _kinds(name: str, capture: xr.Dataset) -> Iterator[tuple[str, str]]:
             f"weights: {name} takes the weights of a row for shares of one whole, and those of "
             "sigmoid attention do not sum to one; see sinks",
         )
-    if not known.all():
+    if not attended.all():
         yield (
             "hybrid",
             f"attention_map: {name} follows attention through every layer, and some layers of this "

@@ -112,19 +112,19 @@ def catalogue() -> list[tuple[str, Term]]:
 
 def attributes(kind: str, method: str) -> dict[str, Any]:
     """Return what a score says about its head type: type, stage, evidence and method."""
-    evidence, way = METHODS[method]
+    evidence, direction = METHODS[method]
     placed = {name: getattr(TERMS[kind], name) for name in ("stage", "placed_by")}
-    return {"head_type": kind, **placed, "evidence": evidence, "method": way}
+    return {"head_type": kind, **placed, "evidence": evidence, "method": direction}
 
 
 def coordinates(kinds: NDArray[Any], method: str) -> dict[str, Any]:
     """Return coordinates over layer and head for a grid of head types; empty names have none."""
     stages = [[TERMS[kind].stage if kind else "" for kind in row] for row in kinds.tolist()]
-    evidence, way = METHODS[method]
+    evidence, direction = METHODS[method]
     grid = ("layer", "head")
     return {
         "head_type": (grid, kinds),
         "stage": (grid, np.array(stages)),
         "evidence": (grid, np.where(kinds == "", "", evidence)),
-        "method": (grid, np.where(kinds == "", "", way)),
+        "method": (grid, np.where(kinds == "", "", direction)),
     }

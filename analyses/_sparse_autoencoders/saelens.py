@@ -72,7 +72,7 @@ def load(folder: str | os.PathLike[str]) -> SparseAutoencoder:
     named = {
         "encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec"
     }  # fmt: skip
-    state = {ours: tensors[theirs] for ours, theirs in named.items()}
+    state = {own_name: tensors[saelens_name] for own_name, saelens_name in named.items()}
     state["threshold"] = tensors.get("threshold", torch.zeros(features))
     sae.load_state_dict(state)
     return sae.requires_grad_(False)

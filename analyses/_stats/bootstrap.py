@@ -37,16 +37,16 @@ def bootstrap(
     """
     values = np.asarray(samples, dtype=float)
     flat = values.reshape(len(values), -1)
-    known = ~np.isnan(flat)
-    filled = np.where(known, flat, 0.0)
+    present = ~np.isnan(flat)
+    filled = np.where(present, flat, 0.0)
     shape = values.shape[1:]
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (filled.sum(0) / known.sum(0)).reshape(shape)
+        mean = (filled.sum(0) / present.sum(0)).reshape(shape)
         if len(values) < 2:
             missing = np.full(shape, np.nan)
             return mean, missing, missing.copy()
         weights = draws(len(values), resamples, seed)
-        means = (weights @ filled) / (weights @ known.astype(float))
+        means = (weights @ filled) / (weights @ present.astype(float))
     lower, upper = percentiles(means, TAIL)
     return mean, lower.reshape(shape), upper.reshape(shape)
 
@@ -56,12 +56,12 @@ def percentiles(resampled: Array, tail: float) -> tuple[Array, Array]:
 
     NaN where all resamples are.
     """
-    known = ~np.isnan(resampled)
+    present = ~np.isnan(resampled)
     # np.nanquantile warns on columns without any value; give those a dummy and blank them after.
-    filled = np.where(known.any(0), resampled, 0.0)
+    filled = np.where(present.any(0), resampled, 0.0)
     # Without columns np.nanquantile forgets that it was asked for two ends.
     ends = np.nanquantile(filled, [tail, 1 - tail], axis=0).reshape(2, *filled.shape[1:])
-    empty = ~known.any(0)
+    empty = ~present.any(0)
     return np.where(empty, np.nan, ends[0]), np.where(empty, np.nan, ends[1])
 
 

@@ -72,10 +72,10 @@ def adjusted(values: Array) -> Array:
     """
     from scipy.stats import false_discovery_control
 
-    known = ~np.isnan(values)
+    present = ~np.isnan(values)
     result = np.full(values.shape, np.nan)
-    if known.any():
-        result[known] = false_discovery_control(values[known])
+    if present.any():
+        result[present] = false_discovery_control(values[present])
     return result
 
 
@@ -87,11 +87,11 @@ def differs_from_zero(samples: Array) -> NDArray[np.bool_]:
     """
     from scipy.stats import t
 
-    known = ~np.isnan(samples)
-    count = known.sum(0)
+    present = ~np.isnan(samples)
+    count = present.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known, samples, 0.0).sum(0) / count
-        off = np.sqrt(np.where(known, (samples - mean) ** 2, 0.0).sum(0) / (count - 1))
+        mean = np.where(present, samples, 0.0).sum(0) / count
+        off = np.sqrt(np.where(present, (samples - mean) ** 2, 0.0).sum(0) / (count - 1))
         size = np.where(mean == 0, 0.0, np.abs(mean) / off * np.sqrt(count))
     return np.asarray(adjusted(2 * t.sf(size, count - 1)) < 1 - LEVEL)
 

@@ -64,9 +64,9 @@ def by_octave(values: Array, visible: Array, bins: list[tuple[int, int]]) -> tup
 def slope(x: Array, y: Array) -> Array:
     """Return the least-squares slope along the last axis, NaN with fewer than two points."""
     x, y = np.broadcast_arrays(x, y)
-    known = ~np.isnan(x) & ~np.isnan(y)
-    off = np.where(known, x - mean(np.where(known, x, np.nan))[..., None], 0.0)
-    rise = np.where(known, y - mean(np.where(known, y, np.nan))[..., None], 0.0)
+    present = ~np.isnan(x) & ~np.isnan(y)
+    off = np.where(present, x - mean(np.where(present, x, np.nan))[..., None], 0.0)
+    rise = np.where(present, y - mean(np.where(present, y, np.nan))[..., None], 0.0)
     spread = (off**2).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(spread > 0, (off * rise).sum(-1) / spread, np.nan))
@@ -78,9 +78,9 @@ def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
     >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]]), 0).tolist()
     [2.0, nan]
     """
-    known = ~np.isnan(values)
+    present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(axes) / known.sum(axes))
+        return np.asarray(np.where(present, values, 0.0).sum(axes) / present.sum(axes))
 
 
 def stated(capture: xr.Dataset) -> str:

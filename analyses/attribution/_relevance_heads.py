@@ -87,12 +87,12 @@ def add_ablation(
         "relevance_vs_ablation", (), ends, "Relevance of heads against mean ablation", "Spearman ρ",
         "diverging", -1, 1, convention=f"{OVER_HEADS}; {lost.heads}",
     )  # fmt: skip
-    apart = f"(Spearman ρ {amount(ends[0])}), furthest apart {first(scores, lost.values)}."
+    differing = f"(Spearman ρ {amount(ends[0])}), furthest apart {first(scores, lost.values)}."
     return interval_verdict(
         ends[1],
-        f"{what} ranks heads like mean ablation does {apart}",
-        f"{what} does not rank heads like mean ablation {apart}",
-        f"One prompt has no interval for the rank correlation {apart}",
+        f"{what} ranks heads like mean ablation does {differing}",
+        f"{what} does not rank heads like mean ablation {differing}",
+        f"One prompt has no interval for the rank correlation {differing}",
     )
 
 

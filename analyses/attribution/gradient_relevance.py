@@ -104,7 +104,7 @@ def run(
     )
     results = Results(capture, seed=seed, source=SOURCE, convention=f"{RULES[rules]}; {how}")
     shown, note = Trace(model, targets[prompt]), ""
-    for name, what in RULES.items():
+    for name, rule in RULES.items():
         try:
             row = follow(shown, _link(shown, name), **variant)[0][:, 0]
         except NotApplicable as error:
@@ -113,7 +113,7 @@ def run(
         title = f"Relevance by {name.replace('_', ' ')}"
         results.add(
             name, ("query",), row.double().numpy(), title, "relevance", "sequential", 0,
-            convention=f"row of the answer's position, its own 1 included; {what}; {how}",
+            convention=f"row of the answer's position, its own 1 included; {rule}; {how}",
         )  # fmt: skip
     coords = _relevance_heads.words(model, targets[prompt])
     if len(targets[prompt].ids) <= map_tokens:

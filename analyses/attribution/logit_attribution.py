@@ -160,14 +160,14 @@ def run(
 
 def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
     rho, lower, _ = ends
-    apart = (
+    differing = (
         f"(Spearman ρ {amount(rho)}); they part most at {', '.join(furthest)}, by direct logits "
         "and by ablation: a head that works through later layers writes little to the answer "
         "itself."
     )
     return interval_verdict(
         lower,
-        f"Direct logits rank heads like mean ablation does {apart}",
-        f"Direct logits do not rank heads like mean ablation {apart}",
-        f"One prompt has no interval for the rank correlation {apart}",
+        f"Direct logits rank heads like mean ablation does {differing}",
+        f"Direct logits do not rank heads like mean ablation {differing}",
+        f"One prompt has no interval for the rank correlation {differing}",
     )

@@ -150,7 +150,7 @@ def run(
 def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
     """Name the ends of every edge, and what it goes through."""
     layer, head, source, target = np.array([edge[:4] for edge in shown.edges]).reshape(-1, 4).T
-    ways = [
+    carriers = [
         WAYS.get(int(way), label((int(at), int(way)))) for at, way in zip(layer, head, strict=True)
     ]
     # Streams before a layer have its number; an MLP works in the middle of a block.
@@ -161,17 +161,17 @@ def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
         "target": ("edge", [words[at] for at in target]),
         "source_position": ("edge", source),
         "target_position": ("edge", target),
-        "way": ("edge", ways),
+        "way": ("edge", carriers),
         "edge_head": ("edge", head),
     }
 
 
 def _verdict(ends: tuple[float, float, float], furthest: list[str]) -> Verdict:
     rho, lower, _ = ends
-    apart = f"(Spearman ρ {amount(rho)}); they part most at {', '.join(furthest)}."
+    differing = f"(Spearman ρ {amount(rho)}); they part most at {', '.join(furthest)}."
     return interval_verdict(
         lower,
-        f"Heads that the routes use more cost more to ablate {apart}",
-        f"Heads that the routes use more do not cost more to ablate {apart}",
-        f"One prompt has no interval for the rank correlation {apart}",
+        f"Heads that the routes use more cost more to ablate {differing}",
+        f"Heads that the routes use more do not cost more to ablate {differing}",
+        f"One prompt has no interval for the rank correlation {differing}",
     )

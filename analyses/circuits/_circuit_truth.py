@@ -65,8 +65,8 @@ class Truth:
 
     def counts(self) -> tuple[float, float]:
         """Return the numbers of true heads and true edges, NaN where no edge was patched."""
-        known = np.isfinite(self.edge_weights).any()
-        return float(self.heads.sum()), float(self.edges.sum()) if known else float("nan")
+        has_edges = np.isfinite(self.edge_weights).any()
+        return float(self.heads.sum()), float(self.edges.sum()) if has_edges else float("nan")
 
 
 def pairs(model: Model) -> list[Pair]:

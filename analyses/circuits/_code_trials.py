@@ -71,8 +71,8 @@ class Trials:
                 bits = self._bits(codes) - np.mean(chance, axis=0)
         scores.append(self._unique(outputs.abs().argmax(-1).numpy()))
         scores.append(tuple(np.mean(part, axis=0) for part in zip(*mixed, strict=True)))
-        apart = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
-        for heads in (bits, apart, self.attribution):
+        distance = (self.clean.mean(0) - self.corrupted.mean(0)).norm(dim=-1).double().numpy()
+        for heads in (bits, distance, self.attribution):
             ends = heads.clip(0)[np.array(self.pairs)]
             scores.append((heads, ends.prod(1)))
         nodes, links = zip(*scores, strict=True)
@@ -99,8 +99,8 @@ def auc(
     Weights say for how many each stands; where they are NaN it is not known what is true.
     """
     if weights is not None:
-        known = ~np.isnan(weights)
-        truth, scores, weights = truth[known], scores[known], weights[known]
+        present = ~np.isnan(weights)
+        truth, scores, weights = truth[present], scores[present], weights[present]
     if truth.all() or not truth.any():
         return float("nan")
     from sklearn.metrics import roc_auc_score

@@ -34,9 +34,9 @@ def information(positive: Codes, negative: Codes) -> Array:
         _, numbers = np.unique(codes, return_inverse=True)
         counts = np.bincount(2 * numbers + sides, minlength=2 * (numbers.max() + 1)).reshape(-1, 2)
         share = counts / counts.sum()
-        apart = share.sum(1, keepdims=True) * share.sum(0)
+        independent = share.sum(1, keepdims=True) * share.sum(0)
         occurring = share > 0
-        bits[head] = (share[occurring] * np.log2(share[occurring] / apart[occurring])).sum()
+        bits[head] = (share[occurring] * np.log2(share[occurring] / independent[occurring])).sum()
     return bits
 
 

@@ -104,7 +104,7 @@ def _firing(
             for source, signal in zip(split.sources, signals, strict=True)
             if source.kind == "head" and signal > 0
         ]
-        writers[side] = sorted(heads, key=lambda one: -one[1])[: rule.width]
+        writers[side] = sorted(heads, key=lambda entry: -entry[1])[: rule.width]
     return Firing(head, pair, split, directions, chosen, writers)
 
 

@@ -115,9 +115,9 @@ def run(
     target, rule = _pairs.chosen(capture, model, encoded, head)
     queries = _pairs.question_positions(encoded)
     scores = Scores(model, int(capture["length"].values.max()))
-    how = Rule(depth, width, fires, share)
+    tracing = Rule(depth, width, fires, share)
     traces = [
-        _signal_trace.trace(scores, capture, prompt, target, int(at), how)
+        _signal_trace.trace(scores, capture, prompt, target, int(at), tracing)
         for prompt, at in enumerate(queries)
     ]
     over = f"{label(target)} ({rule}), last question of {len(traces)} prompts of {task.name}"

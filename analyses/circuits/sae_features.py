@@ -163,29 +163,29 @@ def run(
         f"{len(unseen)} other prompts"
     )
     spliced = f"spliced into {len(short)} prompts of up to {causal_tokens} tokens; {about}"
-    same = f"{rank} numbers a token each; {about}"
+    comparison = f"{rank} numbers a token each; {about}"
     results = Results(capture, seed=seed, source="2406.17759", convention=about)
     results.add_interval(
         "explained_variance", ("code",),
         evaluation.share_kept(squares[:, :-1], squares[:, -1:], seed=seed),
         "Variance explained", "share", "diverging", None, 1,
-        convention=f"1 − squared error / that of the mean of the first half; {same}",
+        convention=f"1 − squared error / that of the mean of the first half; {comparison}",
     )  # fmt: skip
     results.add_mean(
         "loss", ("condition",), losses, "Loss with z replaced", "nats", "sequential", 0,
         convention=f"−log p a token; {spliced}", evidence="causal",
     )  # fmt: skip
     over = losses - losses[:, :1]
-    for name, against, what in (
+    for name, against, baseline in (
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
         costs = bool(exceeds_zero(over[:, against] - LEAST_NATS))
         recovered = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
         ends = [np.where(costs, end, np.nan) for end in recovered]
         results.add_interval(
-            name, ("code",), ends, f"Loss recovered, of what {what} in place of z costs", "share",
-            "diverging", None, 1, evidence="causal",
-            convention=f"1 − loss added / loss added by {what}, where that differs from "
+            name, ("code",), ends, f"Loss recovered, of what {baseline} in place of z costs",
+            "share", "diverging", None, 1, evidence="causal",
+            convention=f"1 − loss added / loss added by {baseline}, where that differs from "
             f"{LEAST_NATS:g} nats; {spliced}",
         )  # fmt: skip
     results.add_mean("l0", (), fires.l0, "Features that fire on a token", "features",

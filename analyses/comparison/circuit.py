@@ -149,18 +149,18 @@ def from_result(result: xr.Dataset, variable: str, count: int) -> Circuit:
         samples = array.transpose("prompt", "layer", "head").values.astype(np.float64)
         array = array.mean("prompt")
     scores = array.transpose("layer", "head").values.astype(np.float64)
-    known = int((~np.isnan(scores)).sum())
-    if not 1 <= count <= known:
-        raise InvalidInput(f"count: {count}; {known} heads have a score")
+    measured = int((~np.isnan(scores)).sum())
+    if not 1 <= count <= measured:
+        raise InvalidInput(f"count: {count}; {measured} heads have a score")
     rule = f"the {count} highest scores"
     return Circuit(tuple(top(scores, count)), scores, _provenance(result, variable, rule), samples)
 
 
 def _from_edges(result: xr.Dataset, array: xr.DataArray, count: int) -> Circuit:
-    known = np.flatnonzero(np.isfinite(array.values))
-    if not 1 <= count <= len(known):
-        raise InvalidInput(f"count: {count}; {len(known)} edges have a score")
-    order = known[np.argsort(-np.abs(array.values[known]), kind="stable")][:count]
+    measured = np.flatnonzero(np.isfinite(array.values))
+    if not 1 <= count <= len(measured):
+        raise InvalidInput(f"count: {count}; {len(measured)} edges have a score")
+    order = measured[np.argsort(-np.abs(array.values[measured]), kind="stable")][:count]
     columns = [array[name].values[order] for name in ("source", "target", "input")]
     edges: dict[str, float] = {}
     scores = np.zeros((result.sizes["layer"], result.sizes["head"]))

@@ -233,5 +233,5 @@ def _mean(array: xr.DataArray) -> Array:
 
 
 def _origin(side: xr.Dataset) -> dict[str, object]:
-    known = ("model", "revision", "task", "prompts_sha256", "n_prompts", "analysis")
-    return {name: side.attrs[name] for name in known if name in side.attrs}
+    fields = ("model", "revision", "task", "prompts_sha256", "n_prompts", "analysis")
+    return {name: side.attrs[name] for name in fields if name in side.attrs}

@@ -114,7 +114,7 @@ def _compare_edges(results: Results, first: Circuit, second: Circuit) -> str:
     sizes, total = (len(first.edges), len(second.edges)), totals.pop()
     expected = sizes[0] * sizes[1] / total
     p_value = float(hypergeom.sf(len(shared) - 1, total, *sizes))
-    alike = [first.edges[name] * second.edges[name] > 0 for name in shared]
+    same_sign = [first.edges[name] * second.edges[name] > 0 for name in shared]
     sizes_note = f"{sizes[0]} and {sizes[1]} of {total} edges"
     counted = ("edges", "sequential", 0)
     results.add_all(
@@ -124,7 +124,7 @@ def _compare_edges(results: Results, first: Circuit, second: Circuit) -> str:
         ("expected_edges", (), expected, "Edges that random sets share", counted, sizes_note),
         ("edge_p_value", (), p_value, "Chance of sharing as many edges at random",
          ("probability", *ZERO_TO_ONE), f"hypergeometric, one-sided; {sizes_note}"),
-        ("same_sign", (), float(np.mean(alike)) if alike else np.nan,
+        ("same_sign", (), float(np.mean(same_sign)) if same_sign else np.nan,
          "Shared edges of one sign", SHARE, sizes_note),
     )  # fmt: skip
     return (

@@ -109,7 +109,7 @@ def _columns(
     narrow = replace(
         rows,
         keys=rows.keys[:, keys],
-        seen=rows.seen[:, keys],
+        visible=rows.visible[:, keys],
         bias=rows.bias[..., keys] if rows.bias.shape[-1] > 1 else rows.bias,
     )
     return narrow.weights()

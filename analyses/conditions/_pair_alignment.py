@@ -59,14 +59,14 @@ def align(first: Sequence[int], second: Sequence[int]) -> Alignment:
     if length == len(second):
         return Alignment(np.arange(length), np.arange(length), np.arange(0))
     start = next((at for at in range(shorter) if first[at] != second[at]), shorter)
-    same = 0
-    while same < shorter - start and first[-1 - same] == second[-1 - same]:
-        same += 1
-    unmatched = np.arange(start, length - same)
+    common = 0
+    while common < shorter - start and first[-1 - common] == second[-1 - common]:
+        common += 1
+    unmatched = np.arange(start, length - common)
     if not len(unmatched):
         raise NotApplicable(
             "task: a prompt has nothing where its counterfactual has more words; swap the two"
         )
     first_positions = np.delete(np.arange(length), unmatched)
-    second_positions = np.delete(np.arange(len(second)), np.arange(start, len(second) - same))
+    second_positions = np.delete(np.arange(len(second)), np.arange(start, len(second) - common))
     return Alignment(first_positions, second_positions, unmatched)

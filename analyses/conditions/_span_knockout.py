@@ -27,13 +27,15 @@ class _Direct(Reader):
         return clean
 
 
-def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], how: str) -> Array:
+def outputs(
+    model: Model, ids: Sequence[int], query: int, keys: Sequence[int], method: str
+) -> Array:
     """Return the output z of every head at one query of one prompt (layer, head, size).
 
     Exact at any length: the keys (none for the clean output) are hidden inside the attention, in
-    all heads, from the queries after the first of them. ``how`` is ``total`` (hidden in all layers
-    at once, so that later layers read what earlier ones no longer pass on) or ``direct`` (in each
-    layer alone, which reads a clean residual stream). NaN in layers without an attention map.
+    all heads, from the queries after the first of them. ``method`` is ``total`` (hidden in all
+    layers at once, so that later layers read what earlier ones no longer pass on) or ``direct`` (in
+    each layer alone, which reads a clean residual stream). NaN in layers without an attention map.
     """
     z_at_query = np.full((model.layers, model.heads, model.geometry.value_size), np.nan)
 
@@ -46,7 +48,7 @@ def outputs(model: Model, ids: Sequence[int], query: int, keys: Sequence[int], h
         # The first key of all sees nothing else, and is no query that reads the span.
         queries = tuple(range(min(keys) + 1, len(ids)))
         edits = (KnockOut(heads=heads, keys=tuple(keys), queries=queries),)
-    reader = (_Direct if how == "direct" else Reader)(Request(stats=()), edits, take)
+    reader = (_Direct if method == "direct" else Reader)(Request(stats=()), edits, take)
     with torch.no_grad():
         run(model, torch.tensor([list(ids)]), reader, head=False)
     return z_at_query

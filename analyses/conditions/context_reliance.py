@@ -89,8 +89,8 @@ def run(
         f"{span} hidden from all later queries, read at the first question of {len(total)} "
         f"prompts of {task.name}; {SPACES[space]}"
     )
-    known = capture(model, cut, stats=("lse",))
-    results = Results(known, seed=seed, source=SOURCE, evidence="causal", convention=convention)
+    captured = capture(model, cut, stats=("lse",))
+    results = Results(captured, seed=seed, source=SOURCE, evidence="causal", convention=convention)
     everywhere = "hidden in all layers at once"
     results.add_means(
         ("reliance", GRID, total, "Output that hangs on the span", SHARE,
@@ -106,7 +106,7 @@ def run(
          f"Euclidean distance; {everywhere}; {convention}"),
     )  # fmt: skip
 
-    pool = heads(known)
+    pool = heads(captured)
     chosen = top(results["beyond_control"].values, min(best, len(pool) // 2))
     checked, conditions, record = causal_check.check(
         "accuracy", f"Accuracy on {task.name}", model, cut, chosen, pool,
@@ -129,8 +129,8 @@ def _distances(
     assert prompts.encoded is not None
     weights = output_weights(model).double().numpy() if space == "residual" else None
 
-    def head_outputs(ids: tuple[int, ...], query: int, keys: list[int], how: str) -> Array:
-        z = outputs(model, ids, query, keys, how)
+    def head_outputs(ids: tuple[int, ...], query: int, keys: list[int], method: str) -> Array:
+        z = outputs(model, ids, query, keys, method)
         return z if weights is None else np.einsum("lhs,lhsr->lhr", z, weights)
 
     rows = []

@@ -114,8 +114,8 @@ def output_sizes(capture: xr.Dataset) -> Float[Tensor, "layer head"]:
     """Return the root mean square of a coordinate of each head's output; 0 where there is none."""
     z = capture["z"].transpose("layer", "head", ...)
     flat = z.values.reshape(*z.shape[:2], -1).astype(np.float64)
-    known = (~np.isnan(flat)).sum(-1)
-    square = np.nansum(flat**2, axis=-1) / np.maximum(known, 1)
+    present = (~np.isnan(flat)).sum(-1)
+    square = np.nansum(flat**2, axis=-1) / np.maximum(present, 1)
     return torch.from_numpy(np.sqrt(square).astype(np.float32))
 
 

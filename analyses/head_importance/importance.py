@@ -145,11 +145,11 @@ def run(
     convention = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"
     grid, causal = ("layer", "head"), {"evidence": "causal"}
     results = Results(capture, seed=seed, source=SOURCE)
-    for key, (state, how) in ABLATIONS.items():
+    for key, (state, meaning) in ABLATIONS.items():
         results.add_mean(
             key, grid, lost[key], f"Lost on {task.name} without the head ({state})", units,
             "diverging", **causal,
-            convention=f"{how}, one query head at a time, {chosen.convention}; {convention}",
+            convention=f"{meaning}, one query head at a time, {chosen.convention}; {convention}",
         )  # fmt: skip
     coords: dict[str, Any] = {}
     if groups is not None:

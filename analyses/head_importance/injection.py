@@ -106,12 +106,12 @@ def run(
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     pool = heads(capture)
     chosen = screen(model, encoded, name, exhaustive=exhaustive, seed=seed)
-    for key, (title, how) in EDITS.items():
+    for key, (title, meaning) in EDITS.items():
         lost = clean[:, None, None] - _scores(model, encoded, name, key, recent, chosen)
         results.add_mean(
             key, ("layer", "head"), lost, f"Lost on {task.name}: {title}", units, "diverging",
             evidence="causal", source=MASKS if key in ("window", "hidden_first") else SOURCE,
-            convention=f"intact − edited, {how.format(recent=recent)}, one head at a time, "
+            convention=f"intact − edited, {meaning.format(recent=recent)}, one head at a time, "
             f"{chosen.convention}; {convention}",
         )  # fmt: skip
     results.add(

@@ -92,10 +92,10 @@ def run(
     units, words = UNITS[name], name.replace("_", " ")
     convention = f"{words} on {len(task)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
-    for key, title, how, side in PATCHES:
+    for key, title, meaning, side in PATCHES:
         results.add_mean(
             key, ("layer", "head"), effects[key], title, units, "diverging", evidence="causal",
-            convention=f"{how}, one query head at a time, {chosen.convention}; {convention}",
+            convention=f"{meaning}, one query head at a time, {chosen.convention}; {convention}",
         )  # fmt: skip
         results.add_mean(
             f"{key}_attribution", ("layer", "head"), estimates[key],

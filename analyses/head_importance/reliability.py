@@ -99,19 +99,19 @@ def run(
     name = task.metric if metric == "task" else metric
     again = paraphrase and task.name in tasks.names()
     second: dict[str, Array] = {}
-    how: Any = {"exhaustive": exhaustive, "seed": seed}
-    methods, left_out, chosen = scores(model, task, capture, name, **how)
+    shared: Any = {"exhaustive": exhaustive, "seed": seed}
+    methods, left_out, chosen = scores(model, task, capture, name, **shared)
     answers = shuffled(ablation.encode_task(model, task).questions, seed)
-    levels = {"shuffled answers": _null(capture, model, task, name, answers, **how)}
+    levels = {"shuffled answers": _null(capture, model, task, name, answers, **shared)}
     if again:
         other_draw = tasks.make(task.name, model.tokenizer, n=len(task), seed=task.seed + 1)
         other = probes.capture(model, other_draw, stats=(), keep=KEEP)
-        second, _, _ = scores(model, other_draw, other, name, **how)
+        second, _, _ = scores(model, other_draw, other, name, **shared)
     if random_weights:
         blank = untrained(model, seed, "random_weights")
         cap = probes.capture(blank, task, stats=(), keep=KEEP)
-        levels["random weights"] = _null(cap, blank, task, name, None, **how)
-        blank_agreement = agreement(*losses(blank, task, name, **how), seed)
+        levels["random weights"] = _null(cap, blank, task, name, None, **shared)
+        blank_agreement = agreement(*losses(blank, task, name, **shared), seed)
 
     units, count = UNITS[name], len(task)
     convention = f"{name.replace('_', ' ')} on {count} prompts of {task.name}"

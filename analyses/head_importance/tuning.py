@@ -105,20 +105,20 @@ def run(
     learned_from, unseen = (encoded.part(range(start, len(task), 2)) for start in (0, 1))
     other_task = tasks.make(other, tokenizer=model.tokenizer, n=len(learned_from), seed=seed)
     rival = encode_task(model, _tuned.aimed(other_task, goal))
-    how: dict[str, Any] = {"steps": steps, "rate": rate}
+    training: dict[str, Any] = {"steps": steps, "rate": rate}
     chance = np.empty((len(unseen), len(LEARNED), len(WHOSE)))
     right, norm = np.empty_like(chance), np.zeros((model.layers, model.heads))
     sizes = _tuned.output_sizes(capture)
-    weight = _tuned.head_weights(model, learned_from, penalty=penalty, **how)
-    other_weight = _tuned.head_weights(model, rival, penalty=penalty, **how)
+    weight = _tuned.head_weights(model, learned_from, penalty=penalty, **training)
+    other_weight = _tuned.head_weights(model, rival, penalty=penalty, **training)
     own_heads, other_heads = (top(np.abs(factor - 1), count) for factor in (weight, other_weight))
     rest = [head for head in pool if head not in {*own_heads, *other_heads}]
     sets = dict(
         zip(WHOSE, (own_heads, other_heads, random_sets(rest, count, 1, seed)[0]), strict=True)
     )
     for column, (whose, chosen) in enumerate(sets.items()):
-        factor = _tuned.head_weights(model, learned_from, heads=chosen, **how)
-        vector = _tuned.offsets(model, learned_from, chosen, sizes, **how)
+        factor = _tuned.head_weights(model, learned_from, heads=chosen, **training)
+        vector = _tuned.offsets(model, learned_from, chosen, sizes, **training)
         if whose == WHOSE[0]:
             norm = _relative(vector.numpy(), sizes.numpy())
         # 1 in layers without an attention map, which have no factor.

@@ -128,7 +128,7 @@ def run(
     )
     if getattr(model.module.config, "final_logit_softcapping", None):
         convention += "; before the soft cap of the logits"
-    ways = {
+    readings = {
         "untrained": f"z·W_O through the final norm and the unembedding; {convention}",
         "trained": "ridge regression of the end of the stream, behind its norm, on z; through the "
         f"unembedding its logits are added to those of the mean prediction; {convention}",
@@ -136,16 +136,16 @@ def run(
         f"{convention}",
     }
     results = Results(capture, seed=seed, source=ATTENTION_LENS)
-    for name, way in ways.items():
+    for name, reading in readings.items():
         lens, first = lenses[name], f"First word of the {name} lens is the model's"
         results.add_means(
-            (f"{name}_kl", GRID, lens.distance, f"KL of the {name} lens", NATS, way),
-            (f"{name}_top1", GRID, lens.agrees, first, SHARE, way),
+            (f"{name}_kl", GRID, lens.distance, f"KL of the {name} lens", NATS, reading),
+            (f"{name}_top1", GRID, lens.agrees, first, SHARE, reading),
         )
     gain = lenses["shuffled"].distance - lenses["trained"].distance
     results.add_means(
         ("lens_gain", GRID, gain, "What a trained lens reads from the head",
-         ("nats", "diverging"), f"KL with shuffled targets − KL; {ways['trained']}"),
+         ("nats", "diverging"), f"KL with shuffled targets − KL; {readings['trained']}"),
         ("mean_prediction_kl", (), constant.distance.numpy(), "KL of the mean prediction", NATS,
          f"the mean over the other folds at every position; {convention}"),
         ("mean_prediction_top1", (), constant.agrees.numpy(),
@@ -255,19 +255,19 @@ def _ablate(
         "Spearman ρ", "diverging", -1, 1, convention=OVER_HEADS,
     )  # fmt: skip
     rho, lower, _ = ends
-    apart = ", ".join(parting(gain.mean(0), lost.mean(0)))
+    differing = ", ".join(parting(gain.mean(0), lost.mean(0)))
     return interval_verdict(
         lower,
         f"Heads from which more can be read cost more to lose (Spearman ρ {amount(rho)}).",
         f"Heads from which more can be read do not cost more to lose (Spearman ρ {amount(rho)}); "
-        f"furthest apart, by lens and by loss: {apart}.",
+        f"furthest apart, by lens and by loss: {differing}.",
         "One prompt has no interval for the rank correlation with the loss.",
     )
 
 
 def _readable(gain: Array) -> Verdict:
     """Conclude which heads a trained lens reads, from its gain over shuffled targets."""
-    known = int((~np.isnan(gain).any(0)).sum())
+    measured = int((~np.isnan(gain).any(0)).sum())
     if len(gain) < LEAST_PROMPTS:
         return Verdict("too_few", f"{len(gain)} of {LEAST_PROMPTS} prompts to judge a lens on.")
     readable = exceeds_zero(gain)
@@ -276,8 +276,8 @@ def _readable(gain: Array) -> Verdict:
     best = named(np.where(readable, gain.mean(0), np.nan), readable)
     return Verdict(
         "supported",
-        f"From {readable.sum()} of {known} heads a trained lens reads more of the prediction than "
-        f"with shuffled targets: {first_few(best)}.",
+        f"From {readable.sum()} of {measured} heads a trained lens reads more of the prediction "
+        f"than with shuffled targets: {first_few(best)}.",
     )
 
 

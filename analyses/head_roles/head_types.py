@@ -163,8 +163,8 @@ def _by_rule(capture: xr.Dataset, rule: str) -> Array:
     return per_query(capture.sel(target=rule), "target_mass")
 
 
-def _missing(what: str, how: str) -> None:
-    raise NotApplicable(f"capture: head_types needs {what}; capture again with {how}")
+def _missing(needed: str, fix: str) -> None:
+    raise NotApplicable(f"capture: head_types needs {needed}; capture again with {fix}")
 
 
 def _rows(capture: xr.Dataset) -> Array:

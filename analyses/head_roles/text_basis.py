@@ -241,13 +241,13 @@ def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
         few = f"{len(advantage)} of {LEAST_PROMPTS} held-out prompts"
         return Verdict("too_few", f"{few} to tell words from random directions: {text}.")
     better = exceeds_zero(advantage)
-    known = int((~np.isnan(advantage).any(0)).sum())
+    measured = int((~np.isnan(advantage).any(0)).sum())
     if not better.any():
         return Verdict("not_supported", f"Words explain no head better than chance: {text}.")
     best = first_few(named(np.where(better, advantage.mean(0), np.nan), better))
     return Verdict(
         "supported",
-        f"Words explain {better.sum()} of {known} heads better than random directions ({best}): "
+        f"Words explain {better.sum()} of {measured} heads better than random directions ({best}): "
         f"{text}.",
     )
 

@@ -18,8 +18,8 @@ def highest(values: Array, share: float, skip: int) -> Positions:
     """
     scores = np.where(np.isnan(values), -np.inf, values)
     scores[:skip] = -np.inf
-    known = int(np.isfinite(scores).sum())
-    count = min(max(int(share * known), 1), known)
+    measured = int(np.isfinite(scores).sum())
+    count = min(max(int(share * measured), 1), measured)
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 

@@ -50,9 +50,9 @@ def average(values: Array, queries: Array) -> Array:
     """Average over the rows of tiles, each by its queries."""
     axis = 3
     weights = np.broadcast_to(queries, values.shape)
-    known = ~np.isnan(values) & (weights > 0)
-    total = np.where(known, weights, 0.0).sum(axis)
-    weighted = np.where(known, values * weights, 0.0).sum(axis)
+    present = ~np.isnan(values) & (weights > 0)
+    total = np.where(present, weights, 0.0).sum(axis)
+    weighted = np.where(present, values * weights, 0.0).sum(axis)
     return np.asarray(weighted / np.where(total > 0, total, np.nan))
 
 

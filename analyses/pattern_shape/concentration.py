@@ -199,11 +199,11 @@ def _add_rows(
 def _extremes(spikiness: Array, share: float) -> list[list[tuple[int, int]]]:
     """List the spikiest and the least spiky heads of every layer: layers differ in what they do."""
     size = max(int(share * spikiness.shape[1]), 1)
-    known = [layer for layer, row in enumerate(spikiness) if np.isfinite(row).all()]
+    measured = [layer for layer, row in enumerate(spikiness) if np.isfinite(row).all()]
     return [
         [
             (layer, head)
-            for layer in known
+            for layer in measured
             for _, head in top(sign * spikiness[layer : layer + 1], size)
         ]
         for sign in (1, -1)

@@ -125,7 +125,7 @@ def _layer(capture: xr.Dataset, prompt: int, layer: int, positions: NDArray[np.i
     root, cap = np.sqrt(rows.scale), rows.softcap
     measured = np.empty((len(MEASURES), len(rows.queries), len(positions), len(MAPS)))
     for head, row in np.ndindex(measured.shape[1:3]):
-        keys, query = rows.keys[head, rows.seen[row]] * root, rows.queries[head, row] * root
+        keys, query = rows.keys[head, rows.visible[row]] * root, rows.queries[head, row] * root
         scores = keys @ query
         capped = scores if np.isnan(cap) else cap * np.tanh(scores / cap)
         own = np.exp(capped - rows.lse[head, row])

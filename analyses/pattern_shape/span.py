@@ -169,8 +169,8 @@ def _measured(
 def _spans(capture: xr.Dataset) -> tuple[Array, Array]:
     """Return the spans of all rows, and of those that leave other keys something."""
     rest = per_query(capture, "span_without_first")
-    known = ~np.isnan(without_first.mass(capture))
-    return per_query(capture, "effective_span"), np.where(known, rest, np.nan)
+    measured = ~np.isnan(without_first.mass(capture))
+    return per_query(capture, "effective_span"), np.where(measured, rest, np.nan)
 
 
 def _add(results: Results, end: str, counts: Array, spans: Array, title: str, rule: str) -> None:
@@ -198,8 +198,8 @@ def _add(results: Results, end: str, counts: Array, spans: Array, title: str, ru
 
 def _last(values: Array) -> Array:
     """Return the value of the last known bin (…)."""
-    known = ~np.isnan(values)
-    place = known.shape[-1] - 1 - known[..., ::-1].argmax(-1)
+    measured = ~np.isnan(values)
+    place = measured.shape[-1] - 1 - measured[..., ::-1].argmax(-1)
     return np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
 
 

@@ -162,7 +162,7 @@ def _embed(
     # A head whose vectors are all one has no spread to take a share of: NaN.
     with np.errstate(invalid="ignore"):
         pca = PCA(2, svd_solver="full").fit(np.concatenate([joint.queries, joint.keys]))
-    visible = rows[0].seen[:, rows[0].places]
+    visible = rows[0].visible[:, rows[0].places]
     count = len(rows[0].places)
     queries, keys = joint.queries[:count], joint.keys[:count]
     product = queries @ keys.T

@@ -168,9 +168,9 @@ def _shares(
 def _parts(rows: qk_rows.Rows) -> tuple[Array, Array]:
     """Return Σ_j s_c (s − mean) by channel (head, row, size), and their sum over the channels."""
     products = rows.products()
-    count = rows.seen.sum(-1)
-    mean = np.where(rows.seen, products, 0.0).sum(-1) / count
-    centred = np.where(rows.seen, products - mean[..., None], 0.0)
+    count = rows.visible.sum(-1)
+    mean = np.where(rows.visible, products, 0.0).sum(-1) / count
+    centred = np.where(rows.visible, products - mean[..., None], 0.0)
     part = rows.queries * (centred @ rows.keys) * rows.scale / count[:, None]
     return np.asarray(part), np.asarray((centred**2).sum(-1) / count)
 
@@ -188,9 +188,9 @@ def _by_pair(part: Array, turn: Rotation, most: int) -> Array:
 def _names(turns: dict[int, Rotation], most: int) -> list[str]:
     """Name the pairs of channels, with their wavelength where all layers have the same."""
     full = [turn for turn in turns.values() if len(turn.pairs) == most]
-    same = all(np.allclose(turn.frequencies, full[0].frequencies) for turn in full)
+    equal = all(np.allclose(turn.frequencies, full[0].frequencies) for turn in full)
     return [
-        f"channels {first} + {second}" + (f" ({amount(wavelength)} tokens)" if same else "")
+        f"channels {first} + {second}" + (f" ({amount(wavelength)} tokens)" if equal else "")
         for (first, second), wavelength in zip(full[0].pairs, full[0].wavelengths, strict=True)
     ]
 

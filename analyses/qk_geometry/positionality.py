@@ -118,7 +118,7 @@ def run(
             rule = f"{size} heads get the mean pattern of the other prompts, or are set to zero"
             pattern_substitution.add_moved(results, moved, title, rule)
             coords["condition"] = [
-                f"{name} heads {how}" for name in groups for how in ("with the mean", "ablated")
+                f"{name} heads {edit}" for name in groups for edit in ("with the mean", "ablated")
             ]
             compared = (f"the {size} most positional heads", f"the {size} least positional")
             verdict = compare_shares(moved, "the mean pattern of other prompts", compared)

@@ -86,8 +86,10 @@ def run(
     count = capture.sizes["prompt"]
     rows = max(2, -(-queries // count))
     far, near = _compare(capture, model, names, rows, skip)
-    apart, alike = (np.asarray(sum(value / count for value in values)) for values in (far, near))
-    groups, silhouette = _group(apart, clusters)
+    distances, similarities = (
+        np.asarray(sum(value / count for value in values)) for values in (far, near)
+    )
+    groups, silhouette = _group(distances, clusters)
     order = np.argsort(groups, kind="stable")
     grid = np.full((capture.sizes["layer"], capture.sizes["head"]), np.nan)
     grid[tuple(np.transpose(names))] = groups
@@ -97,9 +99,9 @@ def run(
     bits, cosine = ("bits", "sequential", 0, 1), ("cosine", "diverging", -1, 1)
     results = Results(capture, seed=seed, convention=convention)
     results.add_all(
-        ("pattern_divergence", ("one", "other"), apart[np.ix_(order, order)],
+        ("pattern_divergence", ("one", "other"), distances[np.ix_(order, order)],
          "Divergence of the rows of two heads", bits, pooled, CLARK),
-        ("output_similarity", ("one", "other"), alike[np.ix_(order, order)],
+        ("output_similarity", ("one", "other"), similarities[np.ix_(order, order)],
          "Cosine of the outputs of two heads", cosine, output_rule, "EfficientViT"),
         ("cluster", ("layer", "head"), grid, "Group of the head",
          ("number of the group", "sequential", 1, clusters),
@@ -118,7 +120,7 @@ def run(
     reason = pattern_substitution.reason(capture)
     verdict = None
     if not reason:
-        pairs = _pairs(apart, swapped, seed)
+        pairs = _pairs(distances, swapped, seed)
         moved = _moved(model, capture, names, pairs, checked)
         title = "Output moved by the pattern of another head"
         rule = f"{len(pairs[0])} heads with the nearest neighbours"
@@ -160,9 +162,9 @@ def _within_layers(
     """Reduce each head's numbers over the other heads of its layer (prompt, layer, head)."""
     result = np.full((len(values), capture.sizes["layer"], capture.sizes["head"]), np.nan)
     for at, head in enumerate(names):
-        same = [other for other, name in enumerate(names) if name[0] == head[0] and other != at]
-        if same:
-            result[:, *head] = reduce(values[:, at, same], axis=-1)
+        others = [other for other, name in enumerate(names) if name[0] == head[0] and other != at]
+        if others:
+            result[:, *head] = reduce(values[:, at, others], axis=-1)
     return result
 
 
@@ -173,29 +175,29 @@ def _cosines(outputs: Array) -> Array:
     return np.asarray(np.einsum("apc,bpc->ab", unit, unit, optimize=True) / outputs.shape[1])
 
 
-def _group(apart: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
+def _group(distances: Array, clusters: int) -> tuple[NDArray[np.int64], float]:
     """Group items by their distances; number the groups from 1 by size, the largest first."""
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 
     clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-    cluster_labels = clustering.fit(apart).labels_
+    cluster_labels = clustering.fit(distances).labels_
     sizes = np.bincount(cluster_labels, minlength=clusters)
     number = np.empty(clusters, dtype=np.int64)
     number[np.argsort(-sizes, kind="stable")] = np.arange(1, clusters + 1)
     return number[cluster_labels], float(
-        silhouette_score(apart, cluster_labels, metric="precomputed")
+        silhouette_score(distances, cluster_labels, metric="precomputed")
     )
 
 
-def _pairs(apart: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:
+def _pairs(distances: Array, count: int, seed: int) -> list[list[tuple[int, int]]]:
     """Pair the heads that have the nearest neighbours with these, and with random others."""
-    far = apart + np.where(np.eye(len(apart)) > 0, np.inf, 0.0)
+    far = distances + np.where(np.eye(len(distances)) > 0, np.inf, 0.0)
     closest = far.argmin(1)
     chosen = np.argsort(far.min(1), kind="stable")[:count]
     rng = np.random.default_rng(seed)
     random = [
-        rng.choice([other for other in range(len(apart)) if other not in (at, closest[at])])
+        rng.choice([other for other in range(len(distances)) if other not in (at, closest[at])])
         for at in chosen
     ]
     return [

@@ -101,7 +101,7 @@ def curve(
             f"counts: {max(counts)} of {len(ranked)} heads leave fewer than as many random "
             f"others; take {len(ranked) // 2} or fewer"
         )
-    accuracy, scored, how = measure(model, task, masking, decoding, new_tokens)
+    accuracy, scored, convention = measure(model, task, masking, decoding, new_tokens)
     seed = results.seed
     sets: list[Sequence[Head]] = [()]
     for count in counts:
@@ -119,8 +119,8 @@ def curve(
     results.add_interval(
         "masking", ("count", "condition"), (mean, lower, upper),
         "Accuracy without the K best and K random heads", "share of answers", *ZERO_TO_ONE,
-        convention=f"{scored} on {len(task)} prompts of {task.name}; the heads' {how}; random: "
-        f"K of the heads that are not among the K best, {draws} draws",
+        convention=f"{scored} on {len(task)} prompts of {task.name}; the heads' {convention}; "
+        f"random: K of the heads that are not among the K best, {draws} draws",
         note=verdict.text, evidence="causal",
     )  # fmt: skip
     names = {str(count): [label(head) for head in ranked[:count]] for count in counts}
@@ -141,14 +141,14 @@ def _verdict(
             f"The clean model does not solve the task ({scored} {amount(mean[0, 0])}), so masking "
             "cannot show what the heads do; their score is correlational here.",
         )
-    apart = np.flatnonzero(exceeds_zero(over))
-    row = int(apart[-1]) + 1 if len(apart) else len(counts) - 1
+    different = np.flatnonzero(exceeds_zero(over))
+    row = int(different[-1]) + 1 if len(different) else len(counts) - 1
     text = (
         f"without the best {counts[row]} heads {scored} is {amount(mean[row, 0])} "
         f"({amount(lower[row, 0])} to {amount(upper[row, 0])}), without {counts[row]} random "
         f"others {amount(mean[row, 1])} ({amount(lower[row, 1])} to {amount(upper[row, 1])}), "
         f"clean model {amount(mean[0, 0])}"
     )
-    text += f"; they part from K = {counts[apart[0] + 1]} on" if len(apart) else ""
+    text += f"; they part from K = {counts[different[0] + 1]} on" if len(different) else ""
     remark = "; they part at no K, so the score is correlational here"
     return causal_verdict(over, text, remark, np.array([row - 1]))

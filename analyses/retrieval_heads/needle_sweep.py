@@ -142,15 +142,15 @@ def run(
             (f"mean_{name}", grid, kept.reshape(-1, *kept.shape[3:]),
              f"Retrieval score ({name}), mean of all prompts", meaning, f"{formula}; {convention}"),
         )  # fmt: skip
-    on, known = _always_on(results[f"retrieval_{form}"].values, threshold)
+    on, measured = _always_on(results[f"retrieval_{form}"].values, threshold)
     cell_rule = (
-        f"share of the {known} cells with a recalled needle where the mean {form} score "
+        f"share of the {measured} cells with a recalled needle where the mean {form} score "
         f"exceeds {threshold:g}"
     )
     results.add_all(
         ("always_on", grid, on, "Cells in which the head retrieves",
          ("share of cells", *ZERO_TO_ONE), cell_rule),
-        ("always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if known else np.nan,
+        ("always_on_share", (), (on[~np.isnan(on)] >= always).mean() * 100 if measured else np.nan,
          "Heads that are always on", ("%", "sequential", 0, 100),
          f"{cell_rule}, in at least {percent(always)} of them"),
     )  # fmt: skip
@@ -159,7 +159,7 @@ def run(
     note = "The model recalls none of the needles; no curve."
     record: dict[str, Any] = {"note": note}
     verdict: Verdict | None = None
-    if known:
+    if measured:
         axes, record, verdict = _head_masking.curve(
             results, model, draw(len(task), min(words)),
             top(results[f"mean_{form}"].values, on.size), masked_counts, masking=masking,
@@ -182,11 +182,11 @@ def run(
 def _always_on(scores: Array, threshold: float) -> tuple[Array, int]:
     """Return the share of the cells with a score in which each head retrieves, and their number."""
     cells = scores.reshape(-1, *scores.shape[2:])
-    known = ~np.isnan(cells).all((1, 2))
+    measured = ~np.isnan(cells).all((1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        passing = (cells > threshold)[known].sum(0) / known.sum()
+        passing = (cells > threshold)[measured].sum(0) / measured.sum()
     # A layer without attention has no score.
-    return np.where(np.isnan(cells).all(0), np.nan, passing), int(known.sum())
+    return np.where(np.isnan(cells).all(0), np.nan, passing), int(measured.sum())
 
 
 def _read(

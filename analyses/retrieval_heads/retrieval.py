@@ -153,13 +153,13 @@ def run(
     }
     outcomes: list[Verdict] = []
     records: dict[str, Any] = {}
-    for name, (subject, ranking, (measure, what, how)) in checks.items():
+    for name, (subject, ranking, (measure, title, meaning)) in checks.items():
         checked, conditions, record = causal_check.check(
-            f"{name}_accuracy", f"{what[0].upper()}{what[1:]} on {subject.name}",
+            f"{name}_accuracy", f"{title[0].upper()}{title[1:]} on {subject.name}",
             model, subject,
             above(ranking, threshold, len(pool) // 2), pool,
             kind="retrieval" if name == "needle" and scored else "recall",
-            draws=draws, seed=seed, measure=measure, score=what, how=how,
+            draws=draws, seed=seed, measure=measure, score=title, ablation=meaning,
         )  # fmt: skip
         results.variables |= checked
         records[name] = record

@@ -137,14 +137,14 @@ def _crossing(
     least: float,
 ) -> tuple[float, float, float, float]:
     """Return step, lower end, upper end and final value of one curve."""
-    known = np.flatnonzero(~np.isnan(values))
+    measured = np.flatnonzero(~np.isnan(values))
     nothing = (np.nan, np.nan, np.nan)
-    if len(known) < 2:
+    if len(measured) < 2:
         return *nothing, np.nan
-    steps, values = steps[known], values[known]
+    steps, values = steps[measured], values[measured]
     # Where a score has no interval at a checkpoint, it stands for itself.
-    lower = np.where(np.isnan(lower[known]), values, lower[known])
-    upper = np.where(np.isnan(upper[known]), values, upper[known])
+    lower = np.where(np.isnan(lower[measured]), values, lower[measured])
+    upper = np.where(np.isnan(upper[measured]), values, upper[measured])
     first, final = float(values[0]), float(values[-1])
     if (abs(final - first) if of == "change" else final) < least:
         return *nothing, final
@@ -169,8 +169,8 @@ def _crossing(
 
 
 def _order(steps: Array) -> Array:
-    known = np.sort(steps[~np.isnan(steps)])
-    places = np.searchsorted(known, steps, side="left") + 1.0
+    measured = np.sort(steps[~np.isnan(steps)])
+    places = np.searchsorted(measured, steps, side="left") + 1.0
     return np.where(np.isnan(steps), np.nan, places)
 
 

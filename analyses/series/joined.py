@@ -129,16 +129,16 @@ def _attributes(good: Mapping[str, xr.Dataset]) -> tuple[dict[str, Any], dict[st
     """Split the attributes into those of all checkpoints and those of each."""
     names = dict.fromkeys(str(key) for result in good.values() for key in result.attrs)
     first = next(iter(good.values())).attrs
-    same = {
+    common = {
         name
         for name in names
         if all(result.attrs.get(name) == first.get(name) for result in good.values())
     }
     varying = {
-        label: {name: value for name, value in result.attrs.items() if name not in same}
+        label: {name: value for name, value in result.attrs.items() if name not in common}
         for label, result in good.items()
     }
-    return {name: first[name] for name in names if name in same and name in first}, varying
+    return {name: first[name] for name in names if name in common and name in first}, varying
 
 
 def _common(names: Sequence[str]) -> str:

@@ -94,18 +94,18 @@ def order(
 def _result(
     runs: Sequence[xr.Dataset], tables: Sequence[dict[str, Any]], names: Sequence[str], steps: Array
 ) -> xr.Dataset:
-    apart = _apart(steps)
+    distinct = _apart(steps)
     states = [_state(steps[:, place : place + 2]) for place in range(len(names) - 1)]
     if len(runs) == 1:
-        half, lag = steps[0, :, HALF].T, apart[0, :, HALF].T
-        sure = (apart[0, :, :, 1] >= 0).mean(-1)
-        how = "ends: last checkpoint surely below, first surely across half of the change"
+        half, lag = steps[0, :, HALF].T, distinct[0, :, HALF].T
+        sure = (distinct[0, :, :, 1] >= 0).mean(-1)
+        convention = "ends: last checkpoint surely below, first surely across half of the change"
     else:
         half = np.stack(t_interval(steps[:, :, HALF, 0], -np.inf, np.inf))
-        lag = np.stack(t_interval(apart[:, :, HALF, 0], -np.inf, np.inf))
-        sure = (apart[:, :, HALF, 0] > 0).mean(0)
-        how = f"mean over {len(runs)} runs of training, 95 % t interval"
-    results = Results(runs[0], convention=how)
+        lag = np.stack(t_interval(distinct[:, :, HALF, 0], -np.inf, np.inf))
+        sure = (distinct[:, :, HALF, 0] > 0).mean(0)
+        convention = f"mean over {len(runs)} runs of training, 95 % t interval"
+    results = Results(runs[0], convention=convention)
     results.add_interval("emergence_step", ["score"], half, "Step of emergence", "steps")
     nothing = np.full((3, 1), np.nan)
     results.add_interval(
@@ -142,7 +142,7 @@ def _result(
         order=listed,
         pairs=[pair.state for pair in pairs],
         runs=len(runs),
-        convention=how,
+        convention=convention,
         verdict=verdict.state,
         verdict_text=verdict.text,
         note=verdict.text,
@@ -192,8 +192,8 @@ def _first(timeline: xr.Dataset, score: str, least: float) -> tuple[str, Array, 
 
 
 def _least(ends: xr.DataArray) -> float:
-    known = ends.values[~np.isnan(ends.values)]
-    return float(known.min()) if len(known) else np.nan
+    present = ends.values[~np.isnan(ends.values)]
+    return float(present.min()) if len(present) else np.nan
 
 
 def _apart(steps: Array) -> Array:

@@ -142,8 +142,8 @@ def _norms(capture: xr.Dataset, norms: Array, alpha: Array) -> tuple[Array, Arra
     """Return the norm at the first and at the most received key over that of the others."""
     wide = norms[:, :, capture["kv_group"].values.astype(int), : alpha.shape[-1]]
     best = np.where(np.isnan(alpha), -1.0, alpha).argmax(-1)
-    known = ~np.isnan(wide)
-    total, count = np.where(known, wide, 0.0).sum(-1), known.sum(-1)
+    present = ~np.isnan(wide)
+    total, count = np.where(present, wide, 0.0).sum(-1), present.sum(-1)
 
     def relative(key: NDArray[np.int64]) -> Array:
         norm = np.take_along_axis(wide, key[..., None], axis=-1)[..., 0]
@@ -208,7 +208,7 @@ def _listed(
     result = []
     for place in sorted(stream.massive, key=lambda activation: -abs(activation.value))[:LISTED]:
         weight = alpha[place.prompt, :, :, place.position]
-        known = weight[~np.isnan(weight)]
+        present = weight[~np.isnan(weight)]
         result.append(
             {
                 "prompt": place.prompt,
@@ -219,7 +219,7 @@ def _listed(
                 "value": round(place.value, 4),
                 "median": float(f"{stream.sizes[place.prompt, place.boundary, -1]:.4g}"),
                 "sink": bool(sinks[place.prompt, place.position]),
-                "received": round(float(known.max()), 4) if known.size else None,
+                "received": round(float(present.max()), 4) if present.size else None,
             }
         )
     return result

@@ -106,14 +106,14 @@ def run(
          ("tokens", "sequential", 0),
          f"exp of the entropy of sink weight over tokens, 0 without sinks; {convention}"),
     )  # fmt: skip
-    for name, values, place, how in (
+    for name, values, place, meaning in (
         ("at_first", first, "the first token", f"α_1; {convention}"),
         ("at_last", last, "the last token", LAST),
         ("elsewhere", elsewhere, "one token between the ends", f"{BETWEEN}; {convention}"),
     ):
         if name != "at_last" or not np.isnan(values).all():
             title = f"Weight parked on {place}"
-            results.add_mean(name, GRID, values, title, *SHARE, convention=how, source=ALPHA)
+            results.add_mean(name, GRID, values, title, *SHARE, convention=meaning, source=ALPHA)
     topology, count = Counter(kinds).most_common(1)[0]
     encoding = positional_encoding(capture, model)
     return results.dataset(

@@ -69,8 +69,8 @@ def of_patches(names: Sequence[str]) -> list[str]:
 
 def stated(rare: int, tokenizer: Any) -> str:
     """Say what the kinds mean here."""
-    known = "" if tokenizer is not None else "; no tokenizer, so tokens are known by number alone"
+    caveat = "" if tokenizer is not None else "; no tokenizer, so tokens are known by number alone"
     return (
         "first: whatever stands first; punctuation: no letter or digit; stop words of English; "
-        f"rare: at most {rare} time(s) in these prompts{known}"
+        f"rare: at most {rare} time(s) in these prompts{caveat}"
     )

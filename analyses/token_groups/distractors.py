@@ -116,7 +116,7 @@ def run(
             draw(len(task), 2, task.seed), draw(SHOT_DRAWS * counts[-1], 2, task.seed + 1)
         )  # fmt: skip
         drawn_tasks = [
-            few_shot(base, count, pool_of_shots, seed=seed, apart="key") for count in counts
+            few_shot(base, count, pool_of_shots, seed=seed, distinct_role="key") for count in counts
         ]
     else:
         drawn_tasks = [draw(len(task), count, task.seed) for count in counts]
@@ -200,9 +200,9 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
     """
     on_asked, entropies, groups = [], [], []
     for prompts, mass in zip(sets, masses, strict=True):
-        by_row = [split(row, asked) for row, asked in zip(mass, prompts.asked_facts, strict=True)]
+        by_row = [split(row, index) for row, index in zip(mass, prompts.asked_facts, strict=True)]
         other_mass = np.stack([other_masses.sum(-1) for _, other_masses in by_row])
-        on_asked.append(np.stack([asked for asked, _ in by_row]))
+        on_asked.append(np.stack([index for index, _ in by_row]))
         parts = (on_asked[-1], other_mass, mass[..., -2], mass[..., -1])
         groups.append(
             [[float(mean(part[row].ravel())) for part in parts] for row in range(len(mass))]
@@ -211,8 +211,8 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
         entropies.append(entropy(even[..., :-2]))
     other_masses = np.stack(
         [
-            split(row, asked)[1].mean(-1)
-            for row, asked in zip(even, prompts.asked_facts, strict=True)
+            split(row, index)[1].mean(-1)
+            for row, index in zip(even, prompts.asked_facts, strict=True)
         ]
     )
     relevance = np.log2(np.maximum(on_asked[-1], LEAST) / np.maximum(other_masses, LEAST))
@@ -221,7 +221,7 @@ def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Ar
 
 
 def _per_token(prompts: Facts, mass: Array) -> Array:
-    return np.stack([prompts.per_token(row, each) for row, each in enumerate(mass)])
+    return np.stack([prompts.per_token(row, masses) for row, masses in enumerate(mass)])
 
 
 def _hide(
@@ -233,10 +233,10 @@ def _hide(
 ) -> Array:
     """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
     numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
-    for row, asked in enumerate(prompts.asked_facts):
+    for row, index in enumerate(prompts.asked_facts):
         count = len(prompts.units[row])
-        other = int(generator.choice([fact for fact in range(count) if fact != asked]))
-        hiding = ((asked, pool), (other, pool), (asked, chosen), (asked, random))
+        other = int(generator.choice([fact for fact in range(count) if fact != index]))
+        hiding = ((index, pool), (other, pool), (index, chosen), (index, random))
         edits = [(), *(prompts.hidden(row, fact, heads) for fact, heads in hiding)]
         numbers[:, row] = np.array([prompts.answer(row, edit) for edit in edits]).T
     return numbers

@@ -81,8 +81,8 @@ def run(
     """
     require(capture, NEEDS, "offsets")
     qk_rows.refuse_other(capture, "offsets")
-    known = [int(offset) for offset in capture["offset"].values]
-    if not set(OFFSETS) <= set(known):
+    offsets = [int(offset) for offset in capture["offset"].values]
+    if not set(OFFSETS) <= set(offsets):
         raise NotApplicable(
             f"capture: offsets needs the offsets −2 to 2; capture with offsets={OFFSETS}"
         )
@@ -151,9 +151,9 @@ def run(
 def _surest(means: Array, shifts: list[int]) -> tuple[Array, Array]:
     """Return the offset that a head looks at most, and the weight there (layer, head)."""
     absent = np.isnan(means).all(0)
-    known = np.where(np.isnan(means), -1.0, means)
-    at = np.asarray(shifts, dtype=float)[known.argmax(0)]
-    return np.where(absent, np.nan, at), np.where(absent, np.nan, known.max(0))
+    present = np.where(np.isnan(means), -1.0, means)
+    at = np.asarray(shifts, dtype=float)[present.argmax(0)]
+    return np.where(absent, np.nan, at), np.where(absent, np.nan, present.max(0))
 
 
 def _by_prompt(mass: xr.DataArray) -> Array:

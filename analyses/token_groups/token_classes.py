@@ -179,8 +179,8 @@ def _verdict(effect: Array, mass: Array, names: list[str], units: str) -> Verdic
         f"that can be compared; hiding them changes {amount(mean[0, best])} {units}, hiding as "
         f"many others {amount(mean[1, best])}."
     )
-    apart = differs_from_zero(over)
-    more = ", ".join(names[column] for column in compared if apart[column] and gap[column] > 0)
-    less = ", ".join(names[column] for column in compared if apart[column] and gap[column] < 0)
+    different = differs_from_zero(over)
+    more = ", ".join(names[column] for column in compared if different[column] and gap[column] > 0)
+    less = ", ".join(names[column] for column in compared if different[column] and gap[column] < 0)
     text = f"{text} More than random tokens matter: {more or 'none'}; less: {less or 'none'}"
     return causal_verdict(over, text, claimed=np.array([best]))

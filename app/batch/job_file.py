@@ -74,9 +74,9 @@ def _fields(file: MarkedFile) -> JobFields:
     fields, wrong = _valid(file, JobFields, file.data)
     if fields is None:
         data = file.data if isinstance(file.data, dict) else {}
-        known = {name: data[name] for name in data.keys() & JobFields.model_fields.keys() - wrong}
+        valid = {name: data[name] for name in data.keys() & JobFields.model_fields.keys() - wrong}
         lists: dict[str, Any] = {"models": [], "tasks": [], "analyses": []}
-        fields = JobFields.model_construct(**lists | known)
+        fields = JobFields.model_construct(**lists | valid)
     return fields
 
 
@@ -105,12 +105,12 @@ def _entries(
 def _task_options(file: MarkedFile, at: Location, task: TaskSpec) -> dict[str, Any]:
     if not task.options:
         return {}
-    known = {
+    allowed = {
         parameter.name: Option(parameter.default, "")
         for parameter in inspect.signature(tasks.load(task.task).generate).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    options = _values(file, at, f"task {task.task}", known, task.options)
+    options = _values(file, at, f"task {task.task}", allowed, task.options)
     try:
         # Every word of the lists will do: what no tokenizer can mend is found here.
         tasks.make(task.task, n=1, **options)
@@ -141,20 +141,20 @@ def _values(
     file: MarkedFile,
     at: Location,
     owner: str,
-    known: Mapping[str, Option],
+    declared: Mapping[str, Option],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Read options by name, each of the type of its default and within its bounds."""
     options = {}
     for name, value in values.items():
-        if name not in known:
-            file.add((*at, name), f"{owner}: {name!r} is unknown{near(name, known)}", name=True)
+        if name not in declared:
+            file.add((*at, name), f"{owner}: {name!r} is unknown{near(name, declared)}", name=True)
             continue
         try:
             if not isinstance(value, str | int | float):
                 raise InvalidInput(f"{name}: give one value, or leave the option out")
-            free = known[name].default is None
-            options[name] = value if free else parse(owner, known, {name: value})[name]
+            free = declared[name].default is None
+            options[name] = value if free else parse(owner, declared, {name: value})[name]
         except HeadscopeError as error:
             file.add((*at, name), f"{owner}: {error}")
     return options
@@ -163,14 +163,14 @@ def _values(
 def _names(file: MarkedFile, names: Sequence[Any]) -> dict[Location, str]:
     """Read the names of the analyses, in order; earlier names are good, too."""
     _note_twins(file, "analyses", names)
-    known: dict[Location, str] = {}
+    locations: dict[Location, str] = {}
     for index, name in enumerate(names):
         at: Location = ("analyses", index)
         if name not in {*analyses.names(), *analyses.RENAMED}:
             file.add(at, f"analyses: no {name!r}{near(str(name), analyses.names())}")
-        elif analyses.current(name) not in known.values():
-            known[at] = analyses.current(name)
-    return known
+        elif analyses.current(name) not in locations.values():
+            locations[at] = analyses.current(name)
+    return locations
 
 
 def _note_twins(file: MarkedFile, field: str, values: Sequence[Any]) -> None:

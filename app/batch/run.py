@@ -119,9 +119,9 @@ def finish(batch: BatchState) -> tuple[Record, ...]:
     records: list[Record] = []
     for group in batch.job.groups:
         by_name = {name: batch.record(group, name) for name in group.analyses}
-        known = {name: record for name, record in by_name.items() if record is not None}
-        records += known.values()
-        _report(batch, group, known)
+        complete = {name: record for name, record in by_name.items() if record is not None}
+        records += complete.values()
+        _report(batch, group, complete)
     write_text(batch.path / INDEX, index.html(batch, records))
     manifest: dict[str, Any] = {**batch.job.identity(), "not_reproducible": [LOG], "cells": records}
     write_text(batch.path / MANIFEST, pretty(manifest))

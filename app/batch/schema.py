@@ -195,8 +195,8 @@ class TaskSpec(Entry):
         """Say what it is, own prompts by their digest."""
         if self.task:
             fields = {"task", "number", "wording", "options"}
-            known = self.model_dump(include=fields, exclude_none=True, by_alias=True)
-            return {"name": self.label, **known}
+            fields_set = self.model_dump(include=fields, exclude_none=True, by_alias=True)
+            return {"name": self.label, **fields_set}
         digest = hashlib.sha256(repr(self._own).encode()).hexdigest()
         return {"name": self.label, "prompts_sha256": digest}
 
@@ -222,9 +222,9 @@ def find_model(source: str) -> None:
     place = locate(source)
     if Path(place.path).is_dir() or place.path in constructed.names():
         return
-    known = near(source, [*BUNDLED, *constructed.names()])
+    close = near(source, [*BUNDLED, *constructed.names()])
     if source.startswith("headscope/"):
-        raise InvalidInput(f"model: no {source!r} comes with headscope{known}")
+        raise InvalidInput(f"model: no {source!r} comes with headscope{close}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     name, revision = place.path, place.revision
@@ -235,5 +235,5 @@ def find_model(source: str) -> None:
     except Exception as error:
         raise InvalidInput(
             f"model: {source!r} is no folder and not in the local cache, and the hub does not "
-            f"have it or cannot be reached{known}"
+            f"have it or cannot be reached{close}"
         ) from error

@@ -113,10 +113,10 @@ class MarkedFile:
             raw = node.value if isinstance(node, yaml.ScalarNode) else ""
             unknown = detail["type"] == "extra_forbidden"
             fields = [field.alias or name for name, field in kind.model_fields.items()]
-            known = re.findall("'(.*?)'", str(context.get("expected", "")))
+            expected = re.findall("'(.*?)'", str(context.get("expected", "")))
             text = MESSAGES.get(detail["type"], "{message}").format(
                 value=where[-1] if unknown else raw or detail["input"],
-                near=near(str(where[-1]), fields) if unknown else near(raw, known),
+                near=near(str(where[-1]), fields) if unknown else near(raw, expected),
                 quoted=f"; write it in quotes, '{raw}'" if raw else "",
                 message=detail["msg"],
                 **context,
@@ -151,7 +151,7 @@ def _field(at: Location) -> str:
     return names[-1].removesuffix("s") if entry else names[-1]
 
 
-def near(name: str, known: Collection[str]) -> str:
+def near(name: str, names: Collection[str]) -> str:
     """Name what was probably meant, or all that there is.
 
     >>> near("sinkz", ("sinks", "span"))
@@ -159,5 +159,5 @@ def near(name: str, known: Collection[str]) -> str:
     >>> near("zebra", ("sinks", "span"))
     '; there are sinks, span'
     """
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"

@@ -69,8 +69,8 @@ def analyze(
     }
     named = [analyses.current(name) for name in names or ()]
     opened = run_folder.open(run)
-    known = finished(opened)
-    missing = [name for name in analyses.names() if name not in known or name in options]
+    done = finished(opened)
+    missing = [name for name in analyses.names() if name not in done or name in options]
     selected = named or [name for name in missing if every or name in options or name in quick()]
     stated: dict[str, float] = {}
     with bar(err, stated) as progress:

@@ -63,8 +63,8 @@ def batch(
     if dry_run:
         for line in preview.lines(content):
             say(line)
-        known = 0 if overwrite else batch.known
-        before = f"; {known} of them are there already" if known else ""
+        done = 0 if overwrite else batch.known
+        before = f"; {done} of them are there already" if done else ""
         say(f"nothing was written; the results would go to {out}{before}")
         return
     local = engine == "local"

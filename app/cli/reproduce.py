@@ -51,13 +51,13 @@ def reproduce(
         )
     if what in ("retrieval", "sinks"):
         record = published.scores(what)
-        known = list(record["shares" if what == "retrieval" else "rates"])
+        models = list(record["shares" if what == "retrieval" else "rates"])
         about, sources, needs = record["about"], record["sources"], ""
     else:
         circuit = published.circuit(what)
-        known = [circuit.model]
+        models = [circuit.model]
         about, sources, needs = circuit.about, circuit.sources, circuit.needs
-    model = load_model(_at_hand(what, source, known, needs))
+    model = load_model(_at_hand(what, source, models, needs))
     say(f"measuring {model.name}", err)
     if what == "retrieval":
         rows = reproduction.of_retrieval(model, number, seed)
@@ -72,18 +72,18 @@ def reproduce(
     _print(f"{about}; measured: {model.name}", rows, sources)
 
 
-def _at_hand(paper: str, source: str | None, known: Sequence[str], needs: str) -> str:
+def _at_hand(paper: str, source: str | None, expected: Sequence[str], needs: str) -> str:
     """Return the model to load, without asking the hub; refuse where none is on this machine."""
     from headscope.probes import constructed
     from headscope.probes.models.checkpoints import commit
     from headscope.probes.models.model_source import locate
 
-    for name in known if source is None else [source]:
+    for name in expected if source is None else [source]:
         place = locate(name)
         path = place.path
         if Path(path).is_dir() or path in constructed.names() or commit(path, place.revision):
             return name
-    models = " or ".join(known) if source is None else source
+    models = " or ".join(expected) if source is None else source
     raise InvalidInput(
         f"model: reproduce {paper} needs {models}, which is not on this machine; "
         + (needs or "put it into the hub's cache, or give --model a folder with its weights")
@@ -97,9 +97,9 @@ def _print(title: str, rows: Sequence[Row], sources: Sequence[str]) -> None:
     for row in rows:
         interval = "" if math.isnan(row.lower) else f"{amount(row.lower)} to {amount(row.upper)}"
         numbers = (
-            "" if math.isnan(number) else amount(number) for number in (row.published, row.ours)
+            "" if math.isnan(number) else amount(number) for number in (row.published, row.measured)
         )
-        table.add_row(row.what, *numbers, interval, row.source)
+        table.add_row(row.title, *numbers, interval, row.source)
     out.print(table)
     for source in sources:
         say(f"source: {source}")

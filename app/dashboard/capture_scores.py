@@ -21,8 +21,8 @@ def summarize(capture: xr.Dataset) -> xr.Dataset:
         values = capture[name].transpose("prompt", *GRID, "query").values
         with np.errstate(invalid="ignore"):
             # Padding holds NaN; a layer without an attention map nothing else.
-            known = np.isfinite(values).sum(-1)
-            means = np.nansum(values, -1) / np.where(known, known, np.nan)
+            present = np.isfinite(values).sum(-1)
+            means = np.nansum(values, -1) / np.where(present, present, np.nan)
         results.add_mean(
             name, GRID, means, statistic.title, statistic.units, "sequential",
             statistic.low, statistic.high,

@@ -83,10 +83,10 @@ def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]
     >>> [(example.prompt, example.position) for example in top[:2]], deciles[0].value
     ([(0, 1), (0, 2)], 0.9)
     """
-    known = np.argwhere(np.isfinite(values))
-    sizes = values[tuple(known.T)]
-    order = known[np.argsort(-sizes, kind="stable")]
-    most = -(-COUNT // max(len(np.unique(known[:, 0])), 1))
+    present = np.argwhere(np.isfinite(values))
+    sizes = values[tuple(present.T)]
+    order = present[np.argsort(-sizes, kind="stable")]
+    most = -(-COUNT // max(len(np.unique(present[:, 0])), 1))
     counts: dict[int, int] = {}
     top: list[Example] = []
     for prompt, position in order.tolist():

@@ -35,40 +35,40 @@ def open_address(screen: str) -> None:
 
 def take(
     field: str,
-    known: Sequence[Any] | None = None,
+    options: Sequence[Any] | None = None,
     default: Any = ...,
     *,
     decides: bool = False,
 ) -> None:
     """Give a widget, before it is drawn, what the address asks for, or else its default.
 
-    ``known`` are its options, the first of which is the default unless another is given; None is
+    ``options`` are its options, the first of which is the default unless another is given; None is
     free text. A list as the default is a widget of several options. The widget keeps its value
     with ``persist_state="session"``; one that is not offered any more, such as a head of another
     run, gives way to the default. ``decides`` says that what is offered elsewhere depends on it.
     """
     if default is ...:
-        default = known[0] if known else ""
+        default = options[0] if options else ""
     st.session_state[SHOWN][field] = default
     if decides:
         st.session_state[DECIDING].add(field)
     several = isinstance(default, list)
     if field in st.session_state[SAID]:
         current = st.session_state.get(field)
-        if known is not None and not several and current is not None and current not in known:
+        if options is not None and not several and current is not None and current not in options:
             st.session_state[field] = default
         return
     st.session_state[SAID][field] = st.query_params.get_all(field)
-    values = _address_values(field, known)
+    values = _address_values(field, options)
     st.session_state[field] = values if several else values[-1] if values else default
 
 
-def _address_values(field: str, known: Sequence[Any] | None) -> list[Any]:
+def _address_values(field: str, allowed: Sequence[Any] | None) -> list[Any]:
     """Read what the address asks for, and note what is not there."""
     values = st.query_params.get_all(field)
-    if known is None:
+    if allowed is None:
         return values
-    options = {str(option): option for option in known}
+    options = {str(option): option for option in allowed}
     unknown = [value for value in values if value not in options]
     names = list(options)
     shown = ", ".join(names) if len(names) <= 8 else f"{names[0]} to {names[-1]}"
@@ -164,7 +164,7 @@ def token_view(tokens: int) -> dict[str, Any]:
     allowed: dict[str, Sequence[object]] = {
         "mode": MODES, "scale": SCALES, "hide": (True,), "token": range(tokens)
     }  # fmt: skip
-    requested = {field: _address_values(field, known) for field, known in allowed.items()}
+    requested = {field: _address_values(field, options) for field, options in allowed.items()}
     bad = [field for field, values in requested.items() if field in st.query_params and not values]
     if bad:
         st.query_params.update({field: [] for field in bad})

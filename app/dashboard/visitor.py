@@ -15,8 +15,8 @@ def visitor() -> str:
     """
     token = _token(st.context.cookies.get(COOKIE, ""))
     context = get_script_run_ctx()
-    known = token or (context.session_id.encode() if context is not None else b"")
-    return hashlib.sha256(known).hexdigest()[:16]
+    identity = token or (context.session_id.encode() if context is not None else b"")
+    return hashlib.sha256(identity).hexdigest()[:16]
 
 
 def _token(cookie: str) -> bytes:

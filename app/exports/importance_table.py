@@ -65,10 +65,10 @@ def file(
     kind: str, results: Mapping[str, xr.Dataset], manifest: Mapping[str, Any], run: str
 ) -> bytes:
     """Return the table as the content of a file, with what each column is."""
-    known = rows(results)
+    ranked = rows(results)
     described = tables.columns({IMPORTANCE: results[IMPORTANCE]})
     meanings = {name.removeprefix(f"{IMPORTANCE}."): meaning for name, meaning in described.items()}
-    meanings = {name: meanings[name] for name in known.columns if name in meanings}
+    meanings = {name: meanings[name] for name in ranked.columns if name in meanings}
     about = {"model": manifest["model"], "revision": manifest["revision"], "run": run}
-    table = tables.labelled(known, meanings, about)
+    table = tables.labelled(ranked, meanings, about)
     return tables.encode_table(kind, table, {"run": dict(manifest), "columns": meanings})

@@ -120,7 +120,7 @@ def _importance(result: xr.Dataset, named: Mapping[str, list[str]]) -> Importanc
     rows = [_row(result, divmod(int(at), places.shape[1]), places, methods, named) for at in order]
     listed = [row for row in rows if row.name in important] or rows[:FEWEST]
     intact, (lower, upper) = result["intact"], viz.interval(result, "intact")
-    heads, known = places.size, len(order)
+    heads, measured = places.size, len(order)
     null = float(result["null_ablation"])
     gate, zero = (result[name].transpose(*GRID).values for name in PARTING)
     return Importance(
@@ -131,26 +131,28 @@ def _importance(result: xr.Dataset, named: Mapping[str, list[str]]) -> Importanc
         intact=viz.amount(intact),
         interval="" if lower is None or upper is None else interval_text(lower, upper),
         null=viz.amount(null) if math.isfinite(null) else "",
-        conclusion=_conclusion(n, important, known),
+        conclusion=_conclusion(n, important, measured),
         methods=tuple(METHODS[name] for name in methods),
         rows=tuple(listed[:MOST]),
         more=len(listed[MOST:]),
         agreement=_agreement(result, methods),
-        measured=f"{known} of {heads} heads were ablated" if known < heads else "",
+        measured=f"{measured} of {heads} heads were ablated" if measured < heads else "",
         parting="; ".join(parting(gate, zero)),
     )
 
 
-def _conclusion(n: int, important: list[str], known: int) -> str:
+def _conclusion(n: int, important: list[str], measured: int) -> str:
     if n < LEAST_PROMPTS:
         return (
             f"Too few prompts ({n}, of at least {LEAST_PROMPTS}) to call a head important; "
             "the largest effects are"
         )
     if not important:
-        return f"None of {known} heads is important: no mean ablation lies above the null; largest"
+        return (
+            f"None of {measured} heads is important: no mean ablation lies above the null; largest"
+        )
     heads = "1 head is" if len(important) == 1 else f"{len(important)} heads are"
-    return f"{heads} important, of {known} ablated"
+    return f"{heads} important, of {measured} ablated"
 
 
 def _row(
@@ -199,11 +201,11 @@ def agreements(
     scores = {name: np.abs(np.asarray(result[name].transpose(*GRID))).ravel() for name in methods}
     correlations: dict[tuple[str, str], tuple[float, float, float]] = {}
     for pair in combinations(methods, 2):
-        known = AGREEMENTS.get(frozenset(pair), "")
-        if known in result:
-            ends = (float(end) for end in viz.interval(result, known) if end is not None)
+        agreement = AGREEMENTS.get(frozenset(pair), "")
+        if agreement in result:
+            ends = (float(end) for end in viz.interval(result, agreement) if end is not None)
             lower, upper = (*ends, math.nan, math.nan)[:2]
-            correlations[pair] = (float(result[known]), lower, upper)
+            correlations[pair] = (float(result[agreement]), lower, upper)
             continue
         first, second = (scores[method] for method in pair)
         measured = np.isfinite(first) & np.isfinite(second)

@@ -40,8 +40,8 @@ def write_report(run: Run, out: Path | None = None) -> Path:
     results = run.results()
     if not results:
         raise InvalidInput(f"run: {run.path} has no results; headscope analyze {run.path}")
-    known = [name for name in analyses.names() if name in results]
-    ordered = {name: results[name] for name in (*known, *(set(results) - set(known)))}
+    names = [name for name in analyses.names() if name in results]
+    ordered = {name: results[name] for name in (*names, *(set(results) - set(names)))}
     more = f"headscope analyze {run.path} importance && headscope report {run.path}"
     return write_files(run.path if out is None else out, run.manifest, ordered, run.name, more=more)
 

@@ -66,13 +66,13 @@ def standing(
     if among is not None:
         values = np.where(among, values, np.nan)
     size = np.abs(values) if score.array.attrs.get("scale") == "diverging" else values
-    at_head, known = size[layer, head], int(np.isfinite(size).sum())
+    at_head, measured = size[layer, head], int(np.isfinite(size).sum())
     if not np.isfinite(at_head):
         return None
     larger, smaller = int((size > at_head).sum()), int((size < at_head).sum())
     return Standing(
-        score, float(values[layer, head]), larger + 1, known - larger - smaller, known,
-        smaller / max(known - 1, 1),
+        score, float(values[layer, head]), larger + 1, measured - larger - smaller, measured,
+        smaller / max(measured - 1, 1),
     )  # fmt: skip
 
 
@@ -115,8 +115,10 @@ def causal_sentence(
     name = viz.head_name(labelled[0], labelled[1])
     method = METHODS.get(variable, "") if analysis == IMPORTANCE else ""
     if entry is None:
-        how = str(score.array.attrs.get("convention", ""))
-        return f"{method.capitalize() or score.title} was not measured for this head ({how})."
+        convention = str(score.array.attrs.get("convention", ""))
+        return (
+            f"{method.capitalize() or score.title} was not measured for this head ({convention})."
+        )
     ends = [float(end[layer, head]) for end in (score.lower, score.upper) if end is not None]
     n = result.attrs.get("n_prompts")
     tail = f"{entry.place}; {_effect(result, score, name)} (n = {n})."
@@ -127,14 +129,14 @@ def causal_sentence(
     metric = str(result["intact"].attrs["long_name"]).removeprefix("Intact ")
     subject = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
     of = f"of {viz.amount(result['intact'])}"
-    known = bool(ends) and all(map(np.isfinite, ends))
-    if known and ends[0] <= 0 <= ends[1]:
+    measured = bool(ends) and all(map(np.isfinite, ends))
+    if measured and ends[0] <= 0 <= ends[1]:
         # A loss counts as positive there, a change of the metric reads the other way round.
         change = f"{viz.amount(-entry.value)} {interval_text(-ends[1], -ends[0])} {of}"
         head_of = f"{method.capitalize()} changes {subject} by {change}"
         return f"{head_of}: no detectable change (the 95 % interval holds 0), {tail}"
     verb = "lowers" if entry.value > 0 else "raises"
-    interval = f" {interval_text(*sorted(map(abs, ends)))}" if known else ""
+    interval = f" {interval_text(*sorted(map(abs, ends)))}" if measured else ""
     size = viz.amount(abs(entry.value))
     return f"{method.capitalize()} {verb} {subject} by {size}{interval} {of}, {tail}"
 

@@ -34,10 +34,10 @@ OTHER = "Other results"
 
 def families(results: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
     """Return the families of a report with what their analyses found, importance first."""
-    known = {name: family for family, names in analyses.families().items() for name in names}
+    by_name = {name: family for family, names in analyses.families().items() for name in names}
     grouped: dict[str, list[str]] = {}
-    for name in sorted(results, key=lambda name: (known.get(name) != FIRST, name not in known)):
-        grouped.setdefault(known.get(name, ""), []).append(name)
+    for name in sorted(results, key=lambda name: (by_name.get(name) != FIRST, name not in by_name)):
+        grouped.setdefault(by_name.get(name, ""), []).append(name)
     ordered = sorted(grouped, key=lambda family: (family != FIRST, not family, family))
     return [
         {
@@ -113,8 +113,8 @@ def _rho(first: xr.DataArray, second: xr.DataArray) -> float:
     if first.dtype.kind not in "fiu" or second.dtype.kind not in "fiu":
         return 0.0
     x, y = (np.asarray(array.values, dtype=float).ravel() for array in (first, second))
-    known = np.isfinite(x) & np.isfinite(y)
-    return float(np.nan_to_num(ranked(x[known], y[known])))
+    present = np.isfinite(x) & np.isfinite(y)
+    return float(np.nan_to_num(ranked(x[present], y[present])))
 
 
 def _findings(
@@ -152,8 +152,8 @@ def _number(result: xr.Dataset, name: str) -> tuple[str, str, str]:
 def _is_table(result: xr.Dataset, name: str) -> bool:
     """Say whether a variable has bars in groups with intervals, which are too thin to write on."""
     array = result[name]
-    known = viz.interval(result, name)[0] is not None and viz.choose(array) is bars
-    return known and array.ndim == 2 and array.size <= LISTED
+    has_interval = viz.interval(result, name)[0] is not None and viz.choose(array) is bars
+    return has_interval and array.ndim == 2 and array.size <= LISTED
 
 
 def _entries(result: xr.Dataset, name: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def check(flex: bool = False) -> list[dict[str, Any]]:
     """
     from headscope_benchmarks.bridge import model_call
 
-    ours = tuple(f"{engine}/top8" for engine in ENGINES)
+    names = tuple(f"{engine}/top8" for engine in ENGINES)
     rows = []
     for sigma, others in GATE_SIGMAS.items():
         tensors = cpu_shape(GATE_LENGTH, GATE_HEADS).inputs(sigma=sigma)
@@ -61,9 +61,9 @@ def check(flex: bool = False) -> list[dict[str, Any]]:
             if output != "entropy":
                 return rounding
             # What eager attention loses in float32 is its own affair; ours is held to the bar.
-            return ENTROPY_BOUND if name in ours else 1000 * ENTROPY_BOUND
+            return ENTROPY_BOUND if name in names else 1000 * ENTROPY_BOUND
 
-        calls = {name: baselines.make(name, *tensors) for name in (*ours, *others)}
+        calls = {name: baselines.make(name, *tensors) for name in (*names, *others)}
         if flex and sigma == 1.0:
             # What cannot be compiled is not run; the rows of times say why.
             calls |= baselines.prepare(FLEX, *tensors)[0]

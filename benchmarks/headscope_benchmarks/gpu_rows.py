@@ -143,10 +143,10 @@ def measure(
 def _check_z(name: str, z: Tensor, stock: Tensor) -> None:
     """Compare the first and the last head: an offset that overflows shows at the end."""
     for batch, head in ((0, 0), (-1, -1)):
-        ours, theirs = z[batch, head].float(), stock[batch, head].float()
-        error = float((ours - theirs).abs().max() / theirs.abs().max())
+        actual, expected = z[batch, head].float(), stock[batch, head].float()
+        error = float((actual - expected).abs().max() / expected.abs().max())
         if not error <= 2 * ROUNDED:
             raise HeadscopeError(
-                f"gate: z of {name} is {error:.2g} from torch's attention at {len(ours)} tokens; "
+                f"gate: z of {name} is {error:.2g} from torch's attention at {len(actual)} tokens; "
                 "nothing is reported"
             )

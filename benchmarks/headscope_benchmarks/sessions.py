@@ -125,8 +125,8 @@ def _settle(page: Page) -> None:
 def _leaks(page: Page, text: str, head: str) -> Iterator[str]:
     """Say what a visitor sees that is not its own, once it sees a text."""
     page.wait_for_function("document.querySelector('.st-key-text textarea')?.value")
-    seen = page.locator(".st-key-text textarea").input_value()
-    if seen != text:
-        yield f"the text of {head} is {seen!r}, not {text!r}"
+    shown = page.locator(".st-key-text textarea").input_value()
+    if shown != text:
+        yield f"the text of {head} is {shown!r}, not {text!r}"
     if not page.get_by_role("heading", name=head, exact=True).count():
         yield f"{head} is not in view at {page.url}"

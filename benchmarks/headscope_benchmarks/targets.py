@@ -257,6 +257,6 @@ def faster_forward(rows: Rows) -> dict[str, str]:
         times = row["median_ms"]
         if row["length"] >= GPU_FROM and {"fused/top8", "stock/top8"} <= times.keys():
             total = totals.setdefault(str(row["size"]), {"fused": 0.0, "stock": 0.0})
-            for way in total:
-                total[way] += times[f"{way}/top8"]
-    return {size: min(total, key=lambda way: total[way]) for size, total in totals.items()}
+            for engine in total:
+                total[engine] += times[f"{engine}/top8"]
+    return {size: min(total, key=lambda engine: total[engine]) for size, total in totals.items()}

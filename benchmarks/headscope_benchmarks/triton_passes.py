@@ -66,8 +66,8 @@ def _second(q: Tensor, k: Tensor, v: Tensor, column: str) -> Any:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         launch = _launch(q, k, v)
         outputs: dict[str, Tensor] = {}
-        for way, later in PASSES.items():
-            names = [name for name in only if way_of[name] == way]
+        for pass_name, later in PASSES.items():
+            names = [name for name in only if way_of[name] == pass_name]
             if names:
                 outputs |= later(launch, lse, names, spec)
         return outputs

@@ -30,8 +30,8 @@ def rows_of_whole(whole: DenseAttention) -> Tensor:
 
 def columns_of_whole(whole: DenseAttention) -> Tensor:
     """Add up the columns that some query may see."""
-    seen = whole.visible.any(dim=-2)
-    return torch.where(seen, whole.weights.sum(dim=-2), torch.nan)
+    attended = whole.visible.any(dim=-2)
+    return torch.where(attended, whole.weights.sum(dim=-2), torch.nan)
 
 
 def tiles_of_whole(whole: DenseAttention) -> Tensor:

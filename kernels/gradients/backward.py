@@ -41,11 +41,11 @@ def differentiate(
     assert scale is not None
     # Parts that share a KV head may run side by side: each group of heads has a sum of its own.
     groups = sorted({part.group.start for part in panels.parts()})
-    like = panels.q.new_empty(0, dtype=panels.precision)
-    grad_q = like.new_empty(panels.q.shape)
-    grad_k = like.new_zeros(len(groups), *panels.k.shape)
-    grad_v = like.new_zeros(len(groups), *panels.v.shape)
-    grad_sinks = like.new_zeros(panels.q.shape[:2])
+    empty = panels.q.new_empty(0, dtype=panels.precision)
+    grad_q = empty.new_empty(panels.q.shape)
+    grad_k = empty.new_zeros(len(groups), *panels.k.shape)
+    grad_v = empty.new_zeros(len(groups), *panels.v.shape)
+    grad_sinks = empty.new_zeros(panels.q.shape[:2])
 
     def work(part: Part, filled: Iterator[Panel]) -> None:
         heads, kv = (part.batch, part.heads), (groups.index(part.group.start), part.batch, part.kv)

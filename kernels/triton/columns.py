@@ -34,8 +34,8 @@ def tokens_of(
         part = cell % cells.parts
         within = place % CELL
         token = cell // cells.parts * cells.tile + part * cells.step + within
-        held = tl.minimum(cells.step, cells.tile - part * cells.step)
-        keep = (within < held) & (token < length)
+        width = tl.minimum(cells.step, cells.tile - part * cells.step)
+        keep = (within < width) & (token < length)
         return tl.where(keep, token, length), keep
 
 
@@ -54,7 +54,7 @@ def visit(
     # Of a product's columns a thread holds every fourth pair: eight folds add without exchange.
     FOLD: tl.constexpr = min(CELL, 8)
     WHOLE: tl.constexpr = PLAIN and not EDGE
-    query, there = tokens_of(block, terms.queries, cells, QUERIES, CELL, PLAIN)
+    query, inside = tokens_of(block, terms.queries, cells, QUERIES, CELL, PLAIN)
     rows = query_terms(terms, batch, head, query)
     real = real_queries(terms, batch, query)
     if PLAIN:
@@ -64,7 +64,7 @@ def visit(
         )
     else:
         q_tile = load_at(q, batch, head, query, real, QUERIES, SIZE, BLOCK_SIZE)
-    normalisers = load_normalisers(lse, terms, batch, head, query, there, WHOLE)
+    normalisers = load_normalisers(lse, terms, batch, head, query, inside, WHOLE)
     scores = product(k_tile, tl.trans(q_tile), PRECISION)
     x = logits(scores, query, key, rows, columns, terms, batch, head, EDGE, True)
     gap = x - normalisers[None, :]

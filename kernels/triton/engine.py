@@ -41,8 +41,8 @@ class TritonEngine:
                     launch, max_weight="max_weight" in names, entropy="entropy" in names
                 )
             results = leave(launch, first, names)
-            for way, run in PASSES.items():
-                group = [name for name in names if passes[name] == way]
+            for pass_name, run in PASSES.items():
+                group = [name for name in names if passes[name] == pass_name]
                 if group:
                     results |= run(launch, first.lse, group, self.panels.request)
             results |= self._finish(chosen, results, first)

@@ -40,8 +40,8 @@ def arguments(
     q, v, spec = launch.q, launch.v, launch.spec
     rows = q.shape[:3]
 
-    def empty(wanted: bool) -> Tensor | None:
-        return torch.empty(rows, dtype=torch.float32, device=q.device) if wanted else None
+    def empty(needed: bool) -> Tensor | None:
+        return torch.empty(rows, dtype=torch.float32, device=q.device) if needed else None
 
     return launch.arguments(chosen) | {
         "v": launch.operand(v),

@@ -41,14 +41,20 @@ def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
     chosen: dict[str, Way] = {}
     for name in names:
         left = not stock or name in STOCK
-        passes = [way for way in statistics.load(name).triton if left or way != "forward"]
+        passes = [
+            triton_pass
+            for triton_pass in statistics.load(name).triton
+            if left or triton_pass != "forward"
+        ]
         chosen[name] = passes[0] if passes else "panels"
     return chosen
 
 
-def declared(way: TritonPass) -> frozenset[str]:
+def declared(triton_pass: TritonPass) -> frozenset[str]:
     """Name the statistics that declare a pass."""
-    return frozenset(name for name in statistics.names() if way in statistics.load(name).triton)
+    return frozenset(
+        name for name in statistics.names() if triton_pass in statistics.load(name).triton
+    )
 
 
 @cache

@@ -243,8 +243,8 @@ def logits(
         table = line_of(terms.span_bias, 0, head)
         qs = along_queries(query_span, TRANSPOSED)
         ks = along_keys(key_span, TRANSPOSED)
-        there = (qs >= 0) & (ks >= 0)
-        x += tl.load(table + step(qs, terms.span_bias.token) + ks, mask=there, other=0.0)
+        valid = (qs >= 0) & (ks >= 0)
+        x += tl.load(table + step(qs, terms.span_bias.token) + ks, mask=valid, other=0.0)
     if terms.recent is not None:
         near = tl.abs(i + terms.shift - j) < tl.load(terms.recent + head)
         x = tl.where(near | (j < along_queries(first_stop, TRANSPOSED)), x, HIDDEN)

@@ -8,14 +8,14 @@ DEAD = tl.constexpr(1e30)
 
 
 @triton.jit
-def load_normalisers(lse, terms, batch, head, query, there, WHOLE: tl.constexpr):
-    """Load the base-2 normaliser of each query; ``there`` is ignored where WHOLE."""
+def load_normalisers(lse, terms, batch, head, query, valid, WHOLE: tl.constexpr):
+    """Load the base-2 normaliser of each query; ``valid`` is ignored where WHOLE."""
     line = batch.to(tl.int64) * tl.num_programs(1) + head
     pointers = lse + line * terms.queries + query
     if WHOLE:
         return tl.load(pointers)
     else:
-        return tl.load(pointers, mask=there, other=DEAD)
+        return tl.load(pointers, mask=valid, other=DEAD)
 
 
 @triton.jit

@@ -109,16 +109,16 @@ class _Session:
             if isinstance(getattr(module, name, None), int):
                 return int(getattr(module, name))
         if id(module) not in self.numbers:
-            like = [part for part in self.root.modules() if type(part) is type(module)]
-            self.numbers.update({id(part): number for number, part in enumerate(like)})
+            siblings = [part for part in self.root.modules() if type(part) is type(module)]
+            self.numbers.update({id(part): number for number, part in enumerate(siblings)})
         return self.numbers[id(module)]
 
     def on_traced(self, module: nn.Module, traced: Attention) -> Tensor:
         """Answer a module outside the interface, whose steps have been followed."""
         kind, layer = self.place(module)
-        known = to_call.fields(traced, module)
+        fields = to_call.fields(traced, module)
         return self.dispatch(
-            AttentionCall(layer=layer, module=module, softcap=None, kind=kind, **known)
+            AttentionCall(layer=layer, module=module, softcap=None, kind=kind, **fields)
         )
 
     def dispatch(self, call: AttentionCall) -> Tensor:

@@ -80,8 +80,8 @@ def run_until_layer(
     """
     model.check_lengths([len(ids)])
     if layer not in model.geometry.attending:
-        known = ", ".join(map(str, model.geometry.attending))
-        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {known}")
+        layers = ", ".join(map(str, model.geometry.attending))
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {layers}")
     for edit in edits:
         edit.check(model.geometry)
     reader = Reader(Request(stats=()), edits)

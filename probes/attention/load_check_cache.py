@@ -43,9 +43,9 @@ def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
     identity = _identity(model, source)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     file = cache_folder() / "checks" / f"{name}.json"
-    known = _read(file, identity)
-    if known is not None:
-        return replace(model, geometry=known)
+    cached = _read(file, identity)
+    if cached is not None:
+        return replace(model, geometry=cached)
     passed = load_check.inspect(model)
     # Only a geometry can be taken back from the file.
     if passed == replace(model, geometry=passed.geometry):

@@ -214,20 +214,18 @@ def pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[s
     """Return a function that reads one variable for one head and prompt."""
     place = {"prompt": prompt}
     for name, value in (("layer", layer), ("head", head)):
-        known = capture[name].values
-        if value not in known:
-            available = f"{int(known.min())} to {int(known.max())}"
+        layers = capture[name].values
+        if value not in layers:
+            available = f"{int(layers.min())} to {int(layers.max())}"
             raise InvalidInput(f"{name}: no {value} in this capture; it has {available}")
-        place[name] = int(np.flatnonzero(known == value)[0])
+        place[name] = int(np.flatnonzero(layers == value)[0])
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise InvalidInput(
             f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}"
         )
     if "attention_map" in capture.coords and not capture["attention_map"].values[place["layer"]]:
-        known = capture["layer"].values[capture["attention_map"].values]
-        raise InvalidInput(
-            f"layer: {layer} has no attention map; layers with one are {', '.join(map(str, known))}"
-        )
+        layers = ", ".join(map(str, capture["layer"].values[capture["attention_map"].values]))
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {layers}")
     if "kv_head" in capture.coords:
         group = int(capture["kv_group"].values[place["head"]])
         place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])

@@ -114,10 +114,10 @@ def _names(
     if isinstance(stats, str) or isinstance(keep, str):
         raise InvalidInput("stats, keep: give a tuple of names, such as ('entropy',)")
     stats = tuple(map(statistics.resolve, stats))
-    known = statistics.names()
+    declared = statistics.names()
     for name in stats:
-        if name not in known:
-            raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(known)}")
+        if name not in declared:
+            raise InvalidInput(f"stats: no statistic {name!r}; choose from {', '.join(declared)}")
         if name not in applicable_stats((name,), model):
             raise NotApplicable(
                 f"stats: {name} compares the places of query and key, which are tokens of two "

@@ -77,8 +77,8 @@ class Recorder:
 
         Lengths differ where the model takes padding; not with edits, which may count from the end.
         """
-        alike = bool(self.options.edits)
-        rows, self.padding = grouped(self.model, self.prompts, tokens, alike=alike)
+        same_length = bool(self.options.edits)
+        rows, self.padding = grouped(self.model, self.prompts, tokens, same_length=same_length)
         return rows
 
     def scan_layers(self) -> None:
@@ -174,7 +174,7 @@ def pad(
 
 
 def grouped(
-    model: Model, prompts: Prompts, tokens: int, *, alike: bool
+    model: Model, prompts: Prompts, tokens: int, *, same_length: bool
 ) -> tuple[list[list[int]], str]:
     """Group prompts into batches, and say where they are padded: ``right``, or ``none``.
 
@@ -182,7 +182,7 @@ def grouped(
     """
     ids = prompts.ids
     lengths = {len(prompt) for prompt in ids}
-    mixed = len(lengths) > 1 and not alike and model.attention == "self"
+    mixed = len(lengths) > 1 and not same_length and model.attention == "self"
     switch = model.rope_switch if mixed else None
     # Padded beyond the switch, a short prompt would be read with the frequencies of long ones.
     mixed = mixed and (switch is None or max(lengths) <= switch)

@@ -117,11 +117,13 @@ def _of_task(
             "or a task with roles"
         )
     tokens = prompts.encoded.roles
-    known = list(dict.fromkeys(name for by_role in tokens for name in by_role))
-    names = [roles] if isinstance(roles, str) else known if roles is None else list(roles)
+    all_roles = list(dict.fromkeys(name for by_role in tokens for name in by_role))
+    names = [roles] if isinstance(roles, str) else all_roles if roles is None else list(roles)
     for name in names:
-        if name not in known:
-            raise InvalidInput(f"spans: no role {name!r}; choose from {', '.join(known) or 'none'}")
+        if name not in all_roles:
+            raise InvalidInput(
+                f"spans: no role {name!r}; choose from {', '.join(all_roles) or 'none'}"
+            )
     return names, [
         [tuple(sorted(set(by_role.get(name, ())))) for by_role in tokens] for name in names
     ]

@@ -69,9 +69,9 @@ class HandSet:
         }  # fmt: skip
         self._at: dict[str, dict[str, int]] = {}
         width = 0
-        for space, known in labels.items():
-            self._at[space] = {label: width + at for at, label in enumerate(known)}
-            width += len(known)
+        for space, names in labels.items():
+            self._at[space] = {label: width + at for at, label in enumerate(names)}
+            width += len(names)
         self.size = math.ceil(width / heads)
         config = GPT2Config(
             vocab_size=len(self.words), n_positions=max(128, places), n_embd=heads * self.size,
@@ -88,8 +88,8 @@ class HandSet:
 
     def at(self, space: str, labels: Iterable[str | int] | None = None) -> list[int]:
         """Return the coordinates of some labels of a space, of all without them."""
-        known = self._at[space]
-        return [known[str(label)] for label in (known if labels is None else labels)]
+        indices = self._at[space]
+        return [indices[str(label)] for label in (indices if labels is None else labels)]
 
     def pairs(
         self, query: str, key: str, labels: Iterable[str], strength: float = SHARP

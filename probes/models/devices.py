@@ -30,13 +30,13 @@ def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight once, by name; offloaded ones are read one after the other."""
     # Offloaded, what is tied looks like two weights.
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
-    seen: set[int] = set()
+    counted: set[int] = set()
     for name, weight in module.named_parameters():
         if weight.is_meta:
             if name not in tied:
                 yield name, _offloaded(module, name)
-        elif weight.data_ptr() not in seen:
-            seen.add(weight.data_ptr())
+        elif weight.data_ptr() not in counted:
+            counted.add(weight.data_ptr())
             yield name, weight
 
 

@@ -30,8 +30,8 @@ STATES = ("key_value_states", "encoder_hidden_states")
 def choose(module: Any, attention: str) -> str:
     """Refuse an attention that a model does not have."""
     paired = bool(module.config.is_encoder_decoder)
-    known = KINDS if paired else (SELF,)
-    if attention in known:
+    kinds = KINDS if paired else (SELF,)
+    if attention in kinds:
         return attention
     name = type(module).__name__
     if paired:

@@ -24,8 +24,8 @@ def converted_folder(file: Path) -> Path:
     It is named by the path, the size and the time of the file, so that a changed file is converted
     again.
     """
-    known = file.resolve().stat()
-    key = f"{file.resolve()} {known.st_size} {known.st_mtime_ns}"
+    status = file.resolve().stat()
+    key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return cache_folder() / "models" / f"{file.stem}-{digest}"
 

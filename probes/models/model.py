@@ -220,11 +220,11 @@ class Model:
         if self.tokenizer is None:
             return [str(int(token)) for token in ids]
         ids = [int(token) for token in ids]
-        known = {token: self._word(token) for token in set(ids)}
+        by_id = {token: self._word(token) for token in set(ids)}
         words: list[str] = []
         while len(words) < len(ids):
             at = len(words)
-            if (word := known[ids[at]]) is not None:
+            if (word := by_id[ids[at]]) is not None:
                 words.append(word)
                 continue
             # A character has four bytes at most.

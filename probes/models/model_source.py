@@ -83,16 +83,18 @@ def locate(source: str | os.PathLike[str]) -> ModelSource:
         if name in BUNDLED:
             raise InvalidInput(f"model: {name} has no weights in this installation; reinstall it")
         raise InvalidInput(f"model: the folder {name} {_contents(folder)}")
-    known = variants(folder)
-    if checkpoint is None and (not known or _has_main_weights(folder)):
+    available = variants(folder)
+    if checkpoint is None and (not available or _has_main_weights(folder)):
         return ModelSource(str(folder), name)
-    if not known:
+    if not available:
         raise InvalidInput(
             f"model: {name} is one model, without checkpoints; leave out '@{checkpoint}'"
         )
-    chosen = known[-1] if checkpoint is None else checkpoint
-    if chosen not in known:
-        raise InvalidInput(f"model: {name} has no checkpoint {chosen!r}; it has {listed(known)}")
+    chosen = available[-1] if checkpoint is None else checkpoint
+    if chosen not in available:
+        raise InvalidInput(
+            f"model: {name} has no checkpoint {chosen!r}; it has {listed(available)}"
+        )
     return ModelSource(str(folder), f"{name}@{chosen}", variant=chosen)
 
 

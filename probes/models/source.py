@@ -45,8 +45,8 @@ def fetch(
     if gguf is not None:
         convert(gguf, Path(place))
     spread = device == "auto"
-    wanted = None if spread else device
-    target = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    requested = None if spread else device
+    target = torch.device(requested or ("cuda" if torch.cuda.is_available() else "cpu"))
     default = torch.float32 if target.type == "cpu" else "auto"
     kind = default if dtype is None else _dtype(dtype)
     if place in constructed.names():
@@ -102,8 +102,8 @@ def fetch(
         module.get_parameter(name).zero_()
     if tokenizer is None:
         tokenizer = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
-    known = "" if Path(place).is_dir() else commit(place, revision)
-    return module, tokenizer, name, known or fingerprint(module)
+    revision_id = "" if Path(place).is_dir() else commit(place, revision)
+    return module, tokenizer, name, revision_id or fingerprint(module)
 
 
 def _class(config: Any) -> Any:
@@ -188,9 +188,9 @@ def _reach(name: str, field: str = "model", revision: str | None = None) -> None
         HfApi().model_info(name, revision=revision, timeout=5)
     except RevisionNotFoundError as error:
         refs = HfApi().list_repo_refs(name)
-        known = [ref.name for ref in (*refs.branches, *refs.tags)]
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
         raise InvalidInput(
-            f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(known)}"
+            f"{missing} {name} has no revision {revision!r} on the hub; it has {listed(names)}"
         ) from error
     except RepositoryNotFoundError as error:
         raise InvalidInput(f"{missing} the hub has no model of that name") from error

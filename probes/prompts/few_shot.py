@@ -20,7 +20,7 @@ SHOT = "shot"
 
 
 def few_shot(
-    task: Task, shots: int, pool: Task | None = None, *, seed: int = 0, apart: str = ""
+    task: Task, shots: int, pool: Task | None = None, *, seed: int = 0, distinct_role: str = ""
 ) -> Task:
     """Put solved prompts before each prompt of a task; the role ``shot`` says where they stand.
 
@@ -34,7 +34,7 @@ def few_shot(
         Where shots come from; None takes the other prompts of the task.
     seed
         Seed of the draw.
-    apart
+    distinct_role
         A role; no two prompts that have a text of this role in common are put together.
 
     Examples
@@ -53,12 +53,12 @@ def few_shot(
         if not isinstance(prompt.clean, str):
             raise NotApplicable(f"shots: the prompts of {task.name} are token ids, not text")
         chosen: list[Prompt] = []
-        used = _texts(prompt, apart)
+        used = _texts(prompt, distinct_role)
         others = [other for other in (pool or task).prompts if other is not prompt]
         for example in rng.sample(others, len(others)):
-            if len(chosen) < shots and not used & _texts(example, apart):
+            if len(chosen) < shots and not used & _texts(example, distinct_role):
                 chosen.append(example)
-                used |= _texts(example, apart)
+                used |= _texts(example, distinct_role)
         if len(chosen) < shots:
             raise NotApplicable(
                 f"shots: {len(chosen)} of {shots} can be had for a prompt of {task.name}; "
@@ -81,23 +81,25 @@ def _solved(prompt: Prompt) -> str:
 
 def _behind(prompt: Prompt, shots: Sequence[Prompt], end: str) -> Prompt:
     """Return a prompt behind solved ones, with its questions and roles where they stand now."""
-    lead, spans = "", []
+    prefix, spans = "", []
     for shot in shots:
         text = f"{_solved(shot)}{end}"
-        spans.append((len(lead), len(lead) + len(text)))
-        lead += text if text[-1].isspace() else f"{text} "
+        spans.append((len(prefix), len(prefix) + len(text)))
+        prefix += text if text[-1].isspace() else f"{text} "
 
     def moved(span: Span) -> Span:
-        return span[0] + len(lead), span[1] + len(lead)
+        return span[0] + len(prefix), span[1] + len(prefix)
 
     questions = tuple(
-        replace(question, at=question.at + len(lead), evidence=tuple(map(moved, question.evidence)))
+        replace(
+            question, at=question.at + len(prefix), evidence=tuple(map(moved, question.evidence))
+        )
         for question in prompt.questions
     )
     roles = {role: tuple(map(moved, places)) for role, places in prompt.roles.items()}
     return Prompt(
-        f"{lead}{prompt.clean}",
-        f"{lead}{prompt.corrupted}",
+        f"{prefix}{prompt.clean}",
+        f"{prefix}{prompt.corrupted}",
         questions,
         {**roles, SHOT: tuple(spans)} if spans else roles,
         tuple((moved(before), moved(after)) for before, after in prompt.changes),

@@ -166,8 +166,8 @@ def encode_prompt(
 
 def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None) -> _Encoded:
     """Put the special tokens of a text around token ids."""
-    lead, trail = special_ends(tokenizer, bos)
-    shift = len(lead)
+    start, end = special_ends(tokenizer, bos)
+    shift = len(start)
 
     def positions(span: Span) -> Positions:
         return tuple(range(span[0] + shift, span[1] + shift))
@@ -182,7 +182,7 @@ def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None) -
         for question in prompt.questions
     )
     ids, corrupted = (
-        (*lead, *map(int, content), *trail) for content in (prompt.clean, prompt.corrupted)
+        (*start, *map(int, content), *end) for content in (prompt.clean, prompt.corrupted)
     )
     spans = {role: tuple(map(positions, places)) for role, places in prompt.roles.items()}
     return ids, corrupted, questions, spans

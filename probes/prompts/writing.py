@@ -44,8 +44,8 @@ class Writer:
         where each field stands, and the piece itself as ``whole``.
         """
         spans: dict[str, Span] = {}
-        apart = self.clean[-1:].isspace() or template[:1].isspace() or template[:1] in GLUED
-        if template and self.clean and not apart:
+        separated = self.clean[-1:].isspace() or template[:1].isspace() or template[:1] in GLUED
+        if template and self.clean and not separated:
             self._append(" ", " ")
         start = self._start = self.end
         for text, name, _, _ in Formatter().parse(template):

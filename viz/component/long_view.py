@@ -79,8 +79,8 @@ def long_view(
         ends = zip(("queries", "keys"), drawn["first"], sizes, strict=True)
         view_state = {name: [first, first + size] for name, first, size in ends} | view_state
     _check(view_state, length)
-    known = {"layer", "head"} <= set(overview.coords)
-    name = head_name(*(overview[dim].item() for dim in ("layer", "head"))) if known else ""
+    has_head = {"layer", "head"} <= set(overview.coords)
+    name = head_name(*(overview[dim].item() for dim in ("layer", "head"))) if has_head else ""
     return View(
         "long_view",
         {
@@ -122,9 +122,9 @@ def _margin(overview: xr.Dataset, name: str, length: int, tile: int) -> str | No
     values, starts = finite(overview[name])[:length], np.arange(0, length, tile)
     if name == "received":
         return packed(codes(np.fmax.reduceat(values, starts)), "<u2")
-    known = np.add.reduceat(np.isfinite(values).astype(float), starts)
+    counts = np.add.reduceat(np.isfinite(values).astype(float), starts)
     with np.errstate(invalid="ignore"):
-        mean = np.add.reduceat(np.nan_to_num(values), starts) / known
+        mean = np.add.reduceat(np.nan_to_num(values), starts) / counts
     # An entropy can be a rounding error below 0.
     return packed(codes(np.maximum(mean, 0)), "<u2")
 

@@ -52,10 +52,10 @@ def relevance_view(
     array = relevance.transpose("explainer", "query")
     rows = []
     for name, values in zip(array["explainer"].values.tolist(), array.values, strict=True):
-        known = np.isfinite(values)
-        if not known.any():
+        present = np.isfinite(values)
+        if not present.any():
             continue
-        largest = float(np.abs(values[known]).max()) or 1.0
+        largest = float(np.abs(values[present]).max()) or 1.0
         shares = [
             round(float(value) / largest, 3) if np.isfinite(value) else None for value in values
         ]

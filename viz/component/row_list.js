@@ -46,7 +46,7 @@ class RowList {
     const node = element("div", { class: "row", role: "option", id: `row-${at}`, "aria-selected": picked }, group);
     this.nodes.push(node);
     if (row.hint) node.title = row.hint;
-    element("span", { class: "lead" }, node, row.lead);
+    element("span", { class: "prefix" }, node, row.prefix);
     if (row.name) element("b", {}, node, row.name);
     if (row.share !== null) {
       const meter = element("span", { class: "meter", "aria-hidden": "true" }, node);

@@ -16,7 +16,7 @@ class Row:
     """
 
     id: Any
-    lead: str
+    prefix: str
     tail: str = ""
     name: str = ""
     share: float | None = None

@@ -95,10 +95,10 @@ def in_order(maps: xr.DataArray) -> xr.DataArray:
 def trimmed(maps: xr.DataArray) -> npt.NDArray[np.float64]:
     """Return the values without the padding at the end, where no head has any."""
     values = finite(maps)
-    known = np.asarray(np.isfinite(values).any(axis=(0, 1)))
-    if not known.any():
+    present = np.asarray(np.isfinite(values).any(axis=(0, 1)))
+    if not present.any():
         raise InvalidInput("maps: no head has a value")
-    rows, columns = (np.flatnonzero(known.any(axis=axis))[-1] + 1 for axis in (1, 0))
+    rows, columns = (np.flatnonzero(present.any(axis=axis))[-1] + 1 for axis in (1, 0))
     return values[..., :rows, :columns]
 
 

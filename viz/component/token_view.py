@@ -83,8 +83,8 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
     >>> codes(np.array([0.0, 1e-40, 0.25, 1.0, np.nan])).tolist()
     [0, 1, 35251, 36001, 65535]
     """
-    known = np.isfinite(weights)
-    positive = known & (weights > 0)
+    present = np.isfinite(weights)
+    positive = present & (weights > 0)
     safe = np.where(positive, np.maximum(weights, SMALLEST), 1.0)
     exponents = np.floor(np.log10(safe))
     digits = np.rint(safe / 10.0**exponents * 100)
@@ -94,16 +94,16 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
     )
     digits = np.rint(safe / 10.0**places * 100)
     numbers = np.where(positive, (places + 40) * DIGITS + digits - 99, 0)
-    return np.where(known, numbers, MISSING).astype(np.uint16)
+    return np.where(present, numbers, MISSING).astype(np.uint16)
 
 
 def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]:
     for name, value in (state or {}).items():
-        known: dict[str, tuple[Any, ...]] = {
+        fields: dict[str, tuple[Any, ...]] = {
             "mode": MODES, "scale": SCALES, "hide": (True, False), "token": (value,)
         }  # fmt: skip
-        if value not in known.get(name, ()):
-            raise InvalidInput(f"state: no {name!r} of {value!r}; it has {known}")
+        if value not in fields.get(name, ()):
+            raise InvalidInput(f"state: no {name!r} of {value!r}; it has {fields}")
     if set(array.dims) != {"query", "key"}:
         raise InvalidInput(
             f"pattern: a token view has dims query and key, not {array.dims}; select one prompt"
@@ -143,9 +143,9 @@ def _words(array: xr.DataArray, dim: str, name: str) -> list[str] | None:
 
 
 def _head(array: xr.DataArray) -> str:
-    known = {"layer", "head"} <= set(array.coords)
+    has_head = {"layer", "head"} <= set(array.coords)
     return (
         f"Attention of {head_name(*(array[dim].item() for dim in ('layer', 'head')))}"
-        if known
+        if has_head
         else "Attention"
     )

@@ -28,13 +28,13 @@ def kinds() -> dict[str, type[Edit]]:
     """
     from headscope.probes.interventions.base import KINDS
 
-    known = {}
+    classes = {}
     for name, kind in KINDS.items():
         widgets = [_kind_of(hint) for hint in _hints(kind).values()]
         # An edit of some heads names them, or has a number for each.
         if all(widgets) and (_names_heads(kind) or GATES in widgets):
-            known[name] = kind
-    return dict(sorted(known.items(), key=lambda item: (len(_hints(item[1])), item[0])))
+            classes[name] = kind
+    return dict(sorted(classes.items(), key=lambda item: (len(_hints(item[1])), item[0])))
 
 
 def title(kind: type[Edit]) -> str:

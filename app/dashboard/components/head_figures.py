@@ -95,13 +95,13 @@ def scatter(
         ]
     )
     sides = [side.transpose("layer", "head").values.astype(float) for side in (across, up)]
-    known = np.isfinite(sides[0]) & np.isfinite(sides[1])
-    x, y = (side[known] for side in sides)
-    labels, layers = names[known], np.nonzero(known)[0]
+    present = np.isfinite(sides[0]) & np.isfinite(sides[1])
+    x, y = (side[present] for side in sides)
+    labels, layers = names[present], np.nonzero(present)[0]
     is_picked = labels == picked
     units = [str(side.attrs.get("units", "")) for side in (across, up)]
     figure = go.Figure()
-    if diagonal and known.any():
+    if diagonal and present.any():
         ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
         line = {"dash": "dot", "color": "#8a929c"}
         figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip")

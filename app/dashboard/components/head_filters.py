@@ -38,15 +38,15 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
     """Ask which heads to look at; returns their grid, or None for all."""
     kinds = collect(results)
     grid = next(iter(scores.values())).array
-    known = {kind.stage for kind in kinds.values()}
-    stages = [stage for stage in (*STAGES, NO_STAGE) if stage in known]
+    all_stages = {kind.stage for kind in kinds.values()}
+    stages = [stage for stage in (*STAGES, NO_STAGE) if stage in all_stages]
     names = _names(grid)
     offered = evidence(scores, names.size)
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
         types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
         served = _ask("Stage", "stage", stages, SURVEY)
         methods = sorted({kind.method for kind in kinds.values()})
-        ways = _ask("Method", "method", methods, f"How the heads were named. {SURVEY}")
+        chosen_methods = _ask("Method", "method", methods, f"How the heads were named. {SURVEY}")
         state.take("evidence", offered, None)
         shown = st.segmented_control(
             "Evidence", offered, key="evidence", persist_state="session",
@@ -55,10 +55,10 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         few = [key for key, score in scores.items() if score.has_too_few]
         if few:
             st.caption(f"{TOO_FEW} for {', '.join(few)}: {LEAST_PROMPTS} or more can tell")
-        if not (types or served or ways or shown):
+        if not (types or served or chosen_methods or shown):
             return None
         among = np.ones(names.shape, dtype=bool)
-        for selected, field in ((types, "name"), (served, "stage"), (ways, "method")):
+        for selected, field in ((types, "name"), (served, "stage"), (chosen_methods, "method")):
             if selected:
                 heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in selected]
                 among &= np.isin(names, list(frozenset().union(*heads)))

@@ -21,8 +21,8 @@ def draw(
     """Draw a table for each analysis, folded but for that of the chosen score."""
     st.caption(score_picker.LEGEND)
     if not any(score.is_causal for score in scores.values()):
-        how = "; `headscope analyze RUN importance` measures them"
-        st.info(f"No causal score in this run{how if scores_answers(capture) else ''}.")
+        hint = "; `headscope analyze RUN importance` measures them"
+        st.info(f"No causal score in this run{hint if scores_answers(capture) else ''}.")
     grouped = groupby(scores.values(), key=lambda score: score.key.split(".", 1)[0])
     tables = [
         (name, sorted(members, key=lambda score: not score.is_causal)) for name, members in grouped

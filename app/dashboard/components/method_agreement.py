@@ -132,10 +132,10 @@ def _against(
         st.info("Choose two different methods.")
         return
     sides = [result[method].transpose(*GRID) for method in pair]
-    apart = parting(sides[0].values, sides[1].values, NAMED)
+    differing = parting(sides[0].values, sides[1].values, NAMED)
     figure = head_figures.scatter(
         sides[0], sides[1], [METHODS[method] for method in pair],
-        [text.split()[0] for text in apart], picked,
+        [text.split()[0] for text in differing], picked,
     )  # fmt: skip
     picked_head.chart(
         figure,
@@ -147,6 +147,6 @@ def _against(
     count = int((np.isfinite(sides[0].values) & np.isfinite(sides[1].values)).sum())
     st.markdown(
         f"ρ = **{viz.amount(rho)}** {interval_text(*ends)} over {count} heads. "
-        f"They disagree most at {', '.join(apart) or 'no head'} (ranks by {METHODS[across]} and by "
-        f"{METHODS[up]})."
+        f"They disagree most at {', '.join(differing) or 'no head'} (ranks by {METHODS[across]} "
+        f"and by {METHODS[up]})."
     )

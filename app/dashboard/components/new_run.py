@@ -66,9 +66,9 @@ def draw(place: Path) -> None:
 
 def _model() -> str:
     """Ask for the model; "" while there is none that can be loaded."""
-    known = [*BUNDLED, *packaged.PACKAGED, *constructed.names(), OTHER]
-    state.take("new_model", known)
-    chosen = st.selectbox("Model", known, key="new_model", persist_state="session")
+    models = [*BUNDLED, *packaged.PACKAGED, *constructed.names(), OTHER]
+    state.take("new_model", models)
+    chosen = st.selectbox("Model", models, key="new_model", persist_state="session")
     if chosen == OTHER:
         path = st.text_input(
             "Folder, GGUF file or hub name", key="new_path", persist_state="session",

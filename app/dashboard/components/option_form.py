@@ -27,8 +27,8 @@ def _widget(key: str, label: str, option: Option) -> Any:
     choices = [bound.choices for bound in option.bounds if isinstance(bound, OneOf)]
     shared: dict[str, Any] = {"key": key, "help": text, "persist_state": "session"}
     if choices:
-        known = sorted(choices[0])
-        return st.selectbox(plain(label), known, index=known.index(default), **shared)
+        words = sorted(choices[0])
+        return st.selectbox(plain(label), words, index=words.index(default), **shared)
     if isinstance(default, bool):
         return st.checkbox(plain(label), default, **shared)
     if isinstance(default, str):

@@ -36,19 +36,19 @@ class Built(NamedTuple):
 def draw(key: cache.RunKey, name: str) -> None:
     """Ask for the sections, build the report of them, and offer what was built."""
     results = cache.run(key)[2]
-    known = [
+    names = [
         section
         for section, result in results.items()
         if section != capture_scores.NAME and "skipped" not in result.attrs
     ]
     chosen = st.multiselect(
-        "Sections", known, default=known, key="sections", persist_state="session",
+        "Sections", names, default=names, key="sections", persist_state="session",
         help="The answer comes first; it follows importance where that is among them.",
     )  # fmt: skip
     if st.button(
         "Build the report", key="build_report", icon=":material/summarize:", disabled=not chosen
     ):
-        job_tray.submit(building(key, [section for section in known if section in chosen]))
+        job_tray.submit(building(key, [section for section in names if section in chosen]))
     job = QUEUE.last(visitor(), KIND, key.path)
     if job is not None and job.state == FAILED:
         error(job.error)

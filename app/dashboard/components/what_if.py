@@ -120,8 +120,8 @@ def _ask(
 def _listed(values: Mapping[str, Any]) -> str:
     """List the fields of an edit that the user has filled in."""
     filled = ((name, value) for name, value in values.items() if value not in (None, ""))
-    known = ", ".join(f"{name} {value}" for name, value in filled)
-    return f" ({known})" if known else ""
+    listed = ", ".join(f"{name} {value}" for name, value in filled)
+    return f" ({listed})" if listed else ""
 
 
 def _ids(key: cache.RunKey, capture: xr.Dataset) -> Any:

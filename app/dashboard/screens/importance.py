@@ -105,8 +105,8 @@ def _heads(
     with st.container(key="stack_ranked"):
         left, right = st.columns([3, 2], gap="medium")
     units = str(result[MAIN].attrs["units"])
-    known = table[table[MAIN].notna()]
-    shown = known[(np.arange(len(known)) < int(top or 0)) | (known["name"] == picked)]
+    ranked = table[table[MAIN].notna()]
+    shown = ranked[(np.arange(len(ranked)) < int(top or 0)) | (ranked["name"] == picked)]
     with left:
         st.subheader("Ranked by mean ablation")
         figure = head_figures.dots(shown, MAIN, units, float(result["null_ablation"]), picked)
@@ -134,11 +134,11 @@ def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: st
     """Say what every method says of the picked head."""
     [row] = table[table["name"] == picked].to_dict("records")
     st.subheader(picked)
-    known = int(table["rank"].notna().sum())
+    ranked = int(table["rank"].notna().sum())
     place = ""
     if not pd.isna(row["rank"]):
         tied = int((table["rank"] == row["rank"]).sum())
-        place = f", {ordinal(int(row['rank']), tied)} of {known}"
+        place = f", {ordinal(int(row['rank']), tied)} of {ranked}"
     st.markdown(f"**{row['verdict']}**{place}")
     why = importance_table.VERDICTS[row["verdict"]]
     st.caption(plain(f"{why[0].upper()}{why[1:]}."))

@@ -151,8 +151,8 @@ def _grid(
     timeline: xr.Dataset, score: str, point: str, at: tuple[int, int], names: list[list[str]]
 ) -> None:
     array = timeline[score].isel({DIM: timeline[DIM].values.tolist().index(point)})
-    known = timeline[score].attrs
-    low, high = (float(known.get(end, value)) for end, value in
+    attrs = timeline[score].attrs
+    low, high = (float(attrs.get(end, value)) for end, value in
                  (("low", timeline[score].min()), ("high", timeline[score].max())))  # fmt: skip
     array.attrs |= {"low": low, "high": high}
     lower, upper = viz.interval(timeline, score)

@@ -72,8 +72,8 @@ class Attention:
         def part(tensor: Tensor) -> Tensor:
             if tensor.shape[0] not in (1, batch * heads):
                 raise Unknown(f"view: a bias of shape {tuple(tensor.shape)} is not known")
-            alike = tensor.shape[0] == 1
-            return tensor[None] if alike else tensor.reshape(batch, heads, *tensor.shape[1:])
+            broadcast = tensor.shape[0] == 1
+            return tensor[None] if broadcast else tensor.reshape(batch, heads, *tensor.shape[1:])
 
         bias = None if self.bias is None else part(self.bias[(None,) * (3 - self.bias.ndim)])
         query, key = (
@@ -185,8 +185,8 @@ class Scores(SymbolicTensor):
     def do_view(self, scores: Any, *sizes: Any) -> Scores:
         """Part batch and head, or join them."""
         shape = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        known = torch.Size(size for size in shape if size != -1).numel()
-        shape = [self.numel() // known if size == -1 else size for size in shape]
+        size_given = torch.Size(size for size in shape if size != -1).numel()
+        shape = [self.numel() // size_given if size == -1 else size for size in shape]
         if shape == list(self.shape):
             return self
         if self.ndim == 3 and len(shape) == 4 and shape[2:] == list(self.shape[1:]):

@@ -73,9 +73,9 @@ def _product(receive: Any, left: Tensor, right: Tensor) -> Scores | None:
     """Take a product of two tensors of many matrices for that of queries and keys."""
     if left.ndim != right.ndim or left.ndim not in (3, 4):
         return None
-    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     attention = Attention(query=left, key=right.transpose(-1, -2))
-    shape = (*lead, left.shape[-2], right.shape[-1])
+    shape = (*batch, left.shape[-2], right.shape[-1])
     return Scores.of(attention, receive, shape, left.dtype)
 
 

@@ -101,16 +101,16 @@ def make(
     module = load(os.fspath(name))
     if n < 1:
         raise InvalidInput(f"n: {n} prompts asked for; ask for at least 1")
-    known = [
+    allowed = [
         parameter.name
         for parameter in inspect.signature(module.generate).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
     for option in options:
-        if option not in known:
+        if option not in allowed:
             raise InvalidInput(
                 f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
-                f"it has {', '.join(known) or 'none'}"
+                f"it has {', '.join(allowed) or 'none'}"
             )
     words = Vocabulary(tokenizer, vocab_size, register or _REGISTER.get())
     prompts = tuple(module.generate(n, seed, words, **options))

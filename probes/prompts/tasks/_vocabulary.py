@@ -97,14 +97,14 @@ class Vocabulary:
         else:
             group = max((1, *sizes.values()), key=list(sizes.values()).count)
             for size in (1, group):
-                alike = tuple(word for word in words if sizes[word] == size)
-                if len(alike) >= max(ENOUGH, least):
-                    words = alike
+                of_size = tuple(word for word in words if sizes[word] == size)
+                if len(of_size) >= max(ENOUGH, least):
+                    words = of_size
                     break
         if len(words) < least:
-            known = "known to this tokenizer" if self._whole_words else "in the list"
+            where = "known to this tokenizer" if self._whole_words else "in the list"
             raise NotApplicable(
-                f"words: {len(words)} of kind {'+'.join(chosen)} are {known}, the task needs "
+                f"words: {len(words)} of kind {'+'.join(chosen)} are {where}, the task needs "
                 f"{least}; ask for less or use another tokenizer"
             )
         return words
@@ -118,8 +118,8 @@ class Vocabulary:
         texts = tokenize(self._tokenizer, [f"a {word}" for word in words])
         for word, text in zip(words, texts, strict=True):
             places = text.positions((2, 2 + len(word)))
-            known = unknown is None or unknown not in [text.ids[place] for place in places]
-            sizes[word] = len(places) if known else 0
+            in_vocabulary = unknown is None or unknown not in [text.ids[place] for place in places]
+            sizes[word] = len(places) if in_vocabulary else 0
         return sizes
 
     def at_start(self, token: int) -> int:
@@ -193,11 +193,11 @@ class Vocabulary:
 def _ordinary(tokenizer: Any) -> dict[str, int]:
     """Return the tokens that text is made of: name to id."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    apart = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     return {
         raw: token
         for raw, token in vocabulary.items()
-        if token not in apart and not UNUSED.fullmatch(raw) and not SPACES.fullmatch(raw)
+        if token not in special and not UNUSED.fullmatch(raw) and not SPACES.fullmatch(raw)
     }
 
 

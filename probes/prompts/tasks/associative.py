@@ -62,20 +62,20 @@ def generate(
     pairs = (4 if words.plain else 2) if pairs is None else pairs
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
-    wording, known = NATURAL, list(CAPITALS)
+    wording, partners = NATURAL, list(CAPITALS)
     if words.plain:
         keys = set(words.take("keys"))
-        wording, known = PLAIN, [pair for pair in PARTNERS if keys.issuperset(pair)]
-    if len(known) < pairs:
+        wording, partners = PLAIN, [pair for pair in PARTNERS if keys.issuperset(pair)]
+    if len(partners) < pairs:
         raise NotApplicable(
-            f"pairs: {len(known)} pairs of partners are known to this tokenizer, the task "
+            f"pairs: {len(partners)} pairs of partners are known to this tokenizer, the task "
             f"needs {pairs}; ask for less or use another tokenizer"
         )
     values = words.take("values", least=2 * pairs)
     rng = random.Random(f"associative {seed}")
 
     def draw(_: int) -> Prompt:
-        chosen = [rng.sample(pair, 2) for pair in rng.sample(known, pairs)]
+        chosen = [rng.sample(pair, 2) for pair in rng.sample(partners, pairs)]
         drawn = rng.sample(values, 2 * pairs)
         stated, changed = drawn[:pairs], drawn[pairs:]
         facts = list(zip([key for key, _ in chosen], stated, changed, strict=True))

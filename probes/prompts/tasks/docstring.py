@@ -56,20 +56,23 @@ def generate(
 
     def draw(_: int) -> Prompt:
         name, *drawn = rng.sample(named, least)
-        known, others, wrong = drawn[:ARGUMENTS], drawn[ARGUMENTS:-2], drawn[-2:]
-        corrupted = others if corruption == "random" else known
+        described, others, wrong = drawn[:ARGUMENTS], drawn[ARGUMENTS:-2], drawn[-2:]
+        corrupted = others if corruption == "random" else described
         writer = Writer()
-        fills = {str(at): pair for at, pair in enumerate(zip(known, corrupted, strict=True))}
+        fills = {str(at): pair for at, pair in enumerate(zip(described, corrupted, strict=True))}
         about = dict(zip("abc", rng.sample(descriptors, 3), strict=True))
         # A template takes no more than it has fields for.
         spans = writer.write(DEFINITION[register], name=name, **fills, **about)
         roles = {"defined": [spans[str(at)] for at in range(ARGUMENTS)], "described": []}
         for at, other in zip(DESCRIBED, wrong, strict=True):
             about = dict(zip("ab", rng.sample(descriptors, 2), strict=True))
-            written = writer.write(DESCRIPTION[register], argument=(known[at], other), **about)
+            written = writer.write(DESCRIPTION[register], argument=(described[at], other), **about)
             roles["described"].append(written["argument"])
         roles["END"] = [writer.write(QUESTION[register], END=END[register])["END"]]
-        answer, false = known[ASKED], [argument for argument in known if argument != known[ASKED]]
+        answer, false = (
+            described[ASKED],
+            [argument for argument in described if argument != described[ASKED]],
+        )
         evidence = spans[str(ASKED)]
         question = Question(
             writer.end, (f" {answer}",), tuple(f" {argument}" for argument in false), (evidence,)

@@ -67,16 +67,16 @@ def _write(event: str, century: str, start: int, years: tuple[str, ...], shown: 
         event=event, century=century, start=(years[start], years[1]), end="year",
     )  # fmt: skip
     end = spans["end"]
-    known = shown.format(century=century, decade=years[start][0])
-    digits = known.strip()
-    if known:
-        written = writer.write(known)["whole"]
+    shown_digits = shown.format(century=century, decade=years[start][0])
+    digits = shown_digits.strip()
+    if shown_digits:
+        written = writer.write(shown_digits)["whole"]
         end = written if digits else end
-    lead = "" if known else " "
+    space = "" if shown_digits else " "
     sides: tuple[list[str], list[str]] = ([], [])
     for year in years:
         if f"{century}{year}".startswith(digits):
-            sides[int(year) <= start].append(lead + f"{century}{year}".removeprefix(digits))
+            sides[int(year) <= start].append(space + f"{century}{year}".removeprefix(digits))
     later, earlier = map(tuple, sides)
     question = Question(writer.end, later, earlier, (spans["start"],))
     return writer.prompt(

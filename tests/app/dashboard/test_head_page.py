@@ -67,7 +67,7 @@ def test_the_finder_lists_the_first_heads_and_keeps_to_the_filter(screen, demo_r
     order = np.argsort(-induction, axis=None)[:5]
     expected = ["L{}H{}".format(*np.unravel_index(at, induction.shape)) for at in order]
     assert [row["name"] for row in group["rows"]] == expected
-    assert [row["lead"] for row in group["rows"]] == list("12345")
+    assert [row["prefix"] for row in group["rows"]] == list("12345")
     app.number_input(key="first").set_value(3).run()
     assert len(browser_views(app)["finder"]["groups"][0]["rows"]) == 3
     named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]["bos"]
@@ -106,13 +106,13 @@ def test_an_example_opens_its_prompt_at_the_token(screen, demo_run, bundled):
     prompt, position = best["id"]
     ids = run_folder.open(demo_run).prompts()[prompt]
     exact = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5).values
-    assert float(best["lead"]) == pytest.approx(exact[position, 1:].max(), rel=0.01)
+    assert float(best["prefix"]) == pytest.approx(exact[position, 1:].max(), rel=0.01)
     assert len(best["words"]) > best["at"]
     every = []
     for ids in run_folder.open(demo_run).prompts():
         found = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5).values
         every.append(found[1:, 1:].max())
-    assert float(best["lead"]) == pytest.approx(max(every), rel=0.01)
+    assert float(best["prefix"]) == pytest.approx(max(every), rel=0.01)
 
 
 def test_examples_share_the_prompts_and_deciles_are_of_all_positions():

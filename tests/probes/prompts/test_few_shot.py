@@ -34,7 +34,7 @@ def test_shots_are_solved_prompts_and_the_question_stays_itself(name, bundled):
 
 def test_shots_share_nothing_that_was_to_be_apart(bundled):
     task = tasks.make("recall", bundled.tokenizer, 12, pairs=2, queries=1)
-    for prompt in few_shot(task, 3, apart="key").prompts:
+    for prompt in few_shot(task, 3, distinct_role="key").prompts:
         # Two facts of its own and two of each shot, and two mentions of each asked key.
         keys = [prompt.part(span) for span in prompt.roles["key"]]
         assert all(prompt.clean.split().count(str(key)) <= 2 for key in keys)
