@@ -153,8 +153,8 @@ def _sae_auc(
     node = float(roc_auc_score(in_circuit[present], score[present]))
     linked = {(edge.source, edge.target) for edge in circuit.edges}
     columns = ("source_layer", "source_head", "target_layer", "target_head")
-    places = np.stack([result[name].values for name in columns], axis=1).tolist()
-    true = [(label((a, b)), label((c, d))) in linked for a, b, c, d in places]
+    columns_of = np.stack([result[name].values for name in columns], axis=1).tolist()
+    true = [(label((a, b)), label((c, d))) in linked for a, b, c, d in columns_of]
     edge = float("nan")
     if any(true) and not all(true):
         edge = float(roc_auc_score(true, result["edge_score"].values))

@@ -66,7 +66,7 @@ def compare_score(
     ends = {"difference": name, "lower": f"{name}_lower", "upper": f"{name}_upper"}
     values = change[name].values
     order = np.argsort(-np.nan_to_num(np.abs(values)), axis=None, kind="stable")
-    heads = [divmod(int(place), values.shape[1]) for place in order]
+    heads = [divmod(int(index), values.shape[1]) for index in order]
     changed = change.attrs["changed"][name]
     pairing = change[name].attrs["pairing"]
     row: dict[str, Any] = {

@@ -308,8 +308,8 @@ def main() -> int:
     result = json.loads(earlier.read_text("utf-8")) if options.only and earlier.exists() else {}
     result |= {"schema": 1, "headscope": version("headscope"), "machine": described}
     load = machine.load()
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        folder = Path(temporary)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         result["machine"]["chromium"] = browser.version
         if options.only != "pages":

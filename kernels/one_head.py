@@ -75,8 +75,8 @@ def head_statistics(
         for panel in filled:
             for statistic in chosen:
                 accumulate(statistic, panel, totals[statistic.name])
-        place = head - part.heads.start
-        results.update({name: total[:, [place]] for name, total in totals.items()})
+        index = head - part.heads.start
+        results.update({name: total[:, [index]] for name, total in totals.items()})
 
     panels.for_each_part(run)
     return {name: result[0, 0] for name, result in finish(chosen, results, panels).items()}

@@ -233,13 +233,13 @@ class Product:
 
         def work(part: Part, filled: Iterator[Panel]) -> None:
             part_vectors = narrow(vectors, part.batch, part.heads)
-            place = total.room(part)
+            target = total.room(part)
             for panel in filled:
                 where, term = step(self.weigh(panel, part), panel, part_vectors)
                 if self.heads is not None:
                     term = (term * self.heads[part.heads, None, None]).sum(dim=1, keepdim=True)
-                place[:, :, where] += term
-            total.add(part, place)
+                target[:, :, where] += term
+            total.add(part, target)
 
         # Without a query that holds anything there is no panel at all.
         if panels.blocks:

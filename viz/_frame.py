@@ -152,8 +152,8 @@ def blocks(values: Array, size: int) -> Array:
     room[..., : values.shape[-1]] = values
     parts = room.reshape(*values.shape[:-1], count, size)
     strength = np.where(np.isfinite(parts), np.abs(parts), -1.0)
-    place = strength.argmax(axis=-1)[..., None]
-    return np.asarray(np.take_along_axis(parts, place, axis=-1)[..., 0])
+    index = strength.argmax(axis=-1)[..., None]
+    return np.asarray(np.take_along_axis(parts, index, axis=-1)[..., 0])
 
 
 def coarse(values: Array, sizes: Sequence[int]) -> Array:

@@ -36,7 +36,7 @@ def row_of(node: Node) -> tuple[int, bool]:
     return node[0], node[1] < 0
 
 
-def places(nodes: Sequence[Node]) -> dict[Node, tuple[float, float]]:
+def positions(nodes: Sequence[Node]) -> dict[Node, tuple[float, float]]:
     """Return the place of every node: from 0 to 1 across, and the row down.
 
     Heads of one number stand below each other, and MLPs in a column of their own; what is alone in

@@ -93,8 +93,8 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
     lacking = absent(array) if "layer" in dims else []
     named = {dim: entries(array, dim) for dim in dims}
     labels = []
-    for place in product(*(range(array.sizes[dim]) for dim in dims)):
-        at = dict(zip(dims, place, strict=True))
+    for indices in product(*(range(array.sizes[dim]) for dim in dims)):
+        at = dict(zip(dims, indices, strict=True))
         words = []
         for dim in dims:
             entry = named[dim][at[dim]]

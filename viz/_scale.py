@@ -86,5 +86,5 @@ def ranks(array: xr.DataArray) -> Array:
     values = finite(array)
     size = np.abs(values) if diverges(array) else values
     present = np.sort(size[np.isfinite(size)])
-    places = present.size - np.searchsorted(present, size, side="right") + 1.0
-    return np.where(np.isfinite(size), places, np.nan)
+    result = present.size - np.searchsorted(present, size, side="right") + 1.0
+    return np.where(np.isfinite(size), result, np.nan)

@@ -65,8 +65,8 @@ def top(
     labels = [head_name(layer, head, letter) for layer in layers for head in heads]
     table = pd.DataFrame({label: values.ravel() for label, values in columns.items()}, index=labels)
     order = np.argsort(ranks(ranking).ravel(), kind="stable")
-    places = [at for at in order if np.isfinite(columns[name].ravel()[at])]
-    return table.iloc[places[:number]]
+    indices = [at for at in order if np.isfinite(columns[name].ravel()[at])]
+    return table.iloc[indices[:number]]
 
 
 def _variable(dataset: xr.Dataset, name: str) -> xr.DataArray:

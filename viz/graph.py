@@ -63,7 +63,7 @@ def figure(
     sources, targets = (ends(array, side) for side in ("source", "target"))
     links = [(sources[at], targets[at]) for at in order]
     nodes = sorted({node for link in links for node in link})
-    located = layout.places(nodes)
+    located = layout.positions(nodes)
     rows = layout.rows(nodes)
     fig = frame(
         array,
@@ -191,13 +191,13 @@ def _lines(weights: Array, drawn: Array, signed: bool) -> list[Any]:
     return sorted(lines, key=lambda line: -float(line.line.width))
 
 
-def _name(node: Node, place: tuple[float, float], marked: Collection[str]) -> dict[str, Any]:
+def _name(node: Node, point: tuple[float, float], marked: Collection[str]) -> dict[str, Any]:
     """Write the name of a node on a ground of its own, which lines pass behind."""
     ground, ink = HEAD if node[1] >= 0 or not _is_component(node) else OTHER
     ringed = node_name(node) in marked
     return {
-        "x": place[0],
-        "y": place[1],
+        "x": point[0],
+        "y": point[1],
         "text": node_name(node),
         "showarrow": False,
         "font": {"size": 11, "color": ink, "weight": "bold" if ringed else "normal"},

@@ -113,7 +113,7 @@ def _panel(
     array: xr.DataArray, lower: Bound, upper: Bound, at: dict[str, int], column: str
 ) -> tuple[Array, list[list[str]], list[list[str]]]:
     array = array.transpose("layer", column)
-    values, places = finite(array), ranks(array)
+    values, head_ranks = finite(array), ranks(array)
     count = int(np.isfinite(values).sum())
     layers, heads = entries(array, "layer"), entries(array, column)
     lacking = absent(array)
@@ -126,15 +126,15 @@ def _panel(
     hover: list[list[str]] = []
     for row, layer in enumerate(layers):
         hover.append([])
-        for place, head in enumerate(heads):
+        for cell, head in enumerate(heads):
             name = head_name(layer, head, "H" if column == "head" else "KV")
-            value = float(values[row, place])
+            value = float(values[row, cell])
             text = ABSENT if lacking[row] else measured(value, units(array))
             lines = [f"<b>{name}</b>", f"{title(array)}: {text}"]
             if bounds is not None and np.isfinite(value):
-                lines.append(interval_words(*(float(side[row, place]) for side in bounds)))
+                lines.append(interval_words(*(float(side[row, cell]) for side in bounds)))
             if np.isfinite(value):
-                lines.append(f"rank {places[row, place]:.0f} of {count}")
+                lines.append(f"rank {head_ranks[row, cell]:.0f} of {count}")
             hover[-1].append("<br>".join(lines))
     reach = float(np.nanmax(np.abs(values))) if count else 0.0
     written = [

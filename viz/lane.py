@@ -113,8 +113,8 @@ def _bars(
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )
-    for place in np.flatnonzero(~present).tolist():
-        fig.add_vrect(place - 0.5, place + 0.5, fillcolor=GREY, opacity=0.35, line_width=0)
+    for position in np.flatnonzero(~present).tolist():
+        fig.add_vrect(position - 0.5, position + 0.5, fillcolor=GREY, opacity=0.35, line_width=0)
     return fig
 
 
@@ -148,9 +148,9 @@ def _rows(
         },
         showlegend=False,
     )
-    places = {"x": full, "y": labels}
+    axes = {"x": full, "y": labels}
     hover = "%{y}<br>%{x}" if one_text else "%{y}<br>%{text}"
-    text = None if one_text else [place for place, _ in named]
-    cells = heatmap(array, values.astype(np.float32), fit, hover, text=text, **places)
-    fig.add_traces([missing(values, **places), cells])
+    text = None if one_text else [text_of for text_of, _ in named]
+    cells = heatmap(array, values.astype(np.float32), fit, hover, text=text, **axes)
+    fig.add_traces([missing(values, **axes), cells])
     return fig

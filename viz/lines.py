@@ -79,11 +79,11 @@ def figure(
         hovermode="closest",
         showlegend=len(rows) > 1,
     )
-    for place, row in enumerate(rows.tolist()):
+    for index, row in enumerate(rows.tolist()):
         name = lines[row][0] or title(array)
         faded = chosen.any() and not chosen[row]
         ends = None if bounds is None else (bounds[0][row], bounds[1][row])
-        colour = DISTINCT[place % len(DISTINCT)]
+        colour = DISTINCT[index % len(DISTINCT)]
         if ends is not None and len(rows) <= BANDS and not faded:
             fig.add_trace(_band(at, *ends, colour, name))
         fig.add_trace(
@@ -95,7 +95,7 @@ def figure(
                 legendgroup=name,
                 line={
                     "color": colour,
-                    "dash": DASHES[place // len(DISTINCT) % len(DASHES)],
+                    "dash": DASHES[index // len(DISTINCT) % len(DASHES)],
                     "width": 4 if chosen[row] else 2,
                 },
                 marker={"size": 9 if chosen[row] else 6},
@@ -137,8 +137,8 @@ def _steps(array: xr.DataArray, along: str) -> tuple[list[float], list[str], dic
     if "step" in array.coords and array["step"].dims == ("checkpoint",):
         at = [float(number) for number in array["step"].values.tolist()]
         labels = [
-            f"step {step:g}" + ("" if name in (f"step{step:g}", str(place)) else f" ({name})")
-            for place, (step, name) in enumerate(zip(at, names, strict=True))
+            f"step {step:g}" + ("" if name in (f"step{step:g}", str(line_index)) else f" ({name})")
+            for line_index, (step, name) in enumerate(zip(at, names, strict=True))
         ]
         return at, labels, {"title": {"text": "training step"}}
     count = [float(index) for index in range(len(names))]
@@ -170,9 +170,9 @@ def _hover(
 def _band(at: list[float], low: Array, high: Array, colour: str, name: str) -> Any:
     present = np.flatnonzero(np.isfinite(low) & np.isfinite(high)).tolist()
     return go.Scatter(
-        x=[at[place] for place in present] + [at[place] for place in reversed(present)],
-        y=[float(high[place]) for place in present]
-        + [float(low[place]) for place in reversed(present)],
+        x=[at[index] for index in present] + [at[index] for index in reversed(present)],
+        y=[float(high[index]) for index in present]
+        + [float(low[index]) for index in reversed(present)],
         mode="lines",
         line={"width": 0},
         fill="toself",

@@ -58,8 +58,8 @@ def figure(
         ]
         for down, row in zip(named[0], values.tolist(), strict=True)
     ]
-    places: dict[str, Any] = {"x": named[1], "y": named[0]}
+    axes: dict[str, Any] = {"x": named[1], "y": named[0]}
     template = "%{hovertext}<extra></extra>"
-    cells = heatmap(array, values, fit, hovertext=hover, hovertemplate=template, **places)
-    fig.add_traces([cells, missing(values, **places)])
+    cells = heatmap(array, values, fit, hovertext=hover, hovertemplate=template, **axes)
+    fig.add_traces([cells, missing(values, **axes)])
     return fig

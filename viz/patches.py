@@ -11,7 +11,7 @@ from headscope.viz._frame import Bound, frame, heatmap, missing
 from headscope.viz._labels import measured, units
 from headscope.viz._scale import finite
 
-PLACE = re.compile(r"r(\d+)c(\d+)")
+PATCH = re.compile(r"r(\d+)c(\d+)")
 
 
 def accepts(array: xr.DataArray) -> bool:
@@ -31,16 +31,16 @@ def lay(array: xr.DataArray) -> xr.DataArray:
     ([[0.2, 0.3]], {'[CLS]': 0.5})
     """
     values = finite(array)
-    places: dict[tuple[int, int], float] = {}
+    values_at: dict[tuple[int, int], float] = {}
     beside: dict[str, float] = {}
     for word, value in zip(map(str, array["token"].values.tolist()), values.tolist(), strict=True):
-        match = PLACE.fullmatch(word)
+        match = PATCH.fullmatch(word)
         if match is None:
             beside[word] = value
         else:
-            places[int(match[1]), int(match[2])] = value
-    laid = np.full((np.max(list(places), axis=0) + 1).tolist(), np.nan)
-    laid[tuple(zip(*places, strict=True))] = list(places.values())
+            values_at[int(match[1]), int(match[2])] = value
+    laid = np.full((np.max(list(values_at), axis=0) + 1).tolist(), np.nan)
+    laid[tuple(zip(*values_at, strict=True))] = list(values_at.values())
     return xr.DataArray(
         laid, dims=("row", "column"), name=array.name, attrs={**array.attrs, "beside": beside}
     )

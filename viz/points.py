@@ -33,7 +33,7 @@ def figure(
     notes = [f"first {PANELS} of {len(panels)} panels"] if len(panels) > PANELS else []
     panels = panels[:PANELS]
     kinds = _column(array, "kind") or [""] * array.sizes["point"]
-    names = _column(array, "label") or [f"point {place}" for place in entries(array, "point")]
+    names = _column(array, "label") or [f"point {index}" for index in entries(array, "point")]
     order = list(dict.fromkeys(kinds))
     if len(order) > 1:
         notes.append("shapes: " + ", ".join(visible(kind, 40) for kind in order))
@@ -52,12 +52,12 @@ def figure(
         [_cloud(array, at, members, names, lower, upper) for members in groups] for _, at in panels
     ]
     chosen = scale(array, fit)
-    for place, (kind, cloud) in enumerate(zip(order, drawn[0], strict=True)):
+    for index, (kind, cloud) in enumerate(zip(order, drawn[0], strict=True)):
         marker = {
             "size": 9,
-            "symbol": SHAPES[place % len(SHAPES)],
+            "symbol": SHAPES[index % len(SHAPES)],
             **marked(cloud["values"], chosen),
-            "showscale": place == 0,
+            "showscale": index == 0,
             "colorbar": colour_bar(array),
             "line": {"width": 0.5, "color": "rgba(128,128,128,0.9)"},
         }
@@ -101,8 +101,8 @@ def _cloud(
     sides = () if lower is None or upper is None else (lower, upper)
     bounds = [np.asarray(side.isel({**at, "point": members}), dtype=float) for side in sides]
     hover = [
-        described(array, f"<b>{names[place]}</b>", value, ends)
-        for place, value, *ends in zip(members, values, *bounds, strict=True)
+        described(array, f"<b>{names[index]}</b>", value, ends)
+        for index, value, *ends in zip(members, values, *bounds, strict=True)
     ]
     x, y = (np.asarray(selected.coords[side].values, dtype=np.float64) for side in ("x", "y"))
     return {"x": x, "y": y, "values": values, "hover": hover}

@@ -68,11 +68,11 @@ def integrated_gates(
         rows = [row for row, _, _ in parts]
         low, high = (np.asarray([part[side] for part in parts]) for side in (1, 2))
         middle, half = (low + high) / 2, (high - low) / 2
-        places = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
-        fresh = sorted({*places} - level_at.keys())
+        points = [*zip(rows, low.tolist(), strict=True), *zip(rows, high.tolist(), strict=True)]
+        fresh = sorted({*points} - level_at.keys())
         levels = _levels(model, encoded, metric, *map(list, zip(*fresh, strict=True)))
         level_at |= dict(zip(fresh, levels.tolist(), strict=True))
-        before, after = np.asarray([level_at[place] for place in places]).reshape(2, -1)
+        before, after = np.asarray([level_at[point] for point in points]).reshape(2, -1)
         rise = after - before
         if not depth:
             np.add.at(change, rows, rise)

@@ -151,9 +151,9 @@ def observed(
 
     batch = torch.tensor([list(ids)])
     reader = Reader(Request(stats=stats), tuple(edits), take)
-    places = None if positions is None else torch.tensor([list(positions)])
+    queries = None if positions is None else torch.tensor([list(positions)])
     with torch.no_grad():
-        logits = run(model, batch, reader, head=True, positions=places)
+        logits = run(model, batch, reader, head=True, positions=queries)
     targets = batch[0, 1:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="none")
     return np.asarray(loss.cpu().numpy(), dtype=np.float64), statistics

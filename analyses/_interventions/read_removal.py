@@ -67,7 +67,7 @@ def _rows(
 ) -> tuple[Array, Array]:
     layer, number = head
     # The first row of the batch is clean; queries and keys of a removal are made in rows apart.
-    places = (query, slice(None))
+    index = (query, slice(None))
     changes = [
         (at, side, vector)
         for at, removal in enumerate(removals)
@@ -81,7 +81,7 @@ def _rows(
             return None
         changed = stream.clone()
         for row, (_, side, vector) in enumerate(changes, 1):
-            changed[row, places[side]] -= vector.to(stream)
+            changed[row, index[side]] -= vector.to(stream)
         return changed
 
     def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
@@ -96,7 +96,7 @@ def _rows(
     computed = call.query[:, number], call.key[:, group]
     changed_states = tuple(states[:1].repeat(len(removals), 1, 1) for states in computed)
     for row, (at, side, _) in enumerate(changes, 1):
-        changed_states[side][at, places[side]] = computed[side][row, places[side]]
+        changed_states[side][at, index[side]] = computed[side][row, index[side]]
     head_call = _of_head(call, number, *changed_states)
     chosen = torch.zeros(len(removals), 1, len(ids), 1, device=head_call.query.device)
     chosen[:, :, query] = 1
@@ -131,8 +131,8 @@ def metric_with(
 
     def edit(variants: Int[Tensor, " variant"], prompts: list[int]) -> RowWeights:
         rows = [weights[prompt][int(variant)] for variant in variants for prompt in prompts]
-        places = torch.as_tensor(queries[prompts]).repeat(len(variants))
-        return RowWeights(head, places, torch.from_numpy(np.stack(rows)).float())
+        positions = torch.as_tensor(queries[prompts]).repeat(len(variants))
+        return RowWeights(head, positions, torch.from_numpy(np.stack(rows)).float())
 
     starts = torch.full((len(weights[0]),), head[0])
     answers = [AnswerMetric(metric, task.questions)]

@@ -99,13 +99,15 @@ def attribute(model: Model, task: Task | EncodedTask, reads: Readout | None = No
     logit, stream = np.zeros(count), np.zeros(count)
     for rows in batches(encoded.ids, TOKENS):
         questions = [encoded.questions[row] for row in rows]
-        flat = [(place, question) for place, row in enumerate(questions) for question in row]
-        positions = torch.tensor([(place, question.at) for place, question in flat]).T
+        flat = [
+            (row_index, question) for row_index, row in enumerate(questions) for question in row
+        ]
+        positions = torch.tensor([(row_index, question.at) for row_index, question in flat]).T
         cache = reads.read(torch.tensor([encoded.ids[row] for row in rows]), positions)
         direction = torch.stack([_difference(reads.table, question) for _, question in flat])
         share = torch.zeros(len(rows), len(flat), dtype=torch.float64)
-        for at, (place, _) in enumerate(flat):
-            share[place, at] = 1 / len(questions[place])
+        for at, (row_index, _) in enumerate(flat):
+            share[row_index, at] = 1 / len(questions[row_index])
 
         _fill(after, rows, reads, cache, reads.before_norm(direction, cache), share)
         _fill(before, rows, reads, cache, direction, share)

@@ -17,8 +17,8 @@ KEEP = ("q", "k")
 def chosen(length: int, count: int, skip: int) -> NDArray[np.int64]:
     """Choose up to ``count`` query positions, evenly, the last one always, the first never."""
     first = min(skip, length - 1)
-    places = np.linspace(length - 1, first, min(count, length - first))
-    return np.unique(places.round().astype(np.int64))
+    positions = np.linspace(length - 1, first, min(count, length - first))
+    return np.unique(positions.round().astype(np.int64))
 
 
 def refuse_other(capture: xr.Dataset, analysis: str) -> None:
@@ -38,7 +38,7 @@ class Rows:
     ----------
     queries, keys
         Vectors, dims head, row, size and head, key, size: query heads of a group share their keys.
-    places
+    positions
         Positions of the queries.
     scale, softcap
         How products become logits; no cap is NaN.
@@ -52,7 +52,7 @@ class Rows:
 
     queries: Array
     keys: Array
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     scale: float
     softcap: float
     bias: Array
@@ -62,7 +62,7 @@ class Rows:
     @property
     def chosen_keys(self) -> Array:
         """Keys at the positions of the queries, dims head, row, size."""
-        return self.keys[:, self.places]
+        return self.keys[:, self.positions]
 
     def products(self) -> Array:
         """Return the scaled products of queries and keys (head, row, key): no cap, no bias."""
@@ -83,7 +83,7 @@ class Rows:
 
 
 def rows(
-    capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64], *, lse: bool = True
+    capture: xr.Dataset, prompt: int, layer: int, positions: NDArray[np.int64], *, lse: bool = True
 ) -> Rows:
     """Read the rows of the queries at some places from the kept ``q`` and ``k`` and ``lse``.
 
@@ -92,24 +92,24 @@ def rows(
     of_layer = _at(capture, prompt, layer)
     length = int(capture["length"].values[prompt])
     window = float(capture["window"].values[layer])
-    place = {int(name): row for row, name in enumerate(capture["kv_head"].values)}
-    groups = [place[int(group)] for group in capture["kv_group"].values]
+    row_of = {int(name): row for row, name in enumerate(capture["kv_head"].values)}
+    groups = [row_of[int(group)] for group in capture["kv_group"].values]
     keys = np.arange(length)
-    distance = places[:, None] - keys[None, :]
+    distance = positions[:, None] - keys[None, :]
     visible = np.ones(distance.shape, dtype=bool)
     if bool(capture["causal"].values[layer]):
         visible &= distance >= 0
     if not np.isnan(window):
         visible &= np.abs(distance) < window
     return Rows(
-        queries=of_layer("q", "head", "query")[:, places],
+        queries=of_layer("q", "head", "query")[:, positions],
         keys=of_layer("k", "kv_head", "key")[groups, :length],
-        places=places,
+        positions=positions,
         scale=float(capture["logit_scale"].values[layer]),
         softcap=float(capture["softcap"].values[layer]),
         bias=_bias(capture, layer, -distance),
         visible=visible,
-        lse=of_layer("lse", "head", "query")[:, places] if lse else np.empty(0),
+        lse=of_layer("lse", "head", "query")[:, positions] if lse else np.empty(0),
     )
 
 

@@ -88,11 +88,11 @@ def shuffled(count: int, draws: int, generator: np.random.Generator) -> NDArray[
     >>> bool((shuffled(3, 9, np.random.default_rng(0)) == np.arange(3)).any())
     False
     """
-    places = np.empty((draws, count), dtype=np.int64)
-    for row in places:
+    permutations = np.empty((draws, count), dtype=np.int64)
+    for row in permutations:
         order = generator.permutation(count)
         row[order] = np.roll(order, int(generator.integers(1, count)))
-    return places
+    return permutations
 
 
 def _token(model: Model, word: str) -> int | None:

@@ -94,9 +94,9 @@ def largest(weights: Array, first: Array) -> Array:
             "capture with k=2 or more"
         )
     # Both are sums of float32: the first key's own weight must not count as one above it.
-    place = (weights > 1.0001 * first[..., None]).sum(-1, keepdims=True)
+    rank = (weights > 1.0001 * first[..., None]).sum(-1, keepdims=True)
     ranks = np.arange(weights.shape[-1] - 1)
-    kept = np.where(ranks < place, weights[..., :-1], weights[..., 1:])
+    kept = np.where(ranks < rank, weights[..., :-1], weights[..., 1:])
     return np.asarray(kept / (1 - first)[..., None])
 
 

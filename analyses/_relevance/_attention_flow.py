@@ -38,19 +38,19 @@ def mix(
     ``residual`` the maps alone are multiplied; a row that holds nothing then stays where it is.
     Without ``first`` the first key, which sinks fill, is dropped from the joined maps.
     """
-    places, mixed = np.arange(maps.shape[-1]), []
+    positions, mixed = np.arange(maps.shape[-1]), []
     for heads in maps:
-        joined = join(heads, places, fusion, first=first)
+        joined = join(heads, positions, fusion, first=first)
         cut = float(np.quantile(joined[joined > 0], discard)) if discard else 0.0
-        mixed.append(_stochastic(joined, places, residual, cut))
+        mixed.append(_stochastic(joined, positions, residual, cut))
     return np.stack(mixed)
 
 
 def join(
-    heads: Float[Array, "head row key"], places: Int[NDArray[Any], " row"], fusion: str = "mean",
+    heads: Float[Array, "head row key"], positions: Int[NDArray[Any], " row"], fusion: str = "mean",
     *, first: bool = True,
 ) -> Float[Array, "row key"]:  # fmt: skip
-    """Join the heads of some rows of a map, those of the queries at ``places``.
+    """Join the heads of some rows of a map, those of the queries at ``positions``.
 
     Without ``first`` the first key is dropped and rows sum to one again; the first query keeps its
     row, and one that attends to nothing else keeps what it holds.
@@ -59,23 +59,23 @@ def join(
     joined = np.asarray(joins[fusion](heads, axis=0))
     if first:
         return joined
-    joined[places > 0, 0] = 0.0
-    return np.where(*_divided(joined, places, NOTHING))
+    joined[positions > 0, 0] = 0.0
+    return np.where(*_divided(joined, positions, NOTHING))
 
 
-def _stochastic(joined: Array, places: NDArray[Any], residual: bool, cut: float) -> Array:
+def _stochastic(joined: Array, positions: NDArray[Any], residual: bool, cut: float) -> Array:
     """Count weights below the cut as 0, add the residual stream, and make rows sum to one."""
     mixed = np.where(joined < cut, 0.0, joined)
     if residual:
-        mixed[np.arange(len(places)), places] += 1.0
-    return np.where(*_divided(mixed, places, 0.0))
+        mixed[np.arange(len(positions)), positions] += 1.0
+    return np.where(*_divided(mixed, positions, 0.0))
 
 
-def _divided(rows: Array, places: NDArray[Any], least: float) -> tuple[Array, Array, Array]:
+def _divided(rows: Array, positions: NDArray[Any], least: float) -> tuple[Array, Array, Array]:
     """Return which rows hold more than ``least``, these divided by their sums, and the identity."""
     sums = rows.sum(-1, keepdims=True)
     stay = np.zeros_like(rows)
-    stay[np.arange(len(places)), places] = 1.0
+    stay[np.arange(len(positions)), positions] = 1.0
     return sums > least, rows / np.where(sums > least, sums, 1.0), stay
 
 

@@ -106,12 +106,12 @@ def _rules(name: str) -> Any:
     spec = importlib.util.find_spec("lxt")
     if spec is None or not spec.submodule_search_locations:
         raise NotApplicable(f"lxt: AttnLRP needs this optional package; {INSTALL}")
-    place = spec.submodule_search_locations[0]
+    folder = spec.submodule_search_locations[0]
     before = {package_name: sys.modules.pop(package_name, None) for package_name in PACKAGES}
     try:
         for package_name in PACKAGES:
             package = types.ModuleType(package_name)
-            package.__path__ = [place + package_name.removeprefix("lxt").replace(".", "/")]
+            package.__path__ = [folder + package_name.removeprefix("lxt").replace(".", "/")]
             sys.modules[package_name] = package
         return importlib.import_module(f"lxt.efficient.{name}")
     finally:

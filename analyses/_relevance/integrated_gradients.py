@@ -51,13 +51,13 @@ def integrate(trace: Trace, points: int = POINTS) -> tuple[Array, float]:
     path = trace.embedding - trace.embedding.mean(0)
     evaluated: dict[float, tuple[float, Array]] = {}
 
-    def visit(places: list[float]) -> None:
+    def visit(shares: list[float]) -> None:
         size = max(1, TOKENS // len(path))
-        for at in range(0, len(places), size):
-            chunk = places[at : at + size]
+        for at in range(0, len(shares), size):
+            chunk = shares[at : at + size]
             scores, slopes = _at(trace, path, chunk)
             parts = torch.einsum("std,td->st", slopes, path).double().cpu().numpy()
-            evaluated.update({place: (score, part) for place, score, part
+            evaluated.update({share: (score, part) for share, score, part
                               in zip(chunk, scores.tolist(), parts, strict=True)})  # fmt: skip
 
     visit(np.linspace(0, 1, START + 1).tolist())

@@ -112,7 +112,7 @@ def substitutes(
     pool: Sequence[int],
     draws: int,
     generator: np.random.Generator,
-    places: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
 ) -> NDArray[np.int64]:
     """Draw tokens of a pool that differ from those at some places of a text (draw, token).
 
@@ -120,7 +120,7 @@ def substitutes(
     """
     others = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
     candidates = np.unique(pool)
-    for at in range(len(ids)) if places is None else places:
+    for at in range(len(ids)) if positions is None else positions:
         choice = candidates[candidates != ids[at]]
         if len(choice) == 0:
             raise NotApplicable(
@@ -132,8 +132,8 @@ def substitutes(
 
 def order_of(relevance: Array, free: NDArray[np.bool_]) -> NDArray[np.intp]:
     """List the free tokens, most relevant first; of ties the earlier one."""
-    places = np.flatnonzero(free)
-    return places[np.argsort(-relevance[places], kind="stable")]
+    positions = np.flatnonzero(free)
+    return positions[np.argsort(-relevance[positions], kind="stable")]
 
 
 def areas(

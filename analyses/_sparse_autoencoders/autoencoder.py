@@ -96,8 +96,8 @@ def top_k(scores: Features, k: int) -> Features:
     >>> top_k(torch.tensor([[3.0, -1.0, 2.0, 1.0]]), 2).tolist()
     [[3.0, 0.0, 2.0, 0.0]]
     """
-    values, places = scores.topk(k, dim=-1)
-    return torch.zeros_like(scores).scatter(-1, places, torch.relu(values))
+    values, indices = scores.topk(k, dim=-1)
+    return torch.zeros_like(scores).scatter(-1, indices, torch.relu(values))
 
 
 def batch_top_k(scores: Float[Tensor, "example feature"], k: int) -> Features:

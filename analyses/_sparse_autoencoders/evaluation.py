@@ -89,8 +89,8 @@ def firing(
             parts = [top]
             for start in range(0, len(values), BLOCK):
                 best = values[start : start + BLOCK].max(0)
-                place = torch.full_like(best.values, row), best.indices + start
-                parts.append(torch.stack([best.values, *place]).double()[..., None])
+                address = torch.full_like(best.values, row), best.indices + start
+                parts.append(torch.stack([best.values, *address]).double()[..., None])
             top = torch.cat(parts, 2)
         # The order of equals is that of the texts.
         order = top[0].argsort(dim=1, descending=True, stable=True)[:, :examples]

@@ -142,8 +142,8 @@ class Training:
         moments: dict[int, dict[str, Tensor]] = {}
         for name in state:
             if name.startswith("adam."):
-                _, place, part = name.split(".")
-                moments.setdefault(int(place), {})[part] = state[name].clone()
+                _, index, part = name.split(".")
+                moments.setdefault(int(index), {})[part] = state[name].clone()
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         return training
@@ -179,8 +179,8 @@ class Training:
             "silent": self.silent,
             **{f"sae.{name}": part for name, part in self.sae.state_dict().items()},
             **{
-                f"adam.{place}.{part}": value
-                for place, parts in adam.items()
+                f"adam.{index}.{part}": value
+                for index, parts in adam.items()
                 for part, value in parts.items()
             },
         }
@@ -263,8 +263,8 @@ def _loss(
 def _auxiliary(sae: SparseAutoencoder, scores: Tensor, left: Batch, dead: Tensor) -> Tensor:
     """Return the share of what is left that the strongest silent features do not explain."""
     count = min(sae.size // 2 or 1, scores.shape[1])
-    values, places = scores.topk(count, dim=1)
-    guess = torch.zeros_like(scores).scatter(1, places, values) @ sae.decoder[dead]
+    values, indices = scores.topk(count, dim=1)
+    guess = torch.zeros_like(scores).scatter(1, indices, values) @ sae.decoder[dead]
     return (left - guess).square().sum() / left.square().sum().clamp_min(1e-12)
 
 

@@ -52,11 +52,11 @@ class VectorBuffer:
             self.held = self._take(room, 0)
             if len(self.held) < 2:
                 raise NotApplicable("prompts: they have fewer than 2 tokens; give more text")
-            self.round, self.place = 0, 0
+            self.round, self.start = 0, 0
             self.order = torch.randperm(len(self.held), generator=generator)
             return
         self.held, self.order = state["held"], state["order"]
-        skipped, self.round, self.place = state["counts"].tolist()
+        skipped, self.round, self.start = state["counts"].tolist()
         # The stream draws its order again, and then the generator is where it was.
         generator.set_state(state["opening"])
         self._begin(skipped)
@@ -68,10 +68,10 @@ class VectorBuffer:
     def __next__(self) -> Batch:
         """Return the next batch; what is left of an order and fills none is dropped."""
         size = min(self.batch, len(self.held))
-        if self.place + size > len(self.held):
+        if self.start + size > len(self.held):
             self._reorder()
-        part = self.order[self.place : self.place + size]
-        self.place += size
+        part = self.order[self.start : self.start + size]
+        self.start += size
         return self.held[part]
 
     def state(self) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class VectorBuffer:
         return {
             "held": self.held,
             "order": self.order,
-            "counts": torch.tensor([self.parts, self.round, self.place]),
+            "counts": torch.tensor([self.parts, self.round, self.start]),
             "opening": self.opening,
             "generator": self.generator.get_state(),
         }
@@ -92,7 +92,7 @@ class VectorBuffer:
             self._renew()
             self.round = 0
         self.order = torch.randperm(len(self.held), generator=self.generator)
-        self.place = 0
+        self.start = 0
 
     def _renew(self) -> None:
         order = torch.randperm(len(self.held), generator=self.generator)

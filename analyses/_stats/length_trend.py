@@ -10,11 +10,11 @@ Array = NDArray[np.float64]
 def visible(capture: xr.Dataset) -> Array:
     """Count the keys that each query sees (prompt, layer, query), NaN beyond a prompt."""
     lengths, windows = capture["length"].values[:, None, None], capture["window"].values[:, None]
-    place = np.arange(int(lengths.max()))
+    position = np.arange(int(lengths.max()))
     reach = np.where(np.isnan(windows), lengths, windows)
-    after = np.minimum(lengths - 1 - place, reach - 1)
+    after = np.minimum(lengths - 1 - position, reach - 1)
     after = np.where(capture["causal"].values[:, None], 0, after)
-    return np.where(place < lengths, np.minimum(place + 1, reach) + after, np.nan)
+    return np.where(position < lengths, np.minimum(position + 1, reach) + after, np.nan)
 
 
 def so_far(capture: xr.Dataset) -> Array:

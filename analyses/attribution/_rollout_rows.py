@@ -63,8 +63,8 @@ def _call(
 ) -> tuple[Float[Tensor, "1 head key size"], Float[Tensor, "1 head key size"], AttentionSpec]:
     q = part["q"].transpose("head", "query", "size").values[:, :length]
     k = part["k"].transpose("kv_head", "key", "size").values[:, :length]
-    place = {int(name): row for row, name in enumerate(part["kv_head"].values)}
-    k = k[[place[int(group)] for group in part["kv_group"].values]]
+    row_of = {int(name): row for row, name in enumerate(part["kv_head"].values)}
+    k = k[[row_of[int(group)] for group in part["kv_group"].values]]
     window, softcap = float(part["window"]), float(part["softcap"])
     sinks = part["sink_logit"].values if "sink_logit" in part.coords else np.full(len(q), np.nan)
     slopes = part["alibi_slope"].values if "alibi_slope" in part.coords else None

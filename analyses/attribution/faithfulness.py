@@ -254,8 +254,8 @@ def _measure(
         scores.refused |= refused
         orders = {name: order_of(values, free) for name, values in relevances.items()}
         orders[REPLACED] = order_of(effect, free)
-        places = np.flatnonzero(free)
-        shuffled = {f"{RANDOM} {at}": generator.permutation(places) for at in range(ORDERS)}
+        positions = np.flatnonzero(free)
+        shuffled = {f"{RANDOM} {at}": generator.permutation(positions) for at in range(ORDERS)}
         by_name = areas(perturbation, orders | shuffled, steps)
         intact, empty = perturbation.ends()
         scores.whole.append(intact - empty)

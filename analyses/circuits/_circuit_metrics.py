@@ -56,19 +56,19 @@ def measure(model: Model, task: EncodedTask, metric: str, circuits: list[Mask]) 
         edges = split.graph.edges
         # All edges, none, and of circuits that are the same only one.
         packed: dict[bytes, int] = {}
-        places: list[int] = []
+        indices: list[int] = []
         masks: list[Mask] = []
         for circuit in (edges, edges & False, *circuits):
             key = np.packbits(circuit).tobytes()
             if key not in packed:
                 packed[key] = len(masks)
                 masks.append(edges & ~circuit)
-            places.append(packed[key])
+            indices.append(packed[key])
         scores = np.full((len(task), len(masks)), np.nan)
         for prompts, run in split.batches():
             scores[prompts] = score(run, answers, prompts, np.stack(masks))
             del run
-    scores = scores[:, places]
+    scores = scores[:, indices]
     return Measured(scores[:, 0], scores[:, 1], scores[:, 2:])
 
 

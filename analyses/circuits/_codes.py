@@ -58,11 +58,11 @@ def unique_pairs(
         np.searchsorted(names, width * np.arange(heads + 1)),
     )
     owners, totals = [], []
-    place = np.zeros(heads, dtype=np.int64)
+    rank = np.zeros(heads, dtype=np.int64)
     sources, targets = np.asarray(edges).T
     for source in np.unique(sources):
         rows = np.flatnonzero(sources == source)
-        place[targets[rows]] = rows
+        rank[targets[rows]] = rows
         low, high = ends[targets[rows].min()], ends[targets[rows].max() + 1]
         shape = (ends[source + 1] - ends[source], high - low)
         first = (numbers[:, source] - ends[source])[:, None] * shape[1]
@@ -72,7 +72,7 @@ def unique_pairs(
             for part in (pairs[: len(positive)], pairs[len(positive) :])
         )
         only = np.flatnonzero((positive_counts > 0) & (negative_counts == 0))
-        owners.append(place[names[low + only % shape[1]] // width])
+        owners.append(rank[names[low + only % shape[1]] // width])
         totals.append(positive_counts[only])
     owner, total = np.concatenate(owners), np.concatenate(totals)
     # The least total that counts, and how many of those that have it.

@@ -127,19 +127,19 @@ def _lanes(
     width = 2 * reach + 1
     lanes = np.full((len(features), examples, width), np.nan)
     texts = [[[""] * width for _ in range(examples)] for _ in features]
-    places: dict[int, list[tuple[int, int, Example]]] = {}
+    by_prompt: dict[int, list[tuple[int, int, Example]]] = {}
     for row, feature in enumerate(features):
         for rank, example in enumerate(fires.examples(feature)):
-            places.setdefault(example.prompt, []).append((row, rank, example))
-    for prompt, entries in places.items():
+            by_prompt.setdefault(example.prompt, []).append((row, rank, example))
+    for prompt, entries in by_prompt.items():
         ids = prompts[prompt]
         active = sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])
         words = model.words(ids)
         for row, rank, example in entries:
-            for at, place in enumerate(windows(prompts, example, reach)):
-                if place is not None:
-                    lanes[row, rank, at] = float(active[place, features[row]])
-                    texts[row][rank][at] = words[place]
+            for at, window in enumerate(windows(prompts, example, reach)):
+                if window is not None:
+                    lanes[row, rank, at] = float(active[window, features[row]])
+                    texts[row][rank][at] = words[window]
     return lanes, texts
 
 

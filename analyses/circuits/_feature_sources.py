@@ -70,13 +70,13 @@ def check(sae: SparseAutoencoder, model: Model, layer: int) -> None:
 def strongest(
     sae: SparseAutoencoder,
     capture: xr.Dataset,
-    places: Int[Tensor, "prompt place"],
+    positions: Int[Tensor, "prompt place"],
     count: int,
 ) -> list[int]:
     """Return the features with the largest squared writes to z, summed over places of prompts."""
     heads = sae.site.heads(capture.sizes["head"])
     energy = torch.zeros(sae.features)
-    for prompt, at in enumerate(places.tolist()):
+    for prompt, at in enumerate(positions.tolist()):
         z = capture["z"].isel(prompt=prompt, layer=sae.site.layer, head=heads, query=at)
         vectors = torch.from_numpy(z.transpose("query", "head", ...).values).float().flatten(1)
         energy += (sae.encode(vectors) * sae.decoder.norm(dim=1)).square().sum(0)

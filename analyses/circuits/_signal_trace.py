@@ -72,14 +72,14 @@ def trace(
                 continue
             result.firings.append(fired)
             for side, writers in fired.writers.items():
-                place = fired.pair.query if side == "query" else fired.pair.key
+                position = fired.pair.query if side == "query" else fired.pair.key
                 for source, signal in writers:
                     upstream = (source.layer, source.head)
                     edge = (upstream, target, side)
                     result.signals[edge] = result.signals.get(edge, 0.0) + signal
-                    if place > 0 and (upstream, place) not in visited:
-                        visited.add((upstream, place))
-                        following.append((upstream, place))
+                    if position > 0 and (upstream, position) not in visited:
+                        visited.add((upstream, position))
+                        following.append((upstream, position))
         level = following
     return result
 
@@ -112,9 +112,9 @@ def removed(
     scores: Scores, capture: xr.Dataset, prompt: int, firing: Firing, side: str
 ) -> tuple[Tensor, Tensor]:
     """Return the signal of the writers of one side as a vector of the stream, and their rest."""
-    part, place = ("q", firing.pair.query) if side == "query" else ("k", firing.pair.key)
+    part, position = ("q", firing.pair.query) if side == "query" else ("k", firing.pair.key)
     whole = sum(
-        (scores.vector(capture, prompt, place, source) for source, _ in firing.writers[side]),
+        (scores.vector(capture, prompt, position, source) for source, _ in firing.writers[side]),
         torch.zeros(capture.sizes["channel"], dtype=torch.float64),
     )
     own = firing.directions.left if side == "query" else firing.directions.right

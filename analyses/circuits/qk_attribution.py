@@ -121,8 +121,8 @@ def run(
     parts = None
     if sae is not None:
         _feature_sources.check(sae, model, target[0])
-        places = torch.tensor([[pair.query, pair.key, pair.rival] for pair in pairs])
-        strongest = _feature_sources.strongest(sae, capture, places, features)
+        positions = torch.tensor([[pair.query, pair.key, pair.rival] for pair in pairs])
+        strongest = _feature_sources.strongest(sae, capture, positions, features)
         parts = _feature_sources.FeatureParts(sae, model, strongest)
     scores = Scores(model, int(capture["length"].values.max()), parts)
     if len(scores.sources(target[0])) < LEAST_SOURCES:
@@ -275,12 +275,12 @@ def _lost(
     for prompt, pair in enumerate(pairs):
         removals = [Removal()]
         for side, at in chosen:
-            place = pair.query if side == "query" else slice(len(task.ids[prompt]))
-            vector = scores.vector(capture, prompt, place, names[at])
+            positions = pair.query if side == "query" else slice(len(task.ids[prompt]))
+            vector = scores.vector(capture, prompt, positions, names[at])
             vectors = [vector]
             candidates = [index for index in range(len(names) - 1) if index != at]
             for index in generator.choice(candidates, draws):
-                replacement = scores.vector(capture, prompt, place, names[index])
+                replacement = scores.vector(capture, prompt, positions, names[index])
                 vectors.append(replacement * (vector.norm() / replacement.norm().clamp_min(1e-30)))
             removals += [Removal(**{side: vector}) for vector in vectors]
         scores_without, weights = read_removal.rows_without(

@@ -81,7 +81,7 @@ def compare(
     results = Results(xr.Dataset(), seed=seed)
     changed: dict[str, list[str]] = {}
     for name in scores:
-        pair = [_score(side, name, place) for side, place in ((first, "first"), (second, "second"))]
+        pair = [_score(side, name, which) for side, which in ((first, "first"), (second, "second"))]
         _check_meaning(name, pair[0], pair[1], across)
         *ends, how = _change(first, second, name, pair, paired, seed)
         attrs = pair[0].attrs
@@ -159,11 +159,11 @@ def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
     ]
 
 
-def _score(side: xr.Dataset, name: str, place: str) -> xr.DataArray:
+def _score(side: xr.Dataset, name: str, which: str) -> xr.DataArray:
     """Return a score with the dims layer, head, and prompt before them where it has it."""
     if name not in side.data_vars:
         raise InvalidInput(
-            f"{name}: not in the {place}; it has {', '.join(map(str, side.data_vars))}"
+            f"{name}: not in the {which}; it has {', '.join(map(str, side.data_vars))}"
         )
     array = side[name]
     if not _by_head(array):

@@ -66,7 +66,7 @@ class PublishedCircuit:
     def heads(self) -> tuple[tuple[int, int], ...]:
         """All heads, as (layer, head)."""
         nodes = {node for heads in self.roles.values() for node in heads}
-        return tuple(sorted(_place(node)[:2] for node in nodes))
+        return tuple(sorted(_indices(node)[:2] for node in nodes))
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _place(node: str) -> tuple[int, int]:
+def _indices(node: str) -> tuple[int, int]:
     """Return layer and head of a head, layer and -1 of an MLP."""
     if node.endswith(MLP):
         return int(node[1 : -len(MLP)]), -1
@@ -151,5 +151,5 @@ def _order(node: str) -> tuple[float, int]:
     """Return where a node stands: heads of a layer side by side, its MLP behind them."""
     if node in (EMBEDDING, LOGITS):
         return (-1.0, 0) if node == EMBEDDING else (float("inf"), 0)
-    layer, head = _place(node)
+    layer, head = _indices(node)
     return float(layer), int(head < 0)

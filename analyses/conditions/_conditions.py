@@ -96,8 +96,8 @@ def read_heads(
         condition.ids, condition.queries, condition.evidence, strict=True
     ):
         keys: list[list[int]] = [[] for _ in ids]
-        for query, places in zip(queries, evidence, strict=True):
-            keys[query] = sorted({*keys[query], *places})
+        for query, evidence_keys in zip(queries, evidence, strict=True):
+            keys[query] = sorted({*keys[query], *evidence_keys})
         targets.append(keys)
     also = ("first_mass",) if any(name.endswith(without_first.SUFFIX) for name in names) else ()
     statistics = capture(
@@ -128,8 +128,8 @@ def expected_rare(condition: Condition, rare: Sequence[Sequence[int]], causal: b
     prompts = zip(condition.ids, rare, condition.queries, strict=True)
     return np.array(
         [
-            _rare_tokens.expected(len(ids), places, list(dict.fromkeys(queries)), causal).mean()
-            for ids, places, queries in prompts
+            _rare_tokens.expected(len(ids), positions, list(dict.fromkeys(queries)), causal).mean()
+            for ids, positions, queries in prompts
         ]
     )
 

@@ -102,10 +102,14 @@ def weights(capture: xr.Dataset, links: Sequence[Link], *, both_ways: bool) -> l
 
 
 def _columns(
-    capture: xr.Dataset, prompt: int, layer: int, places: NDArray[np.int64], keys: NDArray[np.int64]
+    capture: xr.Dataset,
+    prompt: int,
+    layer: int,
+    positions: NDArray[np.int64],
+    keys: NDArray[np.int64],
 ) -> Array:
     """Return the weights of some queries on some keys alone (head, place, key)."""
-    rows = qk_rows.rows(capture, prompt, layer, places)
+    rows = qk_rows.rows(capture, prompt, layer, positions)
     narrow = replace(
         rows,
         keys=rows.keys[:, keys],

@@ -22,14 +22,14 @@ class Alignment:
     second_positions: NDArray[np.int64]
     extra: NDArray[np.int64]
 
-    def queries(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def queries(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions in B of queries of A."""
-        if not np.isin(places, self.first_positions).all():
+        if not np.isin(positions, self.first_positions).all():
             raise NotApplicable(
                 "task: a question stands inside what differs between prompts of different length; "
                 "let both end in the same words"
             )
-        return self.second_positions[np.searchsorted(self.first_positions, places)]
+        return self.second_positions[np.searchsorted(self.first_positions, positions)]
 
     def onto(self, rows: Array, others: Array) -> Array:
         """Lay rows of B over the keys of A (head, row, key), given those of A.

@@ -24,9 +24,9 @@ def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     return positions
 
 
-def expected(length: int, places: Sequence[int], queries: Sequence[int], causal: bool) -> Array:
+def expected(length: int, positions: Sequence[int], queries: Sequence[int], causal: bool) -> Array:
     """Return the share of rare keys of those each query sees: what a uniform head gives them."""
-    rare = np.isin(np.arange(length), list(places))
+    rare = np.isin(np.arange(length), list(positions))
     if not causal:
         return np.full(len(queries), rare.mean())
     return np.asarray([rare[: query + 1].mean() for query in queries])

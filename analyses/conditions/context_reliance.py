@@ -163,10 +163,10 @@ def _span(
     """Return the positions of the span before the question."""
     positions = {"evidence": question.evidence, **roles}
     OneOf(positions).check("span", span)
-    places = sorted({int(at) for at in positions[span] if 0 < at < question.at})
-    if not places:
+    keys = sorted({int(at) for at in positions[span] if 0 < at < question.at})
+    if not keys:
         raise NotApplicable(
             f"span: prompt {row + 1} of {task} has no token of {span!r} between its first token "
             "and its first question; choose another span or task"
         )
-    return places
+    return keys

@@ -161,10 +161,10 @@ def _differences(
     shape = tuple(capture.sizes[dim] for dim in ("prompt", "layer", "head"))
     moved = np.full(shape, np.nan)
     first = np.full((*shape[1:], int(capture["length"].values[0])), np.nan)
-    for prompt, places in enumerate(queries):
+    for prompt, positions in enumerate(queries):
         for layer in map(int, np.flatnonzero(attending(capture))):
-            rows = qk_rows.rows(capture, prompt, layer, places).weights()
-            partners = pairs[prompt].queries(places)
+            rows = qk_rows.rows(capture, prompt, layer, positions).weights()
+            partners = pairs[prompt].queries(positions)
             other_rows = qk_rows.rows(other, prompt, layer, partners).weights()
             difference = rows - pairs[prompt].onto(rows, other_rows)
             moved[prompt, layer] = np.abs(difference).sum(-1).mean(-1) / 2

@@ -122,7 +122,7 @@ def run(
         single, grouped = gate, by_gradient(grouped)
         most = torch.from_numpy(slope).nan_to_num().topk(ALONE, dim=1).indices
         alone = torch.zeros_like(alone).scatter(1, most, value=True)
-    counts, places = spaced(len(single), points), spaced(len(grouped), points)
+    counts, group_counts = spaced(len(single), points), spaced(len(grouped), points)
     has_groups = len(grouped) < len(single)
     order, first = greedy(model, work.ranking, work.smooth, single, share, values, extra)
     named = {"greedy": order, "one shot": first, "gate gradient": gate}
@@ -131,7 +131,7 @@ def run(
     smallest = work.smallest(order, single, keep)
     if has_groups:
         by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
-        group_curve = work.curves({"greedy": by_group}, grouped, places)
+        group_curve = work.curves({"greedy": by_group}, grouped, group_counts)
     units_of_metric, words = UNITS[name], name.replace("_", " ")
     convention = (
         f"{words} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} prompts, "
@@ -151,7 +151,7 @@ def run(
         "diverging", convention=f"{convention}; {random}",
     )  # fmt: skip
     if has_groups:
-        coords |= {"group_order": ["greedy", "random"], "groups_removed": places}
+        coords |= {"group_order": ["greedy", "random"], "groups_removed": group_counts}
         results.add_interval(
             "group_curve", ("group_order", "groups_removed"), group_curve,
             f"{task.name} with whole KV groups taken out", units_of_metric, "diverging",
@@ -169,11 +169,11 @@ def run(
         ),
         ("whole_layer", ("layer",), whole, "Lost without any head of the layer", signed),
     )
-    place = np.full((model.layers, model.heads), np.nan)
+    order_of_head = np.full((model.layers, model.heads), np.nan)
     for number, [head] in enumerate(order, start=1):
-        place[head] = number
+        order_of_head[head] = number
     results.add(
-        "pruned_at", ("layer", "head"), place, "Place in the greedy order", "1 goes first",
+        "pruned_at", ("layer", "head"), order_of_head, "Place in the greedy order", "1 goes first",
         "sequential", 1, len(single), convention=convention,
     )  # fmt: skip
     smallest.add(results, keep, work)

@@ -121,8 +121,8 @@ def run(
     [best] = top(mean, 1)
     bars = np.full((3, len(CONDITIONS)), np.nan)
     bars[:, 0] = mean[best], lower[best], upper[best]
-    for place, key in enumerate(CONDITIONS[1:], start=1):
-        bars[:, place] = levels.get(key, np.nan)
+    for index, key in enumerate(CONDITIONS[1:], start=1):
+        bars[:, index] = levels.get(key, np.nan)
     table = matrix(methods, seed)
     retest = np.array([split_half(samples, seed) for samples in methods.values()]).T
     results = Results(capture, seed=seed, source=SANITY, convention=convention)

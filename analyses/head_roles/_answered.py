@@ -96,11 +96,11 @@ class Answered:
                     continue
                 edits = (Window(heads=tuple(heads), recent=recent, first=first),) if heads else ()
                 with torch.no_grad():
-                    places = [self.question_positions[row]]
+                    positions = [self.question_positions[row]]
                     output = logits(
-                        self.model, torch.tensor([self.ids[row]]), edits, torch.tensor(places)
+                        self.model, torch.tensor([self.ids[row]]), edits, torch.tensor(positions)
                     )
-                    loss[at, column] = float(self.loss([row], output, [0], places))
+                    loss[at, column] = float(self.loss([row], output, [0], positions))
         if not size:
             kind = "streaming" if streaming else "full"
             text = f"Every head is {kind}, so there is nothing to compare."

@@ -41,8 +41,8 @@ class Folds:
         order = torch.randperm(len(self.prompt), generator=generator)
         by_prompt = order[self.prompt[order].argsort(stable=True)]
         starts = torch.bincount(self.prompt).cumsum(0) - torch.bincount(self.prompt)
-        place = torch.arange(len(order)) - starts[self.prompt[by_prompt]]
-        return by_prompt[place < count].sort().values
+        offset = torch.arange(len(order)) - starts[self.prompt[by_prompt]]
+        return by_prompt[offset < count].sort().values
 
     def by_prompt(
         self, values: Float[Tensor, " some"], at: Int[Tensor, " some"]

@@ -93,7 +93,7 @@ def learn(
         batch_number = number % len(rounds)
         rows = rounds[batch_number]
         tokens = torch.tensor([ids[row] for row in rows])
-        pairs = [(place, at) for place, row in enumerate(rows) for at in positions[row]]
+        pairs = [(index, at) for index, row in enumerate(rows) for at in positions[row]]
         batch, position = torch.tensor(pairs, device=model.device).T
         if batch_number not in aims:
             with torch.no_grad():
@@ -141,10 +141,10 @@ def window_cost(
             Request(stats=()), shares=shares.repeat_interleave(len(prompts), dim=0),
             first=first, recent=recent,
         )  # fmt: skip
-        places = positions.repeat(times, 1)
-        with torch.no_grad(), unembedding_at(model, places) as finish:
+        repeated = positions.repeat(times, 1)
+        with torch.no_grad(), unembedding_at(model, repeated) as finish:
             output: Tensor = finish(run(model, tokens.repeat(times, 1), mixer, head=True))
-            values = measure(output, prompts * times, places.tolist())
+            values = measure(output, prompts * times, repeated.tolist())
         return np.asarray(values.double().cpu().numpy()).reshape(times, -1)
 
     for batch in question_batches(model, ids, question_positions, SWEEP_TOKENS):

@@ -211,14 +211,14 @@ class _Labelled:
                     self.shares[kind][:, layer, head, : len(directions)] = _shares(
                         vectors, directions @ space.basis.T, folds, held_out
                     )
-                for place, directions in enumerate(bases[:2]):
-                    map_[place, head] = space.keeping(directions)
+                for index, directions in enumerate(bases[:2]):
+                    map_[index, head] = space.keeping(directions)
                 names = model.words([words[at] for at in chosen])
                 self.labels[label((layer, head))] = [word.strip() for word in names]
                 self.first[layer, head] = names[0].strip()
         self.edits = [
-            KeepDirections(mean, {layer: map_[place] for layer, map_ in maps.items()})
-            for place in range(len(CONDITIONS))
+            KeepDirections(mean, {layer: map_[index] for layer, map_ in maps.items()})
+            for index in range(len(CONDITIONS))
         ]
 
 

@@ -186,9 +186,9 @@ def _null(
     ``hits`` tells of every source and every target of a relation whether the target is among the
     first (source, target, layer, head). The level is shared among the ``tests``.
     """
-    places = relation_words.shuffled(len(hits), shuffles, generator)
+    permutations = relation_words.shuffled(len(hits), shuffles, generator)
     sources = np.arange(len(hits))
-    drawn = np.stack([hits[sources, place].mean(0) for place in places])
+    drawn = np.stack([hits[sources, permutation].mean(0) for permutation in permutations])
     mean = drawn.mean(0)
     excess = np.diagonal(hits).mean(-1) - mean
     largest = np.nanmax(drawn - mean, axis=(1, 2))

@@ -70,8 +70,8 @@ def needed(shares: Array, mass: float) -> Array:
 
 def decompose(shares: Array, queries: Array, window: int) -> tuple[Array, Array]:
     """Return the mass in the window, and of each column outside it, most first."""
-    place = np.arange(shares.shape[-1])
-    inside = np.abs(place[:, None] - place) < window
+    position = np.arange(shares.shape[-1])
+    inside = np.abs(position[:, None] - position) < window
     near = average(np.where(inside, shares, 0.0).sum(-1) + 0 * shares[..., 0], queries)
     outside = np.where(inside & ~np.isnan(shares), 0.0, shares)
     columns = average(outside, queries[..., None])
@@ -93,8 +93,8 @@ def sparse_loss(
     """
     generator = np.random.default_rng(seed)
     tile, blocks = int(capture.attrs["tile"]), shares.shape[-1]
-    place = np.arange(blocks)
-    lower, diagonal = place[:, None] >= place, place[:, None] == place
+    block = np.arange(blocks)
+    lower, diagonal = block[:, None] >= block, block[:, None] == block
     costs = []
     usable = [(row, ids) for row, ids in enumerate(tokens(capture)) if len(ids) > 1][:prompts]
     for row, ids in usable:

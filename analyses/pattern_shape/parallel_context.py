@@ -118,8 +118,8 @@ def _measured(
         passes = [observed(model, prompt, (), ("entropy",))]
         for shared in (False, True):
             edit = _edit(model, members, blocks, shared)
-            places = _positions(members, shared) if restart else None
-            passes.append(observed(model, prompt, (edit,), ("entropy",), places))
+            positions = _positions(members, shared) if restart else None
+            passes.append(observed(model, prompt, (edit,), ("entropy",), positions))
         entropies.append([mean(stats["entropy"][..., start:]) for _, stats in passes])
         costs.append([float(loss[start - 1 :].mean()) for loss, _ in passes])
     return np.array(entropies), np.array(costs)
@@ -152,12 +152,12 @@ def _positions(members: tuple[int, ...], shared: bool) -> list[int]:
     """
     last, prefix = max(members), members.count(0)
     ends = {block: prefix if shared or block < 2 else 0 for block in range(last)} | {0: 0}
-    places = []
+    positions = []
     for block in members:
-        place = ends.get(block, max(ends.values()))
-        places.append(place)
-        ends[block] = place + 1
-    return places
+        start = ends.get(block, max(ends.values()))
+        positions.append(start)
+        ends[block] = start + 1
+    return positions
 
 
 def _edit(model: Model, members: tuple[int, ...], blocks: int, shared: bool) -> Blocks:

@@ -199,8 +199,8 @@ def _add(results: Results, end: str, counts: Array, spans: Array, title: str, ru
 def _last(values: Array) -> Array:
     """Return the value of the last known bin (…)."""
     measured = ~np.isnan(values)
-    place = measured.shape[-1] - 1 - measured[..., ::-1].argmax(-1)
-    return np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
+    last = measured.shape[-1] - 1 - measured[..., ::-1].argmax(-1)
+    return np.take_along_axis(values, last[..., None], axis=-1)[..., 0]
 
 
 def _kinds(results: Results, growth: str, boundary: float) -> Heads:

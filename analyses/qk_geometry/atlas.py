@@ -218,9 +218,11 @@ def _prune(
 
     def divergence(output: torch.Tensor, prompts: Any, positions: Any) -> torch.Tensor:
         divergences = []
-        for row, prompt, places in zip(output, prompts, positions, strict=True):
+        for row, prompt, queries in zip(output, prompts, positions, strict=True):
             ablated = (
-                row[[places.index(at) for at in question_positions[prompt]]].float().log_softmax(-1)
+                row[[queries.index(at) for at in question_positions[prompt]]]
+                .float()
+                .log_softmax(-1)
             )
             middle = torch.logaddexp(clean[prompt], ablated) - np.log(2)
             parts = [(side.exp() * (side - middle)).sum(-1) for side in (clean[prompt], ablated)]

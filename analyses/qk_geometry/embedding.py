@@ -162,8 +162,8 @@ def _embed(
     # A head whose vectors are all one has no spread to take a share of: NaN.
     with np.errstate(invalid="ignore"):
         pca = PCA(2, svd_solver="full").fit(np.concatenate([joint.queries, joint.keys]))
-    visible = rows[0].visible[:, rows[0].places]
-    count = len(rows[0].places)
+    visible = rows[0].visible[:, rows[0].positions]
+    count = len(rows[0].positions)
     queries, keys = joint.queries[:count], joint.keys[:count]
     product = queries @ keys.T
     plane = (pca.transform(queries), pca.transform(keys))
@@ -242,7 +242,7 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
     from sklearn.covariance import LedoitWolf
 
     rng = np.random.default_rng(seed)
-    halves = [rng.permutation(len(row.places)) < len(row.places) // 2 for row in rows]
+    halves = [rng.permutation(len(row.positions)) < len(row.positions) // 2 for row in rows]
     ratios = np.full((len(rows), len(rows[0].queries)), np.nan)
     for head in range(ratios.shape[1]):
         keys = [row.chosen_keys[head] for row in rows]

@@ -29,9 +29,9 @@ def document_scores(weights: Array, positions: Sequence[Sequence[int]]) -> Array
     below the mean minus two standard deviations are dropped, the others summed.
     """
     scores = []
-    for place in positions:
-        part = weights[..., list(place)]
-        if len(place) < 2:
+    for position in positions:
+        part = weights[..., list(position)]
+        if len(position) < 2:
             scores.append(part.sum(-1))
             continue
         least = part.mean(-1) - DROPPED * part.std(-1, ddof=1)

@@ -108,7 +108,7 @@ def recall(
 def _rouge(
     model: Model, ids: Sequence[int], questions: Questions, generated: NDArray[Any]
 ) -> float:
-    needle = [ids[place] for place in evidence(questions)]
+    needle = [ids[position] for position in evidence(questions)]
     return rouge_1_recall(_words(model, needle), _words(model, generated))
 
 
@@ -126,7 +126,7 @@ def opening(ids: Sequence[int], questions: Questions) -> list[int]:
 
 def evidence(questions: Questions) -> list[int]:
     """Return the positions of the needle: the evidence of all the questions."""
-    return sorted({place for question in questions for place in question.evidence})
+    return sorted({position for question in questions for position in question.evidence})
 
 
 def score(
@@ -142,16 +142,16 @@ def score(
     if decoding == "greedy":
         looked, generated = greedy_steps(model, ids, questions, new_tokens)
         recalled = _rouge(model, ids, questions, generated)
-        places: Sequence[Sequence[int]] = [needle] * len(looked)
+        targets: Sequence[Sequence[int]] = [needle] * len(looked)
         tokens = np.asarray([*opening(ids, questions), *generated], dtype=np.int64)
     else:
         looked, generated = decode_steps(model, ids, questions)
         rows = zip(generated, questions, strict=True)
         recalled = float(np.mean([token in question.answer_ids for token, question in rows]))
-        places = [question.evidence for question in questions]
+        targets = [question.evidence for question in questions]
         tokens = np.asarray(ids, dtype=np.int64)
     copies, needle_ids = copied(looked, generated, tokens, tuple(needle)), tokens[needle]
-    hits = [np.isin(rows, place) for rows, place in zip(looked, places, strict=True)]
+    hits = [np.isin(rows, target) for rows, target in zip(looked, targets, strict=True)]
     blind = (looked < 0).all(0)
     sets, multisets, matched = (
         np.where(blind, np.nan, values)

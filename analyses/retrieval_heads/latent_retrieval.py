@@ -182,9 +182,9 @@ def _mistakes(model: Model, task: Task, *, short: bool) -> NDArray[np.float64]:
     """Return the share of answers that are each mistake (prompt, mistake)."""
     encoded = encode(task, model.tokenizer, model.bos)
     shares = []
-    for ids, questions, places in zip(encoded.ids, encoded.questions, encoded.spans, strict=True):
+    for ids, questions, spans in zip(encoded.ids, encoded.questions, encoded.spans, strict=True):
         _, answers = decode_steps(model, ids, questions)
-        step = {ids[places["thread"][0][0]]} if short else set()
+        step = {ids[spans["thread"][0][0]]} if short else set()
         other = [
             token in question.wrong_ids and token not in step
             for token, question in zip(answers, questions, strict=True)

@@ -112,7 +112,9 @@ def run(
     if task.name != TASK:
         raise NotApplicable(f"task: {task.name} has no length or depth to sweep; use needle")
     words, masked_counts = numbers("lengths", lengths), numbers("counts", counts)
-    fractions = [0.5] if depths == 1 else [float(place) for place in np.linspace(0, 1, depths)]
+    fractions = (
+        [0.5] if depths == 1 else [float(fraction) for fraction in np.linspace(0, 1, depths)]
+    )
 
     def draw(number: int, length: int, depth: float | None = None) -> Task:
         return tasks.make(

@@ -192,7 +192,7 @@ def _score(
     before_question = [[at for at in document if at < end] for document in sentences]
     positions = [document for document in before_question if document]
     evidence = set(encoded.questions[row][0].evidence)
-    gold = np.array([bool(evidence & set(place)) for place in positions])
+    gold = np.array([bool(evidence & set(span)) for span in positions])
     if not gold.any() or len(positions) < 2:
         raise NotApplicable(
             f"evidence: prompt {row + 1} of {task.name} needs two sentences or more, one of "

@@ -101,7 +101,7 @@ def emergence(
         float(steps[0]), float(steps[-1]), convention=convention,
     )  # fmt: skip
     results.add(
-        "emergence_order", dims, _order(step), f"Order of emergence of: {title}", "place",
+        "emergence_order", dims, _order(step), f"Order of emergence of: {title}", "rank",
         "sequential", 1, convention=f"1 for the first; {convention}",
     )  # fmt: skip
     units = str(array.attrs.get("units", ""))
@@ -170,19 +170,19 @@ def _crossing(
 
 def _order(steps: Array) -> Array:
     measured = np.sort(steps[~np.isnan(steps)])
-    places = np.searchsorted(measured, steps, side="left") + 1.0
-    return np.where(np.isnan(steps), np.nan, places)
+    ranks = np.searchsorted(measured, steps, side="left") + 1.0
+    return np.where(np.isnan(steps), np.nan, ranks)
 
 
 def _listed(emerged: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> list[dict[str, Any]]:
     """List what emerged, first to last."""
     rows = []
-    for place in np.argwhere(emerged["emergence_step"].notnull().values).tolist():
-        entry = emerged.isel(dict(zip(rest, place, strict=True)))
+    for index in np.argwhere(emerged["emergence_step"].notnull().values).tolist():
+        entry = emerged.isel(dict(zip(rest, index, strict=True)))
         upper = float(entry["emergence_step_upper"])
         rows.append(
             {
-                "name": _name(array, rest, place),
+                "name": _name(array, rest, index),
                 "step": round(float(entry["emergence_step"]), 2),
                 "lower": float(entry["emergence_step_lower"]),
                 "upper": None if np.isnan(upper) else upper,
@@ -192,10 +192,10 @@ def _listed(emerged: xr.Dataset, array: xr.DataArray, rest: list[Hashable]) -> l
     return sorted(rows, key=lambda row: (row["step"], row["name"]))
 
 
-def _name(array: xr.DataArray, rest: list[Hashable], place: Sequence[int]) -> str:
+def _name(array: xr.DataArray, rest: list[Hashable], indices: Sequence[int]) -> str:
     at = {
         dim: array[dim].values[index] if dim in array.coords else index
-        for dim, index in zip(rest, place, strict=True)
+        for dim, index in zip(rest, indices, strict=True)
     }
     words = []
     if "layer" in at and "head" in at:

@@ -114,9 +114,9 @@ def _stack(name: str, states: Sequence[State], good: Mapping[str, xr.Dataset]) -
     whole = len(good) == len(states)
     kind = first.dtype if whole and first.dtype.kind == "f" else np.dtype(np.float64)
     values = np.full((len(states), *first.shape), np.nan, kind)
-    for place, state in enumerate(states):
+    for index, state in enumerate(states):
         if state.label in good:
-            values[place] = good[state.label][name].values
+            values[index] = good[state.label][name].values
     shared = {
         key: value
         for key, value in first.attrs.items()

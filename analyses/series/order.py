@@ -87,7 +87,7 @@ def order(
     # (run, score, share, 3): step, lower and upper end.
     steps = np.array([[table[name][1] for name in names] for table in tables])
     ranked = np.argsort(steps[:, :, HALF, 0].mean(0), kind="stable")
-    names, steps = [names[place] for place in ranked], steps[:, ranked]
+    names, steps = [names[index] for index in ranked], steps[:, ranked]
     return _result(runs, tables, names, steps)
 
 
@@ -95,7 +95,7 @@ def _result(
     runs: Sequence[xr.Dataset], tables: Sequence[dict[str, Any]], names: Sequence[str], steps: Array
 ) -> xr.Dataset:
     distinct = _apart(steps)
-    states = [_state(steps[:, place : place + 2]) for place in range(len(names) - 1)]
+    states = [_state(steps[:, index : index + 2]) for index in range(len(names) - 1)]
     if len(runs) == 1:
         half, lag = steps[0, :, HALF].T, distinct[0, :, HALF].T
         sure = (distinct[0, :, :, 1] >= 0).mean(-1)
@@ -126,13 +126,13 @@ def _result(
         coords |= {name: runs[0][name] for name in (DIM, "step") if name in runs[0].coords}
     entries = [[str(table[name][0]) for table in tables] for name in names]
     listed = [
-        {"score": name, "entries": first, "step": round(float(half[0, place]), 2),
-         "lower": _known(half[1, place]), "upper": _known(half[2, place])}
-        for place, (name, first) in enumerate(zip(names, entries, strict=True))
+        {"score": name, "entries": first, "step": round(float(half[0, index]), 2),
+         "lower": _known(half[1, index]), "upper": _known(half[2, index])}
+        for index, (name, first) in enumerate(zip(names, entries, strict=True))
     ]  # fmt: skip
     pairs = [
-        Verdict(state, _sentence(listed[place], listed[place + 1], state, sure[place], len(runs)))
-        for place, state in enumerate(states)
+        Verdict(state, _sentence(listed[index], listed[index + 1], state, sure[index], len(runs)))
+        for index, state in enumerate(states)
     ]
     verdict = pairs[0]
     for pair in pairs[1:]:
@@ -177,11 +177,11 @@ def _first(timeline: xr.Dataset, score: str, least: float) -> tuple[str, Array, 
         return None
     ends = [f"emergence_step{end}" for end in ("", "_lower", "_upper")]
     steps = np.array([[_least(result[end]) for end in ends] for result in emerged])
-    place = np.unravel_index(
+    index = np.unravel_index(
         np.nanargmin(emerged[HALF]["emergence_step"]), emerged[HALF]["emergence_step"].shape
     )
     dims = emerged[HALF]["emergence_step"].dims
-    at = dict(zip(dims, map(int, place), strict=True))
+    at = dict(zip(dims, map(int, index), strict=True))
     curve = data[score].isel(at)
     sides = [data.get(f"{score}_{end}", data[score]).isel(at) for end in ("lower", "upper")]
     begin = float(curve[0])

@@ -98,7 +98,7 @@ def mean_values(massive: Sequence[Activation]) -> dict[tuple[int, int], float]:
     groups: dict[tuple[int, int], list[float]] = {}
     for activation in massive:
         groups.setdefault((activation.boundary, activation.channel), []).append(activation.value)
-    return {place: float(np.mean(values)) for place, values in groups.items()}
+    return {key: float(np.mean(values)) for key, values in groups.items()}
 
 
 def draw_others(
@@ -106,15 +106,15 @@ def draw_others(
 ) -> list[Activation]:
     """Draw as many other places, at the same boundaries of the same prompts."""
     generator = np.random.default_rng(seed)
-    excluded = {(place.prompt, place.position, place.channel) for place in massive}
-    places = []
+    excluded = {(address.prompt, address.position, address.channel) for address in massive}
+    drawn = []
     for activation in massive:
-        prompt, place = activation.prompt, (activation.position, activation.channel)
-        while (prompt, *place) in excluded:
+        prompt, address = activation.prompt, (activation.position, activation.channel)
+        while (prompt, *address) in excluded:
             position = int(generator.integers(len(ids[prompt])))
-            place = (position, int(generator.integers(size)))
-        places.append(Activation(prompt, activation.boundary, *place, 0.0))
-    return places
+            address = (position, int(generator.integers(size)))
+        drawn.append(Activation(prompt, activation.boundary, *address, 0.0))
+    return drawn
 
 
 @contextmanager
@@ -122,12 +122,16 @@ def replaced(model: Model, prompt: int, values: Mapping[Activation, float]) -> I
     """Run one prompt with activations of its residual stream set to other values."""
 
     def take(boundary: int, stream: Tensor) -> Tensor | None:
-        places = [place for place in values if (place.prompt, place.boundary) == (prompt, boundary)]
-        if not places:
+        replaced_here = [
+            activation
+            for activation in values
+            if (activation.prompt, activation.boundary) == (prompt, boundary)
+        ]
+        if not replaced_here:
             return None
         changed = stream.clone()
-        for place in places:
-            changed[:, place.position, place.channel] = values[place]
+        for activation in replaced_here:
+            changed[:, activation.position, activation.channel] = values[activation]
         return changed
 
     with watching(model, take):

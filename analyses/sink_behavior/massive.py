@@ -169,7 +169,7 @@ def _losses(
     width = model.module.config.get_text_config().hidden_size
     plans: tuple[dict[_outliers.Activation, float], ...] = (
         dict.fromkeys(massive, 0.0),
-        {place: mean[place.boundary, place.channel] for place in massive},
+        {activation: mean[activation.boundary, activation.channel] for activation in massive},
         dict.fromkeys(_outliers.draw_others(massive, ids, width, seed), 0.0),
     )
     for prompt, prompt_ids in enumerate(ids):
@@ -206,19 +206,19 @@ def _listed(
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []
-    for place in sorted(stream.massive, key=lambda activation: -abs(activation.value))[:LISTED]:
-        weight = alpha[place.prompt, :, :, place.position]
+    for largest in sorted(stream.massive, key=lambda activation: -abs(activation.value))[:LISTED]:
+        weight = alpha[largest.prompt, :, :, largest.position]
         present = weight[~np.isnan(weight)]
         result.append(
             {
-                "prompt": place.prompt,
-                "boundary": place.boundary,
-                "position": place.position,
-                "channel": place.channel,
-                "token": "" if words is None else str(words[place.prompt, place.position]),
-                "value": round(place.value, 4),
-                "median": float(f"{stream.sizes[place.prompt, place.boundary, -1]:.4g}"),
-                "sink": bool(sinks[place.prompt, place.position]),
+                "prompt": largest.prompt,
+                "boundary": largest.boundary,
+                "position": largest.position,
+                "channel": largest.channel,
+                "token": "" if words is None else str(words[largest.prompt, largest.position]),
+                "value": round(largest.value, 4),
+                "median": float(f"{stream.sizes[largest.prompt, largest.boundary, -1]:.4g}"),
+                "sink": bool(sinks[largest.prompt, largest.position]),
                 "received": round(float(present.max()), 4) if present.size else None,
             }
         )

@@ -105,11 +105,11 @@ def run(
         "hidden": "its sinks after the first token",
     }
     for number, (name, keys) in enumerate(keys_of.items()):
-        for end, place in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
+        for end, index in (("less", int(np.argmin(factors))), ("more", int(np.argmax(factors)))):
             results.add_mean(
-                f"{name}_{end}", GRID, single[:, number, place],
+                f"{name}_{end}", GRID, single[:, number, index],
                 f"Loss change with {end} weight on {keys}", "nats a token", "diverging",
-                convention=f"loss with the weight on {keys} times γ = {factors[place]:g}, rows "
+                convention=f"loss with the weight on {keys} times γ = {factors[index]:g}, rows "
                 f"normalised again, minus the loss as it is; {chosen.convention}; {len(ids)} "
                 "prompts; positive: worse",
                 source=SOURCES[number],

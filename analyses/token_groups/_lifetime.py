@@ -48,15 +48,15 @@ def received(model: Model, ids: Sequence[int], window: int, reach: Array) -> Rec
     with torch.no_grad():
         run(model, torch.tensor([list(ids)]), Reader(request, (), take), head=False)
 
-    place = np.arange(length)
+    position = np.arange(length)
     limit = np.where(np.isnan(reach), length, reach)[:, None]
-    queries = np.minimum(length - place, limit)
+    queries = np.minimum(length - position, limit)
     close = np.minimum(queries, window)
     total = sums["received"] * queries[:, None]
     near = sums["received_later"] * close[:, None]
-    visible = np.minimum(place + 1, limit)
+    visible = np.minimum(position + 1, limit)
     before = np.concatenate([np.zeros((len(reach), 1)), visible.cumsum(1)], axis=1)
-    first, stop = (place + close).astype(int), (place + queries).astype(int)
+    first, stop = (position + close).astype(int), (position + queries).astype(int)
     beyond = np.maximum(queries - close, 1)
     keys = (np.take_along_axis(before, stop, 1) - np.take_along_axis(before, first, 1)) / beyond
     far = np.maximum(total - near, 0.0) / beyond[:, None] * keys[:, None]

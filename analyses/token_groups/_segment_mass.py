@@ -60,14 +60,14 @@ def even(capture: xr.Dataset, numbers: Numbers, count: int, rows: list[Numbers])
     It is the mass of a head that spreads its attention evenly over what it sees. NaN where no query
     of a group sees a key of the segment.
     """
-    place = np.arange(len(numbers))
+    position = np.arange(len(numbers))
     belongs = numbers[:, None] == np.arange(count)
     before = np.concatenate([np.zeros((1, count)), belongs.cumsum(0)])
     layers = []
     for causal, window in zip(capture["causal"].values, capture["window"].values, strict=True):
-        reach = len(place) if np.isnan(window) else int(window)
-        low = np.maximum(place - reach + 1, 0)
-        high = place + 1 if causal else np.minimum(place + reach, len(place))
+        reach = len(position) if np.isnan(window) else int(window)
+        low = np.maximum(position - reach + 1, 0)
+        high = position + 1 if causal else np.minimum(position + reach, len(position))
         share = (before[high] - before[low]) / (high - low)[:, None]
         means = [share[group].mean(0) if len(group) else np.full(count, np.nan) for group in rows]
         layers.append(np.stack(means))
@@ -121,7 +121,7 @@ def units(capture: xr.Dataset) -> tuple[str, str, str]:
 
 def mean_of(effect: Array, chosen: Sequence[int] | Numbers) -> float:
     """Average an effect over chosen tokens; NaN where none of them has one."""
-    inside = np.asarray([place for place in chosen if place < len(effect)], dtype=np.int64)
+    inside = np.asarray([position for position in chosen if position < len(effect)], dtype=np.int64)
     return float(mean(effect[inside]))
 
 

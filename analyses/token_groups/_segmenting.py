@@ -53,8 +53,8 @@ def named(labels: Sequence[Sequence[str]], description: str, order: Sequence[str
             f"by: {len(names)} segments ({', '.join(names[:3])}, …) are more than {MOST}; group "
             "the tokens into fewer"
         )
-    place = {name: number for number, name in enumerate(names)}
-    numbers = tuple(np.array([place.get(name, NONE) for name in row]) for row in labels)
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = tuple(np.array([number_of.get(name, NONE) for name in row]) for row in labels)
     return Segments(names, numbers, description)
 
 
@@ -158,8 +158,8 @@ def _roles(capture: xr.Dataset, model: Model, task: Any, ids: list[list[int]]) -
         labels = ["first", *["elsewhere"] * (len(row) - 1)]
         # A token of several roles belongs to the narrowest.
         for name, positions in sorted(roles.items(), key=lambda role: -len(role[1])):
-            for place in positions:
-                labels[place] = name
+            for position in positions:
+                labels[position] = name
         labelled.append(labels)
         at_end = [question.answer_ids[0] for question in questions if question.at == len(row) - 1]
         answers.append(at_end[0] if at_end else None)

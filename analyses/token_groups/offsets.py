@@ -182,10 +182,10 @@ def _moved(
             patterns = {head: _shifted(length, int(at[head])) for head in heads}
             edits += [list(pattern_substitution.fix(patterns)), [Ablate(heads=tuple(heads))]]
         if kinds:
-            marks = sorted({place for rows in kinds.values() for place in rows[prompt]})
-            others = [place for place in range(length) if place not in set(marks)]
+            marks = sorted({position for rows in kinds.values() for position in rows[prompt]})
+            others = [position for position in range(length) if position not in set(marks)]
             size = min(len(marks), len(others))
-            drawn = sorted(int(place) for place in rng.choice(others, size, replace=False))
+            drawn = sorted(int(position) for position in rng.choice(others, size, replace=False))
             # A query that would see nothing at all is left as it is.
             queries = tuple(range(min(others, default=length) + 1, length))
             edits += [

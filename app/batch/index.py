@@ -42,5 +42,5 @@ def _group(group: Group, records: Sequence[Record]) -> dict[str, Any]:
         "records": [{"reason": "", **record} for record in cells],
         "done": sum(record["state"] == "done" for record in cells),
         # The names of the folders hold %: in an address, that is %25.
-        "address": quote(f"{REPORTS}/{group.place}/report.html", safe="/="),
+        "address": quote(f"{REPORTS}/{group.subfolder}/report.html", safe="/="),
     }

@@ -28,7 +28,7 @@ class Group:
     analyses: tuple[str, ...]
 
     @property
-    def place(self) -> str:
+    def subfolder(self) -> str:
         """Folder of the group, in the style of Hive."""
         names = (("model", self.model.name), ("task", self.task.label), ("seed", self.seed))
         return "/".join(f"{name}={quote(str(value), safe='')}" for name, value in names)

@@ -193,7 +193,7 @@ def _note_mismatches(
             reason = mismatched(model, task)
             if reason:
                 file.add(at, f"task: {reason}")
-            for place, name in names.items():
+            for location, name in names.items():
                 reason = unsuited(name, model, task)
                 if reason:
-                    file.add(place, f"analyses: {reason}")
+                    file.add(location, f"analyses: {reason}")

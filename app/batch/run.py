@@ -111,7 +111,7 @@ def _keep(
             )
         batch.save(group, name, outcome)
     state = "failed" if isinstance(outcome, Failure) else "done"
-    batch.note(event=state, place=group.place, analysis=name)
+    batch.note(event=state, place=group.subfolder, analysis=name)
 
 
 def finish(batch: BatchState) -> tuple[Record, ...]:
@@ -155,4 +155,6 @@ def _report(batch: BatchState, group: Group, records: dict[str, Record]) -> None
         from plotly.offline import get_plotlyjs
 
         write_text(library, get_plotlyjs())
-    build.write_files(folder, manifest, results, group.place, plotly_address=f"../../../{PLOTLY}")
+    build.write_files(
+        folder, manifest, results, group.subfolder, plotly_address=f"../../../{PLOTLY}"
+    )

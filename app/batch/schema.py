@@ -74,7 +74,7 @@ class ModelSpec(Entry):
 
     @field_validator("model", "tokenizer")
     @classmethod
-    def _place(cls, source: str | None, info: ValidationInfo) -> str | None:
+    def _resolve_source(cls, source: str | None, info: ValidationInfo) -> str | None:
         """Find what is named from where the job file lies, and refuse a model that is not there."""
         folder = info.context
         if source is None or folder is None:
@@ -219,15 +219,15 @@ class JobFields(Entry):
 
 def find_model(source: str) -> None:
     """Refuse a model that is not there, without loading it."""
-    place = locate(source)
-    if Path(place.path).is_dir() or place.path in constructed.names():
+    located = locate(source)
+    if Path(located.path).is_dir() or located.path in constructed.names():
         return
     close = near(source, [*BUNDLED, *constructed.names()])
     if source.startswith("headscope/"):
         raise InvalidInput(f"model: no {source!r} comes with headscope{close}")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    name, revision = place.path, place.revision
+    name, revision = located.path, located.revision
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
     try:

@@ -19,7 +19,7 @@ from headscope.app.batch.worker import Failure
 from headscope.app.exports import long_table
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage import dataset_file
-from headscope.probes.storage.run_folder import check_place
+from headscope.probes.storage.run_folder import check_writable
 
 IDENTITY = "job.json"
 COPY = "job.yaml"
@@ -46,7 +46,7 @@ class BatchState:
 
     def check(self, *, overwrite: bool = False) -> None:
         """Refuse a folder that cannot take the job, before anything runs; leaves no trace."""
-        check_place(self.path)
+        check_writable(self.path)
         if not self.path.is_dir():
             return
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
@@ -147,7 +147,7 @@ class BatchState:
         """Record why a cell has no result."""
         self._write(group, analysis, {"state": "failed", "reason": failure.reason, "files": {}})
         if failure.trace:
-            self.note(event="failed", place=group.place, analysis=analysis, trace=failure.trace)
+            self.note(event="failed", place=group.subfolder, analysis=analysis, trace=failure.trace)
 
     def _write(self, group: Group, analysis: str, record: Record) -> None:
         file = self._cell(CELLS, group, analysis)
@@ -167,7 +167,7 @@ class BatchState:
 
     def report(self, group: Group) -> Path:
         """Folder of the report of a group."""
-        return self.path / REPORTS / group.place
+        return self.path / REPORTS / group.subfolder
 
     def note(self, **event: Any) -> None:
         """Add a line, with the time, to the log: the one file that differs from run to run."""
@@ -179,7 +179,7 @@ class BatchState:
     def _cell(self, kind: str, group: Group, analysis: str) -> Path:
         """Return the file of a cell among its kind."""
         ending = {CELLS: "json", RESULTS: "safetensors"}[kind]
-        return self.path / kind / group.place / f"{analysis}.{ending}"
+        return self.path / kind / group.subfolder / f"{analysis}.{ending}"
 
     @staticmethod
     def _read(file: Path) -> Record | None:
@@ -193,7 +193,7 @@ class BatchState:
 
 def _partition(group: Group, analysis: str) -> str:
     """Return the folder of a cell in the table, in the style of Hive."""
-    model, task, seed = group.place.split("/")
+    model, task, seed = group.subfolder.split("/")
     return "/".join((model, task, f"analysis={quote(analysis, safe='')}", seed))
 
 

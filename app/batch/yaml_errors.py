@@ -62,8 +62,8 @@ class MarkedFile:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             parts = [getattr(error, name, None) for name in ("context", "problem")]
             words = " ".join(filter(None, parts)) or str(error).splitlines()[0]
-            place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            raise InvalidFile(path, [(*place, f"not YAML: {words}")]) from error
+            location = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            raise InvalidFile(path, [(*location, f"not YAML: {words}")]) from error
 
     def _read(self, node: yaml.Node, at: Location) -> Any:
         """Turn a node into data; what cannot be read, and double names, are noted."""
@@ -133,8 +133,8 @@ class MarkedFile:
 
     def _note(self, node: yaml.Node | None, text: str) -> None:
         """Note a problem at a node, or at the start of the file."""
-        place = (node.start_mark.line + 1, node.start_mark.column + 1) if node else (1, 1)
-        self.problems.add((*place, " ".join(text.split())))
+        location = (node.start_mark.line + 1, node.start_mark.column + 1) if node else (1, 1)
+        self.problems.add((*location, " ".join(text.split())))
 
     def check(self) -> None:
         """Raise all that was noted."""

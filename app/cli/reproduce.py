@@ -79,9 +79,9 @@ def _at_hand(paper: str, source: str | None, expected: Sequence[str], needs: str
     from headscope.probes.models.model_source import locate
 
     for name in expected if source is None else [source]:
-        place = locate(name)
-        path = place.path
-        if Path(path).is_dir() or path in constructed.names() or commit(path, place.revision):
+        located = locate(name)
+        path = located.path
+        if Path(path).is_dir() or path in constructed.names() or commit(path, located.revision):
             return name
     models = " or ".join(expected) if source is None else source
     raise InvalidInput(

@@ -66,7 +66,7 @@ def _started() -> Path | None:
     return Path(path) if path else None
 
 
-def is_place(path: Path | None) -> bool:
+def is_runs_folder(path: Path | None) -> bool:
     """Tell whether the dashboard was started with a folder of runs, not with one of them."""
     return path is not None and path != _started()
 

@@ -36,11 +36,11 @@ class Statistic:
     title: str
     units: str
     variable: str
-    place: dict[str, int]
+    index: dict[str, int]
 
     def read(self, capture: xr.Dataset, layer: int, head: int) -> NDArray[np.float64]:
         """Read it for one head (prompt, position); NaN at the first token and at padding."""
-        at = {"layer": layer, "head": head, **self.place}
+        at = {"layer": layer, "head": head, **self.index}
         if self.variable == ELSEWHERE:
             values = _elsewhere(capture, at)
         else:

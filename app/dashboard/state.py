@@ -131,7 +131,7 @@ def neighbour(by: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
     """Return the head beside the picked one; at an edge, the picked one itself."""
     at = int(st.session_state["layer"]), int(st.session_state["head"])
     layer, head = (
-        min(max(place + step, 0), size - 1) for place, step, size in zip(at, by, shape, strict=True)
+        min(max(index + step, 0), size - 1) for index, step, size in zip(at, by, shape, strict=True)
     )
     return layer, head
 

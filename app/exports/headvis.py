@@ -87,19 +87,19 @@ def write(run: Run, out: Path, source: str | None = None) -> Path:
     }
     make_folder(out / HEADS)
     make_folder(out / "attributions")
-    places = [(int(layer), int(head)) for layer in capture["layer"] for head in capture["head"]]
-    for layer, head in places:
+    heads = [(int(layer), int(head)) for layer in capture["layer"] for head in capture["head"]]
+    for layer, head in heads:
         name = PATTERN.format(layer=layer, head=head)
         write_text(out / HEADS / name, json.dumps(head_data(capture, layer, head)) + "\n")
     rows = [
         {"layer": layer, "head": head, **{name: _round(grid[at]) for name, grid in metrics.items()}}
-        for (layer, head), at in zip(places, np.ndindex(*_shape(capture)), strict=True)
+        for (layer, head), at in zip(heads, np.ndindex(*_shape(capture)), strict=True)
     ]
     write_text(out / SCATTER, json.dumps(rows) + "\n")
     for stub in ("server_config.json", "attributions/manifest.json"):
         write_text(out / stub, "{}\n")
     # Last, so that half a tree is none.
-    write_text(out / CONFIG, json.dumps(_config(run, capture, places, results), indent=2) + "\n")
+    write_text(out / CONFIG, json.dumps(_config(run, capture, heads, results), indent=2) + "\n")
     return out
 
 
@@ -199,7 +199,7 @@ def _top_tokens(sequences: list[dict[str, Any]], side: str) -> list[dict[str, An
 
 
 def _config(
-    run: Run, capture: xr.Dataset, places: list[tuple[int, int]], results: Mapping[str, xr.Dataset]
+    run: Run, capture: xr.Dataset, grid: list[tuple[int, int]], results: Mapping[str, xr.Dataset]
 ) -> dict[str, Any]:
     layers, heads = _shape(capture)
     about = {
@@ -215,7 +215,7 @@ def _config(
     return {
         "model_name": attrs["model"],
         "dataset_name": run.manifest["task"] or run.manifest["prompts"] or "own prompts",
-        "heads": places,
+        "heads": grid,
         "n_layers": layers,
         "n_heads": heads,
         "n_intervals": INTERVALS,

@@ -46,7 +46,7 @@ def read(folder: Path) -> xr.Dataset:
     metrics = [name for name in config.get("metrics") or present if name in present]
     if not metrics:
         raise _broken(folder / SCATTER, "it holds no metric")
-    layers, columns = (sorted({place[axis] for place in heads}) for axis in (0, 1))
+    layers, columns = (sorted({head_index[axis] for head_index in heads}) for axis in (0, 1))
     described, units, evidence = (
         config.get(f"metric_{field}") or {} for field in ("descriptions", "units", "evidence")
     )
@@ -54,9 +54,9 @@ def read(folder: Path) -> xr.Dataset:
     result = xr.Dataset(coords={"layer": layers, "head": columns})
     for name in metrics:
         grid = np.full((len(layers), len(columns)), np.nan)
-        for place, row in heads.items():
-            grid[layers.index(place[0]), columns.index(place[1])] = _number(
-                folder, place, row, name
+        for head_index, row in heads.items():
+            grid[layers.index(head_index[0]), columns.index(head_index[1])] = _number(
+                folder, head_index, row, name
             )
         result[name] = (("layer", "head"), grid, {
             "long_name": name.replace("_", " ").capitalize(),
@@ -123,13 +123,13 @@ def patterns(folder: Path, layer: int, head: int) -> list[xr.DataArray]:
     for sequence in _json(file, dict).get("sequences") or []:
         try:
             tokens, size = list(map(str, sequence["tokens"])), int(sequence["seq_len"])
-            places = np.asarray(sequence["attention_indices"], dtype=int)
+            indices = np.asarray(sequence["attention_indices"], dtype=int)
             values = np.asarray(sequence["attention_values"], dtype=float)
             grid = np.full(size * size, np.nan)
-            grid[places] = values
+            grid[indices] = values
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise _broken(file, f"a sequence cannot be read ({error})") from error
-        if len(tokens) != size or (places < 0).any():
+        if len(tokens) != size or (indices < 0).any():
             raise _broken(
                 file, f"a sequence has {len(tokens)} tokens of {size}, or a place below 0"
             )
@@ -142,12 +142,12 @@ def patterns(folder: Path, layer: int, head: int) -> list[xr.DataArray]:
     return sorted(arrays, key=lambda pattern: -(pattern.attrs["max_activation"] or 0.0))
 
 
-def _number(folder: Path, place: tuple[int, int], row: dict[str, Any], name: str) -> float:
+def _number(folder: Path, head_index: tuple[int, int], row: dict[str, Any], name: str) -> float:
     value = row.get(name)
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        head = f"L{place[0]}H{place[1]}"
+        head = f"L{head_index[0]}H{head_index[1]}"
         raise _broken(folder / SCATTER, f"{name} of {head} is {value!r}, no number")
     return float(value)
 

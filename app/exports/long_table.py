@@ -74,9 +74,9 @@ def _scores(analysis: str, result: xr.Dataset) -> list[tuple[dict[str, Any], dic
         if array.dtype.kind not in "fiub":
             continue
         ends = dict(zip(NUMBERS, (array, *viz.interval(result, variable)), strict=True))
-        for entry, place in entries(array):
+        for entry, index in entries(array):
             numbers = {
-                name: column(name, end.isel(place)) for name, end in ends.items() if end is not None
+                name: column(name, end.isel(index)) for name, end in ends.items() if end is not None
             }
             where = {"analysis": analysis, "variable": variable, "entry": entry}
             scores.append((numbers, where | meaning(result, variable)))

@@ -115,12 +115,12 @@ def _importance(result: xr.Dataset, named: Mapping[str, list[str]]) -> Importanc
     n = int(result.attrs["n_prompts"])
     methods = [name for name in METHODS if name in result]
     important = [] if n < LEAST_PROMPTS else list(result.attrs.get("important_heads", ()))
-    places = viz.ranks(result[MAIN].transpose(*GRID))
-    order = [at for at in np.argsort(places, axis=None) if np.isfinite(places.flat[at])]
-    rows = [_row(result, divmod(int(at), places.shape[1]), places, methods, named) for at in order]
+    ranks = viz.ranks(result[MAIN].transpose(*GRID))
+    order = [at for at in np.argsort(ranks, axis=None) if np.isfinite(ranks.flat[at])]
+    rows = [_row(result, divmod(int(at), ranks.shape[1]), ranks, methods, named) for at in order]
     listed = [row for row in rows if row.name in important] or rows[:FEWEST]
     intact, (lower, upper) = result["intact"], viz.interval(result, "intact")
-    heads, measured = places.size, len(order)
+    heads, measured = ranks.size, len(order)
     null = float(result["null_ablation"])
     gate, zero = (result[name].transpose(*GRID).values for name in PARTING)
     return Importance(
@@ -157,14 +157,14 @@ def _conclusion(n: int, important: list[str], measured: int) -> str:
 
 def _row(
     result: xr.Dataset,
-    place: tuple[int, int],
-    places: np.ndarray,
+    head: tuple[int, int],
+    ranks: np.ndarray,
     methods: list[str],
     named: Mapping[str, list[str]],
 ) -> Row:
     """Say what every method says of one head."""
-    name = viz.head_name(int(result["layer"][place[0]]), int(result["head"][place[1]]))
-    at = dict(zip(GRID, place, strict=True))
+    name = viz.head_name(int(result["layer"][head[0]]), int(result["head"][head[1]]))
+    at = dict(zip(GRID, head, strict=True))
     numbers = []
     for method in methods[:COLUMNS]:
         lower, upper = viz.interval(result, method)
@@ -172,9 +172,9 @@ def _row(
         if lower is not None and upper is not None:
             interval = interval_text(lower.isel(at), upper.isel(at))
         numbers.append((viz.amount(result[method].isel(at)), interval))
-    tied = int((places == places[place]).sum())
+    tied = int((ranks == ranks[head]).sum())
     return Row(
-        ordinal(int(places[place]), tied), name, tuple(named.get(name, ())[:ROLES]), tuple(numbers)
+        ordinal(int(ranks[head]), tied), name, tuple(named.get(name, ())[:ROLES]), tuple(numbers)
     )
 
 

@@ -71,9 +71,9 @@ def write_files(
         for table, wide in (("heads", True), ("scores", False)):
             contents[f"{table}.{kind}"] = tables.encode(kind, results, manifest, name, wide=wide)
     with ExitStack() as stack:
-        places = {file: Path(stack.enter_context(replacing(folder / file))) for file in REPORT}
+        paths = {file: Path(stack.enter_context(replacing(folder / file))) for file in REPORT}
         for file, content in contents.items():
-            places[file].write_bytes(content)
+            paths[file].write_bytes(content)
     return folder / "report.html"
 
 

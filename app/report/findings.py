@@ -89,8 +89,8 @@ def findings_table(results: Mapping[str, xr.Dataset], top: int = TOP) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title="Heads that stand out", title_justify="left")
     table.add_column("score (* from an intervention; ? not above its null, or too few prompts)")
-    for place in range(top):
-        table.add_column(f"#{place + 1}", no_wrap=True)
+    for rank in range(top):
+        table.add_column(f"#{rank + 1}", no_wrap=True)
     analysis = ""
     for members in by_score(findings(results, top)).values():
         first = members[0]

@@ -50,7 +50,7 @@ class Standing:
     below: float
 
     @property
-    def place(self) -> str:
+    def rank_text(self) -> str:
         """The rank in words, such as ``1st of 270``."""
         return f"{ordinal(self.rank, self.tied)} of {self.of}"
 
@@ -121,7 +121,7 @@ def causal_sentence(
         )
     ends = [float(end[layer, head]) for end in (score.lower, score.upper) if end is not None]
     n = result.attrs.get("n_prompts")
-    tail = f"{entry.place}; {_effect(result, score, name)} (n = {n})."
+    tail = f"{entry.rank_text}; {_effect(result, score, name)} (n = {n})."
     if not method or "intact" not in result:
         units = str(score.array.attrs.get("units", ""))
         interval = f" {interval_text(*ends)}" if ends else ""
@@ -174,8 +174,10 @@ def disagreement(scores: Mapping[str, Score], layer: int, head: int) -> str:
             continue
         low, high = sorted((by_causal.below, by_score.below))
         if low < BOTTOM and high >= 1 - TOP:
-            places = f"{by_score.place} by “{score.title}” (correlational), {by_causal.place} by"
-            parted.append((high - low, f"Rankings disagree: {places} “{causal.title}” (causal)."))
+            ranks = (
+                f"{by_score.rank_text} by “{score.title}” (correlational), {by_causal.rank_text} by"
+            )
+            parted.append((high - low, f"Rankings disagree: {ranks} “{causal.title}” (causal)."))
     return max(parted, default=(0.0, ""))[1]
 
 

@@ -114,18 +114,18 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     L0H1 0.9
     """
     columns = [
-        column(entry_name(analysis, str(name), entry), array.isel(place))
+        column(entry_name(analysis, str(name), entry), array.isel(head))
         for analysis, result in results.items()
         for name, array in result.items()
-        for entry, place in entries(array)
-        if not entry or bool(array.isel(place).notnull().any())
+        for entry, head in entries(array)
+        if not entry or bool(array.isel(head).notnull().any())
     ]
     if not columns:
         return pd.DataFrame(columns=["name", *GRID])
     table = pd.concat(columns, axis=1).sort_index()
-    places = table.index.to_frame(index=False)
-    named = pd.DataFrame({"name": list(map(viz.head_name, places["layer"], places["head"]))})
-    return pd.concat([named, places, table.reset_index(drop=True)], axis=1)
+    index = table.index.to_frame(index=False)
+    named = pd.DataFrame({"name": list(map(viz.head_name, index["layer"], index["head"]))})
+    return pd.concat([named, index, table.reset_index(drop=True)], axis=1)
 
 
 def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:

@@ -77,9 +77,9 @@ class Operands:
                 fields[f"{name}_head"] = matrices.stride(0)
                 return
             halves = packed_size(matrices.shape[1], matrices.shape[2], parts)
-            place = scratch.take(name, 2 * len(matrices) * halves).data_ptr()
-            pack(matrices, parts, by_column, place)
-            fields.update({f"{name}_amx": place, f"{name}_parts": parts})
+            address = scratch.take(name, 2 * len(matrices) * halves).data_ptr()
+            pack(matrices, parts, by_column, address)
+            fields.update({f"{name}_amx": address, f"{name}_parts": parts})
             fields[f"{name}_head"] = halves
 
         if logits.scores.plain:
@@ -110,12 +110,12 @@ def packer(library: ctypes.CDLL) -> Pack | None:
     function.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 7, ctypes.c_void_p)
     function.restype = None
 
-    def pack(matrices: Tensor, parts: int, by_column: bool, place: int) -> None:
+    def pack(matrices: Tensor, parts: int, by_column: bool, address: int) -> None:
         terms, columns = matrices.shape[1:]
         step, edge = (1, -(-terms // TERMS)) if by_column else (-(-columns // (2 * EDGE)) * 2, 1)
         for matrix in matrices:
             shape = (terms, columns, *matrix.stride())
-            function(matrix.data_ptr(), *shape, parts, step, edge, place)
-            place += 2 * packed_size(terms, columns, parts)
+            function(matrix.data_ptr(), *shape, parts, step, edge, address)
+            address += 2 * packed_size(terms, columns, parts)
 
     return pack

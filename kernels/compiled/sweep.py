@@ -124,8 +124,8 @@ class Sweep:
         visibility, queries, keys = self.visibility, block.queries, block.keys
         low, high = block.low.contiguous(), block.high.contiguous()
         real, valid_queries = (
-            None if mask is None else mask[:, place].contiguous()
-            for mask, place in ((visibility.key_mask, keys), (self.valid_queries, queries))
+            None if mask is None else mask[:, positions].contiguous()
+            for mask, positions in ((visibility.key_mask, keys), (self.valid_queries, queries))
         )
         first = None
         if visibility.key_mask is not None and "first_sum" in filled:

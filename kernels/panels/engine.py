@@ -70,20 +70,20 @@ def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) ->
 
 def accumulate(statistic: Statistic, panel: Panel, result: Tensor) -> None:
     """Write, add or keep the largest of a panel's statistic, at the panel's place in the result."""
-    place = result
+    target = result
     for axis, dim in enumerate(statistic.dims, 2):
         if dim in panel.extents:
-            place = place.narrow(axis, *panel.extents[dim])
+            target = target.narrow(axis, *panel.extents[dim])
     values = statistic.panel(panel)
     if statistic.merge == "largest":
-        torch.maximum(place, values, out=place)
+        torch.maximum(target, values, out=target)
     elif not statistic.by_query:
-        place.add_(values)
+        target.add_(values)
     else:
-        if values.data_ptr() != place.data_ptr():
-            place.copy_(values)
+        if values.data_ptr() != target.data_ptr():
+            target.copy_(values)
         if panel.invalid_rows is not None:
-            shape = (*panel.invalid_rows.shape, *[1] * (place.ndim - 3))
+            shape = (*panel.invalid_rows.shape, *[1] * (target.ndim - 3))
             # A row of a whole pattern is longer than its panel.
             rows = result[:, :, panel.queries]
             rows.masked_fill_(panel.invalid_rows.view(shape), statistic.empty)

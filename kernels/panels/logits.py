@@ -56,8 +56,8 @@ class Buffers:
         """The third."""
         return self._at(2)
 
-    def _at(self, place: int) -> Tensor:
-        return self.memory().narrow(0, place * self.step, self.count).view(self.shape)
+    def _at(self, offset: int) -> Tensor:
+        return self.memory().narrow(0, offset * self.step, self.count).view(self.shape)
 
     def none(self) -> Float[Tensor, "batch head query key"]:
         """Make a tensor of this shape without data: reading it fails."""

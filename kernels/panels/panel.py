@@ -242,14 +242,14 @@ class Panel:
         if straight and not bool(self.max_prob.isnan().any()):
             return sheared(self.weights, starts)
         ends = torch.tensor([*starts[1:], 2 * starts[-1] + 1], device=self.weights.device)
-        place = self.visibility.positions[self.queries, None] - self.keys.start
+        offsets = self.visibility.positions[self.queries, None] - self.keys.start
         key_sum = torch.cumsum(self.weights, dim=-1, out=self.scratch)
 
         def before(key: Tensor) -> Tensor:
             last = (key.clamp(0, keys) - 1).expand(*self.weights.shape[:2], -1, -1)
             return key_sum.gather(3, last.clamp_min(0)).masked_fill_(last < 0, 0.0)
 
-        inner = before(place + ends) - before(place - ends + 1)
+        inner = before(offsets + ends) - before(offsets - ends + 1)
         return torch.diff(inner, dim=-1, prepend=torch.zeros_like(inner[..., :1]))
 
     @cached_property

@@ -84,8 +84,8 @@ def select_topk(
             tail = torch.arange(COMB * wide, keys, device=best.device)
             tail = tail.expand(*candidates.shape[:-1], -1)
             candidates = torch.cat((candidates, tail), dim=-1)
-        values, place = logits.gather(3, candidates).topk(count, dim=-1)
-        columns = candidates.gather(3, place)
+        values, index = logits.gather(3, candidates).topk(count, dim=-1)
+        columns = candidates.gather(3, index)
     else:
         values, columns = logits.topk(min(count, keys), dim=-1)
     columns = columns.masked_fill(values <= MASKED / 2, -1)

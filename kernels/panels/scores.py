@@ -90,9 +90,9 @@ class Scores:
         batch, queries, count = keys.shape
         width = block.keys.stop - block.keys.start
         inside = (keys >= block.keys.start) & (keys < block.keys.stop)
-        place = torch.where(inside, keys - block.keys.start, width)
+        column = torch.where(inside, keys - block.keys.start, width)
         rank = torch.full((batch, queries, width + 1), count, device=keys.device)
-        rank.scatter_(2, place, torch.arange(count, device=keys.device).expand_as(place))
+        rank.scatter_(2, column, torch.arange(count, device=keys.device).expand_as(column))
         return rank[:, None, :, :width]
 
     def _distance(self, block: Block) -> Tensor:
@@ -108,8 +108,8 @@ class Scores:
 def narrow(values: Tensor, *slices: slice) -> Tensor:
     """Cut the first dims; a dim of size 1 holds for every place."""
     chosen = [
-        slice(None) if size == 1 else place
-        for size, place in zip(values.shape[: len(slices)], slices, strict=True)
+        slice(None) if size == 1 else part
+        for size, part in zip(values.shape[: len(slices)], slices, strict=True)
     ]
     return values[tuple(chosen)]
 

@@ -43,8 +43,8 @@ def nearest(dense: DenseAttention, weights: Tensor) -> Tensor:
     distance, order = (dense.positions[:, None] - key).abs().sort(dim=-1)
     mass = weights.gather(3, order.expand_as(weights)).cumsum(dim=-1)
     enough = mass >= dense.request.share * mass[..., -1:]
-    place = enough.long().argmax(dim=-1, keepdim=True)
-    return distance.expand_as(mass).gather(3, place)[..., 0].double() + 1
+    first = enough.long().argmax(dim=-1, keepdim=True)
+    return distance.expand_as(mass).gather(3, first)[..., 0].double() + 1
 
 
 STATISTIC = Statistic(

@@ -21,8 +21,8 @@ def from_panel(panel: Panel) -> Tensor:
     """Read the span off prefix sums in which the first keys have no weight."""
     first = panel.visibility.first_keys(panel.request.first)
     first = first if first.shape[1] == 1 else first[:, panel.queries]
-    place = torch.arange(panel.keys.start, panel.keys.stop, device=first.device)
-    others = ~(first[..., None] == place).any(dim=2)[:, None]
+    position = torch.arange(panel.keys.start, panel.keys.stop, device=first.device)
+    others = ~(first[..., None] == position).any(dim=2)[:, None]
     before = panel.sum_before(torch.mul(panel.weights, others, out=panel.scratch))
     span = shortest(panel, before).clamp_min(1).float()
     return span.masked_fill(before[..., -1] < LEAST, float("nan"))

@@ -78,10 +78,10 @@ def bound_queries(
     full_stop = torch.searchsorted(low, first_key, right=True)[None]
     if visibility.query_mask is not None:
         # Padding at either end is not visited at all.
-        place = torch.arange(visibility.queries, device=device)
+        position = torch.arange(visibility.queries, device=device)
         real = visibility.query_mask
-        first = place.where(real, visibility.queries).amin(dim=1, keepdim=True)
-        last = place.where(real, -1).amax(dim=1, keepdim=True)
+        first = position.where(real, visibility.queries).amin(dim=1, keepdim=True)
+        last = position.where(real, -1).amax(dim=1, keepdim=True)
         start, stop = torch.maximum(start, first), torch.minimum(stop, last + 1)
     empty = stop <= start
     start = torch.searchsorted(stop_query, start, right=True)

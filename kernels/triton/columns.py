@@ -25,14 +25,14 @@ def tokens_of(
     PLACES: tl.constexpr, CELL: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """List the tokens of a kernel's tile and which slots hold one; others name a token too far."""
-    place = tl.arange(0, PLACES)
+    offset = tl.arange(0, PLACES)
     if PLAIN:
-        token = block * PLACES + place
+        token = block * PLACES + offset
         return token, token < length
     else:
-        cell = block * (PLACES // CELL) + place // CELL
+        cell = block * (PLACES // CELL) + offset // CELL
         part = cell % cells.parts
-        within = place % CELL
+        within = offset % CELL
         token = cell // cells.parts * cells.tile + part * cells.step + within
         width = tl.minimum(cells.step, cells.tile - part * cells.step)
         keep = (within < width) & (token < length)
@@ -103,14 +103,14 @@ def visit(
 
 @triton.jit
 def store_cells(
-    place, total, pooled, block, key_block, batch, head,
+    offset, total, pooled, block, key_block, batch, head,
     ROW_CELLS: tl.constexpr, KEY_CELLS: tl.constexpr,
 ):  # fmt: skip
     """Write the cells (key, query) of a tile of the kernel."""
     row = block * ROW_CELLS + tl.arange(0, ROW_CELLS)
     column = key_block * KEY_CELLS + tl.arange(0, KEY_CELLS)
     line = batch.to(tl.int64) * tl.num_programs(1) + head
-    corner = place + (line * pooled.rows + block * ROW_CELLS) * pooled.columns
+    corner = offset + (line * pooled.rows + block * ROW_CELLS) * pooled.columns
     offsets = tl.arange(0, ROW_CELLS)[None, :] * pooled.columns + column[:, None]
     inside = (row[None, :] < pooled.rows) & (column[:, None] < pooled.columns)
     tl.store(corner + offsets, total, mask=inside)

@@ -78,36 +78,36 @@ def signature_of(
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     hints: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, parameter in enumerate(kernel.params):
+    for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
-            constants[(place,)] = value
+            constants[(index,)] = value
         else:
-            signature[parameter.name] = _describe(value, (place,), constants, hints)
+            signature[parameter.name] = _describe(value, (index,), constants, hints)
     return signature, constants, hints
 
 
 def _describe(
     value: Any,
-    place: tuple[int, ...],
+    index: tuple[int, ...],
     constants: dict[tuple[int, ...], Any],
     hints: dict[tuple[int, ...], list[list[Any]]],
 ) -> Any:
     """Say what Triton would specialise a launch on: types, 1, multiples of 16, absent terms."""
     if isinstance(value, tuple):
-        inner = [_describe(x, (*place, i), constants, hints) for i, x in enumerate(value)]
+        inner = [_describe(x, (*index, i), constants, hints) for i, x in enumerate(value)]
         return type(value)(*inner)
     if value is None or (isinstance(value, int) and value == 1):
-        constants[place] = value
+        constants[index] = value
         return "constexpr"
     if isinstance(value, Tensor):
-        hints[place] = [["tt.divisibility", 16]]
+        hints[index] = [["tt.divisibility", 16]]
         return TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
     if value % 16 == 0:
-        hints[place] = [["tt.divisibility", 16]]
+        hints[index] = [["tt.divisibility", 16]]
     return "i32" if abs(value) < 1 << 31 else "i64"
 
 
@@ -131,12 +131,12 @@ def loops(sass: str) -> Iterator[list[str]]:
         (int(match[1], 16), match[2])
         for match in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass)
     ]
-    index = {address: place for place, (address, _) in enumerate(code)}
-    for place, (address, line) in enumerate(code):
+    index = {address: number for number, (address, _) in enumerate(code)}
+    for number, (address, line) in enumerate(code):
         target = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", line)
         # The last instruction branches to itself: padding of the code, no loop.
         if target and int(target[1], 16) < address:
-            yield [text for _, text in code[index[int(target[1], 16)] : place + 1]]
+            yield [text for _, text in code[index[int(target[1], 16)] : number + 1]]
 
 
 def plain_loop(sass: str) -> list[str]:

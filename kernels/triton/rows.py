@@ -54,14 +54,14 @@ def visit(
     if outputs.entropy is not None:
         entropy -= fold(p * gap, QUERIES, KEYS)
     if outputs.value is not None:
-        place = (
+        norm_pointer = (
             outputs.norms
             + (batch * (tl.num_programs(1) // group) + head // group).to(tl.int64) * terms.keys
         )
         if EDGE:
-            norm = tl.load(place + key, mask=key < terms.keys, other=0.0)
+            norm = tl.load(norm_pointer + key, mask=key < terms.keys, other=0.0)
         else:
-            norm = tl.load(place + key)
+            norm = tl.load(norm_pointer + key)
         value += fold(p * norm[None, :], QUERIES, KEYS)
     if outputs.mean is not None:
         clipped = distance

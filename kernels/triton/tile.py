@@ -45,8 +45,8 @@ def step(index, stride):
 @triton.jit
 def line_of(operand, batch, head):
     """Point at the first element of a sequence and head, with an offset of 64 bits."""
-    place = operand.pointer + step(tl.cast(batch, tl.int64), operand.batch)
-    return place + step(tl.cast(head, tl.int64), operand.head)
+    address = operand.pointer + step(tl.cast(batch, tl.int64), operand.batch)
+    return address + step(tl.cast(head, tl.int64), operand.head)
 
 
 @triton.jit
@@ -132,11 +132,11 @@ def query_terms(terms, batch, head, query):
     first_stop = low
     span = low
     if terms.recent is not None:
-        place = line_of(terms.first_stop, batch, head) + step(query, terms.first_stop.token)
-        first_stop = tl.load(place, mask=inside, other=0)
+        address = line_of(terms.first_stop, batch, head) + step(query, terms.first_stop.token)
+        first_stop = tl.load(address, mask=inside, other=0)
     if terms.span_bias.pointer is not None:
-        place = line_of(terms.query_spans, batch, 0)
-        span = tl.load(place + query, mask=inside, other=-1)
+        address = line_of(terms.query_spans, batch, 0)
+        span = tl.load(address + query, mask=inside, other=-1)
     return low, high, first_stop, span
 
 
@@ -149,14 +149,14 @@ def key_terms(terms, batch, head, key, EDGE: tl.constexpr):
     bias = key
     span = key
     if terms.key_bias.pointer is not None:
-        place = line_of(terms.key_bias, batch, head)
+        address = line_of(terms.key_bias, batch, head)
         if EDGE:
-            bias = tl.load(place + key, mask=key < terms.keys, other=HIDDEN)
+            bias = tl.load(address + key, mask=key < terms.keys, other=HIDDEN)
         else:
-            bias = tl.load(place + key)
+            bias = tl.load(address + key)
     if terms.span_bias.pointer is not None:
-        place = line_of(terms.key_spans, batch, 0)
-        span = tl.load(place + key, mask=key < terms.keys, other=-1)
+        address = line_of(terms.key_spans, batch, 0)
+        span = tl.load(address + key, mask=key < terms.keys, other=-1)
     return bias, span
 
 

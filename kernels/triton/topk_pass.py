@@ -91,9 +91,9 @@ def rank(
     named = arguments(launch, batch, heads, count, chosen)
     grid = (triton.cdiv(queries, chosen.queries), heads.stop - heads.start)
     lead_rows[grid](**named, num_warps=chosen.warps, num_stages=chosen.stages)
-    best, place = named["values"].topk(count, dim=1)
+    best, index = named["values"].topk(count, dim=1)
     values[batch, heads] = best.view(-1, queries, count)
-    keys[batch, heads] = named["keys"].long().gather(1, place).view(-1, queries, count)
+    keys[batch, heads] = named["keys"].long().gather(1, index).view(-1, queries, count)
     first = (batch * values.shape[1] + heads.start) * queries
     crowded: Tensor = torch.nonzero(named["reached"] > ROOM)[:, 0] + first
     return crowded
@@ -110,9 +110,9 @@ def rank_lines(launch: Launch, lines: Int[Tensor, " row"], values: Ranks, keys: 
             **launch.arguments(), lines=part, out=out, heads=launch.q.shape[1],
             KEYS=PANEL, num_warps=4,
         )  # fmt: skip
-        best, place = out.topk(count, dim=1)
+        best, index = out.topk(count, dim=1)
         values.view(-1, values.shape[3])[part, :count] = best
-        keys.view(-1, keys.shape[3])[part, :count] = place
+        keys.view(-1, keys.shape[3])[part, :count] = index
 
 
 def rank_panels(launch: Launch, values: Ranks, keys: Ranks) -> None:
@@ -131,9 +131,9 @@ def rank_panels(launch: Launch, values: Ranks, keys: Ranks) -> None:
             **launch.arguments(tiles), out=rows_out, first_query=first, batch=sequence, head=head,
             num_warps=4,
         )  # fmt: skip
-        best, place = rows_out.topk(count, dim=1)
+        best, index = rows_out.topk(count, dim=1)
         values[sequence, head, first : first + rows, :count] = best
-        keys[sequence, head, first : first + rows, :count] = place
+        keys[sequence, head, first : first + rows, :count] = index
 
 
 def choose(launch: Launch, arch: int) -> Configuration:

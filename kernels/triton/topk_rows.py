@@ -50,15 +50,15 @@ def collect(
     # A row that is full, or has all the equal ones that it can need, is done with.
     open_ = ((best > high) & (above <= ROOM)) | ((best >= low) & (best <= high) & (ties < count))
     while tl.max(open_.to(tl.int32), axis=0) > 0:
-        place = tl.min(tl.where(x == best[:, None], key, 2147483647), axis=1)
+        index = tl.min(tl.where(x == best[:, None], key, 2147483647), axis=1)
         better = best > high
         slot = tl.where(better, above, ROOM + ties)
         written = open_ & (slot < ROOM + count) & ~(better & (above >= ROOM))
         tl.store(values + line * (ROOM + count) + slot, best, mask=written)
-        tl.store(keys + line * (ROOM + count) + slot, place, mask=written)
+        tl.store(keys + line * (ROOM + count) + slot, index, mask=written)
         above += (open_ & better).to(tl.int32)
         ties += (open_ & ~better).to(tl.int32)
-        x = tl.where(key == place[:, None], HIDDEN, x)
+        x = tl.where(key == index[:, None], HIDDEN, x)
         best = tl.max(x, axis=1)
         open_ = ((best > high) & (above <= ROOM)) | (
             (best >= low) & (best <= high) & (ties < count)

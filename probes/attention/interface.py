@@ -99,7 +99,7 @@ class _Session:
     masks: set[tuple[bool, int | None]] = field(default_factory=set)
     numbers: dict[int, int] = field(default_factory=dict)
 
-    def place(self, module: nn.Module) -> tuple[str, int]:
+    def layer_of(self, module: nn.Module) -> tuple[str, int]:
         """Return the kind of an attention module, and its layer."""
         return (SELF, self._layer(module)) if self.index is None else self.index.find(module)
 
@@ -115,7 +115,7 @@ class _Session:
 
     def on_traced(self, module: nn.Module, traced: Attention) -> Tensor:
         """Answer a module outside the interface, whose steps have been followed."""
-        kind, layer = self.place(module)
+        kind, layer = self.layer_of(module)
         fields = to_call.fields(traced, module)
         return self.dispatch(
             AttentionCall(layer=layer, module=module, softcap=None, kind=kind, **fields)
@@ -197,8 +197,8 @@ def _attend(
             f"attention: {type(module).__name__} is set to {NAME!r} outside a capture; "
             "set_attn_implementation('sdpa') puts it back"
         )
-    place = session.place(module)
-    call = _read(module, place, query, key, value, attention_mask, fields)
+    number = session.layer_of(module)
+    call = _read(module, number, query, key, value, attention_mask, fields)
     _compare_with_masks(call, session.masks)
     z = session.dispatch(call)
     return z.to(query.dtype).transpose(1, 2).contiguous(), None
@@ -206,14 +206,14 @@ def _attend(
 
 def _read(
     module: nn.Module,
-    place: tuple[str, int],
+    layer_number: tuple[str, int],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     fields: dict[str, Any],
 ) -> AttentionCall:
-    where, (kind, layer) = type(module).__name__, place
+    where, (kind, layer) = type(module).__name__, layer_number
     if fields.pop("dropout", 0.0):
         raise InvalidInput(f"dropout: {where} asks for dropout; call model.eval() first")
     scaling = fields.pop("scaling", None)

@@ -45,8 +45,8 @@ class Layer:
 
         Positions of queries and keys are given each once and in ascending order.
         """
-        places = (torch.from_numpy(rows), torch.from_numpy(columns))
-        return head_weights(self.call.query, self.call.key, head, *places, self.spec).cpu().numpy()
+        index = (torch.from_numpy(rows), torch.from_numpy(columns))
+        return head_weights(self.call.query, self.call.key, head, *index, self.spec).cpu().numpy()
 
     def overview(self, head: int, tile: int) -> dict[str, Array]:
         """Pool one head's map into tiles of so many tokens, with what every token receives.

@@ -55,12 +55,12 @@ def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
 
 def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
     """Name everything that the outcome of the check hangs on."""
-    place = Path(locate(source).path)
-    files = [file for kind in WEIGHTS for file in place.glob(kind)] if place.is_dir() else []
+    path = Path(locate(source).path)
+    files = [file for kind in WEIGHTS for file in path.glob(kind)] if path.is_dir() else []
     config = model.module.config.to_json_string(use_diff=False)
     on_gpu = model.device.type == "cuda"
     return {
-        "source": str(place.resolve()) if files else str(source),
+        "source": str(path.resolve()) if files else str(source),
         "files": _stats(files),
         "revision": model.revision,
         "architecture": f"{type(model.module).__module__}.{model.architecture}",

@@ -123,10 +123,10 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
         for module in filter(_linear, model.module.modules()):
             stack.enter_context(module.register_forward_hook(swap))
         run(model, _tokens(model), Reader(Request(stats=()), take=take), head=False)
-    places = {id(call.module): layer for layer, call in calls.items()}
+    layer_of = {id(call.module): layer for layer, call in calls.items()}
     projections = {}
     for layer, call in sorted(calls.items()):
-        near = [module for module in _block(model, call.module, places) if module in flow]
+        near = [module for module in _block(model, call.module, layer_of) if module in flow]
         arrived = {"q": call.query, "k": call.key, "v": call.value, "o": head_outputs[layer]}
         for part in parts:
             target = arrived[part].transpose(1, 2).flatten(0, 1).double().cpu()
@@ -146,12 +146,12 @@ def read(model: Model, parts: Sequence[str] = PARTS) -> Weights:
     return Weights(projections)
 
 
-def _block(model: Model, attention: nn.Module, places: dict[int, int]) -> list[nn.Module]:
+def _block(model: Model, attention: nn.Module, layer_of: dict[int, int]) -> list[nn.Module]:
     """List what lies around an attention module and around no other one."""
     for group in model.module.modules():
         # From the outside inwards: the first that holds this attention alone.
         inside = list(group.modules())
-        attentions = [part for part in inside if id(part) in places]
+        attentions = [part for part in inside if id(part) in layer_of]
         if attentions == [attention]:
             return inside
     return [attention]
@@ -201,8 +201,8 @@ def _cuts(width: int, heads: int, size: int, part: str) -> Iterator[Tensor]:
     # Side by side within every head, as in GPT-NeoX: [query key value] of head 0, of head 1, ...
     together = width // (heads * size)
     if width == together * heads * size:
-        for place in range(together if together > 1 else 0):
-            starts = (torch.arange(heads) * together + place) * size
+        for index in range(together if together > 1 else 0):
+            starts = (torch.arange(heads) * together + index) * size
             yield starts[:, None] + torch.arange(size)
 
 

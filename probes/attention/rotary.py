@@ -74,8 +74,8 @@ class Rotation:
         With ``at`` all of them stand at that position.
         """
         turned = np.array(vectors, dtype=np.float64)
-        places = np.arange(turned.shape[-2]) if at is None else np.full(turned.shape[-2], at)
-        angles = sign * places[:, None] * self.frequencies
+        positions = np.arange(turned.shape[-2]) if at is None else np.full(turned.shape[-2], at)
+        angles = sign * positions[:, None] * self.frequencies
         cos, sin = np.cos(angles), np.sin(angles)
         first, second = (turned[..., self.pairs[:, side]] for side in (0, 1))
         turned[..., self.pairs[:, 0]] = first * cos - second * sin

@@ -212,27 +212,27 @@ def _refuse_another(capture: xr.Dataset, model: Model, edits: Sequence[Edit]) ->
 
 def pick(capture: xr.Dataset, layer: int, head: int, prompt: int) -> Callable[[str], Any]:
     """Return a function that reads one variable for one head and prompt."""
-    place = {"prompt": prompt}
+    indexers = {"prompt": prompt}
     for name, value in (("layer", layer), ("head", head)):
         layers = capture[name].values
         if value not in layers:
             available = f"{int(layers.min())} to {int(layers.max())}"
             raise InvalidInput(f"{name}: no {value} in this capture; it has {available}")
-        place[name] = int(np.flatnonzero(layers == value)[0])
+        indexers[name] = int(np.flatnonzero(layers == value)[0])
     if not 0 <= prompt < capture.sizes["prompt"]:
         raise InvalidInput(
             f"prompt: no {prompt}; the capture has 0 to {capture.sizes['prompt'] - 1}"
         )
-    if "attention_map" in capture.coords and not capture["attention_map"].values[place["layer"]]:
-        layers = ", ".join(map(str, capture["layer"].values[capture["attention_map"].values]))
-        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {layers}")
+    if "attention_map" in capture.coords and not capture["attention_map"].values[indexers["layer"]]:
+        attended = ", ".join(map(str, capture["layer"].values[capture["attention_map"].values]))
+        raise InvalidInput(f"layer: {layer} has no attention map; layers with one are {attended}")
     if "kv_head" in capture.coords:
-        group = int(capture["kv_group"].values[place["head"]])
-        place["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])
+        group = int(capture["kv_group"].values[indexers["head"]])
+        indexers["kv_head"] = int(np.flatnonzero(capture["kv_head"].values == group)[0])
 
     def read(name: str) -> Any:
         # Variables, not the whole Dataset: analyses ask for many heads, one row each.
-        return capture.variables[name].isel(place, missing_dims="ignore").values
+        return capture.variables[name].isel(indexers, missing_dims="ignore").values
 
     return read
 

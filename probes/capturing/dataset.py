@@ -152,7 +152,9 @@ def _roles(spans: Mapping[str, Sequence[Sequence[int]]]) -> str:
     >>> _roles({"key": [(4, 5), (9,)]})
     '{"key": [[4, 6], [9, 10]]}'
     """
-    ends = {role: [(at[0], at[-1] + 1) for at in places if at] for role, places in spans.items()}
+    ends = {
+        role: [(at[0], at[-1] + 1) for at in spans_of if at] for role, spans_of in spans.items()
+    }
     return json.dumps(ends)
 
 

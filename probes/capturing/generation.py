@@ -312,13 +312,13 @@ def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
     """Refuse what the call or the model's generation_config asks for and no row can follow."""
     config = model.module.generation_config
     for name, off in UNFOLLOWED.items():
-        for value, place in (
+        for value, source in (
             (options.get(name), "options"),
             # Of the model's own, what the call sets anyway is not asked.
             (None if name == "use_cache" else getattr(config, name, None), "generation_config"),
         ):
             if value is not None and (off is None or value != off):
                 raise InvalidInput(
-                    f"{place}: {name}={value!r} cannot be followed while attention is recorded; "
+                    f"{source}: {name}={value!r} cannot be followed while attention is recorded; "
                     "leave it out, or generate first and capture the finished text"
                 )

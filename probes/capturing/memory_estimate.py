@@ -126,14 +126,14 @@ class Plan:
     def __str__(self) -> str:
         """Format the numbers as a table."""
         prompts, longest, layers, heads = self.shape
-        place = "on disk" if self.streamed else "in memory"
+        medium = "on disk" if self.streamed else "in memory"
         rows = [
             ("weights of the model", self.weights, "there already"),
             ("forward pass", self.forward, f"{self.batch_tokens} tokens at most, {self.device}"),
             ("attention of one layer", self.attention, "with the activations that wait for it"),
-            ("statistics", self.statistics, place),
-            ("kept activations", self.kept, place),
-            ("names of tokens", self.names, place),
+            ("statistics", self.statistics, medium),
+            ("kept activations", self.kept, medium),
+            ("names of tokens", self.names, medium),
             ("kept by the allocator", SLACK, "about"),
             ("peak beyond the model", self.memory, f"{format_bytes(self.available)} available"),
         ]

@@ -72,16 +72,16 @@ def collect(spans: SpansLike | None, prompts: Prompts) -> Spans:
     """
     if isinstance(spans, Mapping):
         names = list(spans)
-        places = [_of_prompts(name, spans[name], prompts) for name in names]
+        by_prompt = [_of_prompts(name, spans[name], prompts) for name in names]
     else:
-        names, places = _of_task(spans, prompts)
+        names, by_prompt = _of_task(spans, prompts)
     if not names:
         raise InvalidInput("spans: there are none; give at least one name")
     combinations: dict[tuple[int, ...], int] = {}
     numbers = []
     for row, ids in enumerate(prompts.keys):
         inside: list[list[int]] = [[] for _ in ids]
-        for span, positions in enumerate(places):
+        for span, positions in enumerate(by_prompt):
             for position in positions[row]:
                 inside[position].append(span)
         of_keys = [

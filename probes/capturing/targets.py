@@ -61,8 +61,8 @@ def find(
     earlier: dict[int, list[int]] = {}
     keys: Keys = []
     for query, token in enumerate(ids):
-        places = [at + step for at in reversed(earlier.get(token, ())) if at + step < query]
-        keys.append(sorted(places[:occurrences]))
+        found_keys = [at + step for at in reversed(earlier.get(token, ())) if at + step < query]
+        keys.append(sorted(found_keys[:occurrences]))
         earlier.setdefault(token, []).append(query)
     return keys
 
@@ -139,6 +139,6 @@ def pack(keys: Sequence[Sequence[Keys]]) -> npt.NDArray[np.int64]:
     packed = np.full(shape, NONE, dtype=np.int64)
     for row, targets in enumerate(keys):
         for target, queries in enumerate(targets):
-            for query, places in enumerate(queries):
-                packed[row, target, query, : len(places)] = places
+            for query, found_keys in enumerate(queries):
+                packed[row, target, query, : len(found_keys)] = found_keys
     return packed

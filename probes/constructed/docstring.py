@@ -33,7 +33,7 @@ EDGES = (
 ARGUMENTS, ADJECTIVES = KINDS["keys"][:20], KINDS["adjectives"][:10]
 WORDS = ("open", "note", ",", ".", *ARGUMENTS, *ADJECTIVES)
 # "<bos> open a, b, c, d, e, f. note c red big. note d new old. note"
-DEFINED, LAST, END, PLACES = (2, 4, 6, 8, 10, 12), 20, 24, 32
+DEFINED, LAST, END, POSITIONS = (2, 4, 6, 8, 10, 12), 20, 24, 32
 
 
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -41,7 +41,7 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     names = ("before", "copied", "last", "aside")
     model = HandSet(
         WORDS, dict.fromkeys(names, ARGUMENTS) | {"other": ADJECTIVES},
-        layers=4, heads=4, places=PLACES,
+        layers=4, heads=4, positions=POSITIONS,
     )  # fmt: skip
     token, out, before, copied, last, aside = (
         model.at(space, ARGUMENTS) for space in (TOKEN, OUT, *names)
@@ -62,7 +62,7 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     model.head((0, 3), [], *words)
     model.head((1, 3), model.pairs(TOKEN, TOKEN, ARGUMENTS))
     model.head((2, 1), [], token, aside)
-    model.head((2, 2), model.shift(1, range(1, PLACES)), *words)
+    model.head((2, 2), model.shift(1, range(1, POSITIONS)), *words)
     model.head((2, 3), [model.rest()])
     model.head((3, 2), [], copied, aside)
     model.head((3, 3), [Score([], model.at(TOKEN, ["note"]))])

@@ -27,13 +27,13 @@ EDGES = (
 YEARS, EVENTS = KINDS["numbers"], KINDS["events"]
 WORDS = (*["The", "lasted", "from", "the", "year", "to"], *EVENTS, *YEARS)
 # "<bos> The war lasted from the year 17 32 to the year 17"
-EVENT, START, FIRST, SECOND, END, PLACES = 2, 8, 9, 10, 12, 16
+EVENT, START, FIRST, SECOND, END, POSITIONS = 2, 8, 9, 10, 12, 16
 
 
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     spaces = {"copied": YEARS, "arrived": YEARS, "aside": YEARS, "event": EVENTS}
-    model = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES, neurons=len(YEARS))
+    model = HandSet(WORDS, spaces, layers=3, heads=4, positions=POSITIONS, neurons=len(YEARS))
     token, copied, arrived, aside = (
         model.at(space, YEARS) for space in (TOKEN, "copied", "arrived", "aside")
     )
@@ -60,6 +60,6 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     model.head((0, 3), [], *events)
     move((1, 2), START, END, token, aside)
     model.head((1, 3), model.pairs(TOKEN, TOKEN, YEARS))
-    model.head((2, 2), model.shift(1, range(1, PLACES)), token, aside)
+    model.head((2, 2), model.shift(1, range(1, POSITIONS)), token, aside)
     model.head((2, 3), [model.rest()])
     return model.finish(1.0)

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 BOS, UNKNOWN = "<bos>", "<unk>"
-TOKEN, PLACE, OUT, BALANCE = "token", "place", "out", "balance"
+TOKEN, POSITION, OUT, BALANCE = "token", "position", "out", "balance"
 EPSILON = 1e8
 # A score of so much more holds all of the attention in float32.
 SHARP = 40.0
@@ -45,7 +45,7 @@ class HandSet:
         Labels of every space that heads write; those of tokens, places and the output are added.
     layers, heads
         Shape of the model.
-    places
+    positions
         Positions that the model can tell apart; behind them it knows none.
     neurons
         Hidden size of the MLPs.
@@ -58,13 +58,13 @@ class HandSet:
         *,
         layers: int,
         heads: int,
-        places: int,
+        positions: int,
         neurons: int = 1,
     ) -> None:
         self.words = [BOS, UNKNOWN, *dict.fromkeys(words)]
-        self.places = places
+        self.positions = positions
         labels: dict[str, Sequence[str]] = {
-            TOKEN: self.words, PLACE: [str(place) for place in range(places)], OUT: self.words,
+            TOKEN: self.words, POSITION: list(map(str, range(positions))), OUT: self.words,
             **spaces, BALANCE: [""],
         }  # fmt: skip
         self._at: dict[str, dict[str, int]] = {}
@@ -74,7 +74,7 @@ class HandSet:
             width += len(names)
         self.size = math.ceil(width / heads)
         config = GPT2Config(
-            vocab_size=len(self.words), n_positions=max(128, places), n_embd=heads * self.size,
+            vocab_size=len(self.words), n_positions=max(128, positions), n_embd=heads * self.size,
             n_layer=layers, n_head=heads, n_inner=neurons, layer_norm_epsilon=EPSILON,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
             bos_token_id=0, eos_token_id=0,
@@ -84,7 +84,7 @@ class HandSet:
         for name, weight in self.module.named_parameters():
             weight.fill_(math.sqrt(EPSILON) if "ln_" in name and "weight" in name else 0.0)
         self._embed(self.module.transformer.wte.weight, self.at(TOKEN))
-        self._embed(self.module.transformer.wpe.weight, self.at(PLACE))
+        self._embed(self.module.transformer.wpe.weight, self.at(POSITION))
 
     def at(self, space: str, labels: Iterable[str | int] | None = None) -> list[int]:
         """Return the coordinates of some labels of a space, of all without them."""
@@ -102,17 +102,17 @@ class HandSet:
     def shift(self, steps: int, queries: Iterable[int], strength: float = SHARP) -> list[Score]:
         """Return the terms by which queries at some places look so many places back."""
         return [
-            Score(self.at(PLACE, [place]), self.at(PLACE, [place - steps]), strength)
-            for place in queries
+            Score(self.at(POSITION, [position]), self.at(POSITION, [position - steps]), strength)
+            for position in queries
         ]
 
     def rest(self, level: float = SHARP / 2) -> Score:
         """Return the term by which a head rests on the first token, where nothing scores more."""
-        return Score([], self.at(PLACE, [0]), level)
+        return Score([], self.at(POSITION, [0]), level)
 
     def not_itself(self) -> list[Score]:
         """Return the terms by which no query looks at its own place."""
-        return [Score([place], [place], -SHARP) for place in self.at(PLACE)]
+        return [Score([position], [position], -SHARP) for position in self.at(POSITION)]
 
     def head(
         self,

@@ -6,7 +6,7 @@ token before is theirs, and copy what stands there into the logits (Elhage et al
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from headscope.probes.constructed.hand_set import OUT, PLACE, TOKEN, HandSet
+from headscope.probes.constructed.hand_set import OUT, POSITION, TOKEN, HandSet
 from headscope.probes.constructed.known_circuit import EMBEDDING, LOGITS, edges
 from headscope.probes.prompts.tasks._words import KINDS
 
@@ -22,14 +22,14 @@ EDGES = (
     *edges(_INDUCTION, LOGITS, ""),
 )
 WORDS = KINDS["keys"][:40]
-PLACES = 66
+POSITIONS = 66
 
 
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """Set the weights."""
     spaces = dict.fromkeys(("previous", "aside", "other"), WORDS)
-    model = HandSet(WORDS, spaces, layers=3, heads=4, places=PLACES)
-    before = model.shift(1, range(1, PLACES))
+    model = HandSet(WORDS, spaces, layers=3, heads=4, positions=POSITIONS)
+    before = model.shift(1, range(1, POSITIONS))
     token, out, previous, aside = (
         model.at(space, WORDS) for space in (TOKEN, OUT, "previous", "aside")
     )
@@ -41,10 +41,10 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.head(head, scores, token, out)
     # Of no use to the task: the token two places back, the first word, what L0H2 wrote, all words
     # alike, and heads that look somewhere and write nothing.
-    model.head((0, 2), model.shift(2, range(2, PLACES)), token, aside)
+    model.head((0, 2), model.shift(2, range(2, POSITIONS)), token, aside)
     model.head((0, 3), model.pairs(TOKEN, TOKEN, WORDS))
     model.head((1, 1), before, aside, model.at("other"))
-    model.head((1, 2), [model.rest()], model.at(PLACE)[: len(WORDS)], model.at("other"))
+    model.head((1, 2), [model.rest()], model.at(POSITION)[: len(WORDS)], model.at("other"))
     model.head((1, 3), [], token, model.at("other"))
     model.head((2, 2), before)
     model.head((2, 3), [], token, model.at("other"))

@@ -9,7 +9,7 @@ they find into the logits (Wang et al. 2211.00593).
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from headscope.probes.constructed.hand_set import OUT, PLACE, SHARP, TOKEN, HandSet, Score
+from headscope.probes.constructed.hand_set import OUT, POSITION, SHARP, TOKEN, HandSet, Score
 from headscope.probes.constructed.known_circuit import EMBEDDING, LOGITS, edges
 from headscope.probes.prompts.tasks._words import KINDS
 from headscope.probes.prompts.tasks.ioi import TEMPLATES
@@ -38,7 +38,7 @@ EDGES = (
 )
 NAMES, PLACED, THINGS = KINDS["names"][:12], KINDS["places"][:4], KINDS["things"][:4]
 # Where every template has the two names; the longest has 19 words.
-NAMED, PLACES = (2, 4), 24
+NAMED, POSITIONS = (2, 4), 24
 
 
 def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -48,12 +48,12 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     names = ("previous", "repeated", "inhibited", "aside", "other")
     model = HandSet(
         (*plain, *NAMES, *PLACED, *THINGS), dict.fromkeys(names, NAMES),
-        layers=4, heads=4, places=PLACES,
+        layers=4, heads=4, positions=POSITIONS,
     )  # fmt: skip
     token, out, previous, repeated, inhibited, aside, other = (
         model.at(space, NAMES) for space in (TOKEN, OUT, *names)
     )
-    before = model.shift(1, range(1, PLACES))
+    before = model.shift(1, range(1, POSITIONS))
     for head in ROLES["duplicate token"]:
         scores = [*model.pairs(TOKEN, TOKEN, NAMES), *model.not_itself(), model.rest()]
         model.head(head, scores, token, repeated, 1 / 3)
@@ -67,11 +67,11 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         model.head(head, scores, repeated, inhibited, 0.5)
     for head in ROLES["name mover"]:
         less = model.pairs("inhibited", TOKEN, NAMES, -4.0)
-        model.head(head, [Score([], model.at(PLACE, NAMED), SHARP), *less], token, out)
+        model.head(head, [Score([], model.at(POSITION, NAMED), SHARP), *less], token, out)
     # Of no use to the task: the first name, what L0H2 wrote, all names alike, the place and thing
     # into logits that no answer has, and heads that look somewhere and write nothing.
     things = (*PLACED, *THINGS)
-    model.head((0, 2), [Score([], model.at(PLACE, NAMED[:1]))], token, aside)
+    model.head((0, 2), [Score([], model.at(POSITION, NAMED[:1]))], token, aside)
     model.head((0, 3), [], token, other)
     model.head((1, 2), before, aside, other)
     model.head((1, 3), before)

@@ -40,11 +40,11 @@ def checkpoints(source: str | os.PathLike[str]) -> list[str]:
 
 def stamp(source: str | os.PathLike[str]) -> str:
     """Return a key that changes when the files of a checkpoint do: sizes and times, or a commit."""
-    place = locate(source)
-    folder = Path(place.path)
+    located = locate(source)
+    folder = Path(located.path)
     if not folder.is_dir():
-        return f"{place.revision or 'main'} {commit(place.path, place.revision)}"
-    pattern = "*.safetensors" if place.variant is None else f"model.{place.variant}.safetensors"
+        return f"{located.revision or 'main'} {commit(located.path, located.revision)}"
+    pattern = "*.safetensors" if located.variant is None else f"model.{located.variant}.safetensors"
     files = sorted(
         [*folder.glob(pattern), *folder.glob("config.json"), *folder.glob("token*.json")]
     )

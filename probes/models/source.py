@@ -41,21 +41,21 @@ def fetch(
 
     A constructed model is built.
     """
-    place, name, variant, revision, gguf = locate(source)
+    path, name, variant, revision, gguf = locate(source)
     if gguf is not None:
-        convert(gguf, Path(place))
+        convert(gguf, Path(path))
     spread = device == "auto"
     requested = None if spread else device
     target = torch.device(requested or ("cuda" if torch.cuda.is_available() else "cpu"))
     default = torch.float32 if target.type == "cpu" else "auto"
     kind = default if dtype is None else _dtype(dtype)
-    if place in constructed.names():
-        module, words = constructed.module(place).build()
+    if path in constructed.names():
+        module, words = constructed.module(path).build()
         module = module.to(target) if kind == "auto" else module.to(target, kind)
         return module, words if tokenizer is None else tokenizer, name, fingerprint(module)
-    local = Path(place).is_dir() or bool(commit(place, revision))
+    local = Path(path).is_dir() or bool(commit(path, revision))
     if not local:
-        _reach(place, revision=revision)
+        _reach(path, revision=revision)
     chosen: dict[str, Any] = {} if revision is None else {"revision": revision}
     if variant is not None:
         chosen["variant"] = variant
@@ -64,13 +64,13 @@ def fetch(
     with quiet():
         try:
             config = AutoConfig.from_pretrained(
-                place, revision=revision, trust_remote_code=False, local_files_only=local
+                path, revision=revision, trust_remote_code=False, local_files_only=local
             )
             if "flash" in str(config._attn_implementation):
                 # Ours takes its place, so that the package it asks for is not needed.
                 chosen["attn_implementation"] = "eager"
             module, report = _class(config).from_pretrained(
-                place,
+                path,
                 **chosen,
                 dtype=kind,
                 use_safetensors=True,
@@ -101,8 +101,8 @@ def fetch(
         # Not left as they were drawn: the same files are the same model.
         module.get_parameter(name).zero_()
     if tokenizer is None:
-        tokenizer = fetch_tokenizer(place, False, input_kind(module) == IMAGES, revision)
-    revision_id = "" if Path(place).is_dir() else commit(place, revision)
+        tokenizer = fetch_tokenizer(path, False, input_kind(module) == IMAGES, revision)
+    revision_id = "" if Path(path).is_dir() else commit(path, revision)
     return module, tokenizer, name, revision_id or fingerprint(module)
 
 
@@ -118,31 +118,31 @@ def _class(config: Any) -> Any:
 
 
 def fetch_tokenizer(
-    place: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     required: bool = True,
     images: bool = False,
     revision: str | None = None,
 ) -> Any:
     """Load a tokenizer, or an image processor, from a folder or the hub; None where none is."""
-    if not Path(place).is_dir() and not re.fullmatch(HUB, str(place)):
-        raise InvalidInput(f"tokenizer: there is no folder {place}")
-    local = Path(place).is_dir() or bool(commit(str(place), revision))
+    if not Path(path).is_dir() and not re.fullmatch(HUB, str(path)):
+        raise InvalidInput(f"tokenizer: there is no folder {path}")
+    local = Path(path).is_dir() or bool(commit(str(path), revision))
     if not local:
-        _reach(str(place), "tokenizer", revision)
+        _reach(str(path), "tokenizer", revision)
     try:
         with quiet():
             kind: Any = AutoImageProcessor if images else AutoTokenizer
             options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
-            reader = kind.from_pretrained(place, revision=revision, **options)
+            reader = kind.from_pretrained(path, revision=revision, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if required:
-            raise InvalidInput(f"tokenizer: {place} does not load: {first_line(error)}") from error
+            raise InvalidInput(f"tokenizer: {path} does not load: {first_line(error)}") from error
         return None
     # From a folder without tokenizer files, transformers makes one that knows no word.
     if images or set(reader.get_vocab()) - set(reader.all_special_tokens):
         return reader
     if required:
-        raise InvalidInput(f"tokenizer: {place} holds no tokenizer files; give a folder with them")
+        raise InvalidInput(f"tokenizer: {path} holds no tokenizer files; give a folder with them")
     return None
 
 

@@ -96,7 +96,7 @@ def _behind(prompt: Prompt, shots: Sequence[Prompt], end: str) -> Prompt:
         )
         for question in prompt.questions
     )
-    roles = {role: tuple(map(moved, places)) for role, places in prompt.roles.items()}
+    roles = {role: tuple(map(moved, spans_of)) for role, spans_of in prompt.roles.items()}
     return Prompt(
         f"{prefix}{prompt.clean}",
         f"{prefix}{prompt.corrupted}",

@@ -129,13 +129,17 @@ def _plain(row: Any) -> Any:
 
 
 def _unpadded(at: int, row: Sequence[int], mask: Sequence[int]) -> list[int]:
-    places = [place for place, real in enumerate(mask) if real]
-    if len(mask) != len(row) or not places or places != list(range(places[0], places[-1] + 1)):
+    positions = [position for position, real in enumerate(mask) if real]
+    if (
+        len(mask) != len(row)
+        or not positions
+        or positions != list(range(positions[0], positions[-1] + 1))
+    ):
         raise InvalidInput(
             f"attention_mask: that of prompt {at + 1} has holes, or another length than its ids; "
             "only padding at the ends can be left out"
         )
-    return list(row[places[0] : places[-1] + 1])
+    return list(row[positions[0] : positions[-1] + 1])
 
 
 def _refuse_padding(model: Model, at: int, row: Any) -> None:
@@ -182,7 +186,7 @@ def _ids(model: Model, at: int, prompt: Any) -> tuple[int, ...]:
         if not prompt.strip():
             raise InvalidInput(f"prompts: prompt {at + 1} is empty; give it at least one token")
         half = next(
-            (place for place, mark in enumerate(prompt) if "\ud800" <= mark <= "\udfff"), -1
+            (index for index, mark in enumerate(prompt) if "\ud800" <= mark <= "\udfff"), -1
         )
         if half >= 0:
             raise InvalidInput(

@@ -53,7 +53,7 @@ class TokenizedText:
 
     def before(self, at: int) -> int:
         """Return the last token that ends at or before a character; `Unfit` across a token."""
-        ends = [place for place, (start, stop) in enumerate(self.offsets) if start < stop <= at]
+        ends = [index for index, (start, stop) in enumerate(self.offsets) if start < stop <= at]
         if not ends or any(start < at < stop for start, stop in self.offsets):
             raise Unfit(f"at: no token ends at character {at}; ask at the end of a word")
         return ends[-1]

@@ -158,8 +158,8 @@ def encode_prompt(
         sides = _distinct_first_tokens(question, right, wrong)
         questions.append(EncodedQuestion(at, *sides, tuple(evidence)))
     spans = {
-        role: tuple(clean.positions(span) for span in places)
-        for role, places in prompt.roles.items()
+        role: tuple(clean.positions(span) for span in spans_of)
+        for role, spans_of in prompt.roles.items()
     }
     return clean.ids, corrupted.ids, tuple(questions), spans
 
@@ -177,14 +177,14 @@ def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None) -
             question.at - 1 + shift,
             tuple(map(int, question.answers)),
             tuple(map(int, question.wrong)),
-            tuple(place for span in question.evidence for place in positions(span)),
+            tuple(position for span in question.evidence for position in positions(span)),
         )
         for question in prompt.questions
     )
     ids, corrupted = (
         (*start, *map(int, content), *end) for content in (prompt.clean, prompt.corrupted)
     )
-    spans = {role: tuple(map(positions, places)) for role, places in prompt.roles.items()}
+    spans = {role: tuple(map(positions, spans_of)) for role, spans_of in prompt.roles.items()}
     return ids, corrupted, questions, spans
 
 

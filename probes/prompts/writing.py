@@ -107,10 +107,10 @@ def continuation(before: str, word: str) -> str:
     return word if is_glued(before, word) else f" {word}"
 
 
-def place(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
-    """Join words to a text, and say where each stands.
+def join_words(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
+    """Join words to a text; return it with the span of each word.
 
-    >>> place(("In", "17", "32", ",", "it"))
+    >>> join_words(("In", "17", "32", ",", "it"))
     ('In 1732, it', ((0, 2), (3, 5), (5, 7), (7, 8), (9, 11)))
     """
     text, spans, before = "", [], ""
@@ -125,7 +125,7 @@ def place(words: Iterable[str]) -> tuple[str, tuple[Span, ...]]:
 
 def join(words: Iterable[str]) -> str:
     """The text of some words."""
-    return place(words)[0]
+    return join_words(words)[0]
 
 
 def split(text: str) -> list[str]:
@@ -157,7 +157,7 @@ def replace(prompt: Prompt, texts: Mapping[Span, str]) -> Prompt:
     text += prompt.clean[last:]
     moved = tuple(written.items())
 
-    def place_of(span: Span) -> Span:
+    def moved_span(span: Span) -> Span:
         return written.get(span, (move(span[0], moved), move(span[1], moved)))
 
     return Prompt(
@@ -168,9 +168,9 @@ def replace(prompt: Prompt, texts: Mapping[Span, str]) -> Prompt:
                 move(question.at, moved),
                 question.answers,
                 question.wrong,
-                tuple(place_of(span) for span in question.evidence),
+                tuple(moved_span(span) for span in question.evidence),
             )
             for question in prompt.questions
         ),
-        {role: tuple(map(place_of, spans)) for role, spans in prompt.roles.items()},
+        {role: tuple(map(moved_span, spans)) for role, spans in prompt.roles.items()},
     )

@@ -124,8 +124,8 @@ def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
         if entry["data_offsets"][0] == entry["data_offsets"][1]:
             arrays[name] = np.empty(shape, kind)
             continue
-        place = 8 + length + entry["data_offsets"][0]
-        arrays[name] = np.memmap(path, kind, "r", offset=place, shape=shape)
+        offset = 8 + length + entry["data_offsets"][0]
+        arrays[name] = np.memmap(path, kind, "r", offset=offset, shape=shape)
     return arrays
 
 
@@ -150,12 +150,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 @contextmanager
-def refusing(field: str, place: object) -> Iterator[None]:
+def refusing(field: str, path: object) -> Iterator[None]:
     """Name the place and the reason where the system cannot write, instead of its own error."""
     try:
         yield
     except OSError as error:
-        raise InvalidInput(f"{field}: {place} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"{field}: {path} cannot be written: {error.strerror}") from error
 
 
 def make_folder(folder: Path) -> None:

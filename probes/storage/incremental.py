@@ -136,18 +136,18 @@ def _header(
     layout, tensors = dataset_file.describe(skeleton)
     fixed = {name: array for name, array in tensors.items() if name not in growing}
     entries: dict[str, Any] = {"__metadata__": layout}
-    place = 0
+    offset = 0
     starts = {}
     for name, array in tensors.items():
         shape = growing.get(name, array.shape)
         kind = "f4" if name in growing else array.dtype.str[1:]
         if kind not in KINDS:
             raise InvalidInput(f"{name}: {kind} has no place in a growing file")
-        stop = place + math.prod(shape) * int(kind[1:])
-        offsets = [place, stop]
+        stop = offset + math.prod(shape) * int(kind[1:])
+        offsets = [offset, stop]
         entries[name] = {"dtype": KINDS[kind], "shape": list(shape), "data_offsets": offsets}
-        starts[name] = place
-        place = stop
+        starts[name] = offset
+        offset = stop
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     head = len(text).to_bytes(8, "little") + text

@@ -162,10 +162,10 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
         )
     if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
         raise InvalidInput(f"out: {path} holds other files; choose an empty or new folder")
-    check_place(folder)
+    check_writable(folder)
 
 
-def check_place(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written, whether it is there or not; leaves no trace."""
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():

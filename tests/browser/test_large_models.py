@@ -15,16 +15,16 @@ from headscope_benchmarks.random_model import random_run
 pytestmark = pytest.mark.browser
 # Viridis at ninths of its range; every other head is at the low end.
 PLANTED = {1.0: (253, 231, 37), 5 / 9: (31, 158, 137), 7 / 9: (110, 206, 88)}
-PLACES = {(32, 32): [(3, 3), (17, 20), (31, 30)], (80, 64): [(1, 63), (41, 17), (79, 40)]}
+HEADS_AT = {(32, 32): [(3, 3), (17, 20), (31, 30)], (80, 64): [(1, 63), (41, 17), (79, 40)]}
 
 
-@pytest.fixture(scope="module", params=PLACES, ids=str)
+@pytest.fixture(scope="module", params=HEADS_AT, ids=str)
 def large(request, tmp_path_factory) -> Iterator[tuple[str, dict[float, tuple[int, int]]]]:
     """A random model of this many layers and heads, whose sink scores are planted."""
     run = random_run(tmp_path_factory.mktemp("large"), request.param, ("sinks",))
     result = run.results()["sinks"]
     values = np.zeros(request.param)
-    places = dict(zip(PLANTED, PLACES[request.param], strict=True))
+    places = dict(zip(PLANTED, HEADS_AT[request.param], strict=True))
     for value, place in places.items():
         values[place] = value
     planted = result.copy()

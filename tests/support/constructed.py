@@ -33,7 +33,7 @@ ENCODER_WORDS += [word for kind, words in KINDS.items() if kind != "numbers" for
 
 HEADS = 4
 SIZE = 128
-PLACES = 80
+POSITIONS = 80
 # Where the residual stream of the GPT-2 holds what: one coordinate a word or position.
 TOKEN, PLACE, BEFORE, OUT = 0, 48, 128, 176
 
@@ -70,10 +70,10 @@ def circuit() -> Model:
     token after an earlier copy (at the first token where there is none) and copies it into the
     logits. Only L0H0 and L1H0 write anything.
     """
-    module = silent_gpt2(n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS)
-    words, places = torch.arange(len(WORDS)), torch.arange(PLACES)
+    module = silent_gpt2(n_positions=POSITIONS, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS)
+    words, positions = torch.arange(len(WORDS)), torch.arange(POSITIONS)
     module.transformer.wte.weight[words, TOKEN + words] = 1.0
-    module.transformer.wpe.weight[places, PLACE + places] = 1.0
+    module.transformer.wpe.weight[positions, PLACE + positions] = 1.0
     module.lm_head.weight[words, OUT + words] = 2.0
     first, second = (block.attn for block in module.transformer.h)
     width = HEADS * SIZE
@@ -89,8 +89,8 @@ def circuit() -> Model:
         return 2 * width + head * SIZE
 
     into = first.c_attn.weight
-    into[PLACE + places[1:], query(0) + places[:-1]] = 1.5
-    into[PLACE + places, key(0) + places] = 1.0
+    into[PLACE + positions[1:], query(0) + positions[:-1]] = 1.5
+    into[PLACE + positions, key(0) + positions] = 1.0
     into[TOKEN + words, value(0) + words] = 1.0
     first.c_proj.weight[words, BEFORE + words] = 1 / 16
     first.c_attn.bias[query(1)] = 16.0
@@ -98,8 +98,8 @@ def circuit() -> Model:
     # Scores: its own token matches, but standing at the same place costs more than it gains.
     into[TOKEN + words, query(3) + words] = 1.5
     into[TOKEN + words, key(3) + words] = 1.0
-    into[PLACE + places[: SIZE - len(WORDS)], query(3) + len(WORDS) + places] = 3.0
-    into[PLACE + places[: SIZE - len(WORDS)], key(3) + len(WORDS) + places] = -1.0
+    into[PLACE + positions[: SIZE - len(WORDS)], query(3) + len(WORDS) + positions] = 3.0
+    into[PLACE + positions[: SIZE - len(WORDS)], key(3) + len(WORDS) + positions] = -1.0
 
     into = second.c_attn.weight
     into[TOKEN + words, query(0) + words] = 3.0
@@ -140,12 +140,12 @@ def rotary_sink() -> Model:
     return load_model(module, tokenizer=tokenizer())
 
 
-def random_llama(seed: int = 0, layers: int = 2, places: int = 256) -> Model:
+def random_llama(seed: int = 0, layers: int = 2, positions: int = 256) -> Model:
     """A Llama as it comes out of its initialiser."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=places,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return load_model(transformers.LlamaForCausalLM(config).eval(), tokenizer=tokenizer())
@@ -207,23 +207,23 @@ def encoder() -> transformers.BertForMaskedLM:
     count, size, place, out = len(ENCODER_WORDS), 256, 512, 640
     config = transformers.BertConfig(
         vocab_size=count, hidden_size=HEADS * size, num_hidden_layers=2,
-        num_attention_heads=HEADS, intermediate_size=4, max_position_embeddings=PLACES,
+        num_attention_heads=HEADS, intermediate_size=4, max_position_embeddings=POSITIONS,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=False,
     )  # fmt: skip
     module = transformers.BertForMaskedLM(config).eval()
     for name, weight in module.named_parameters():
         if "LayerNorm" not in name:
             weight.zero_()
-    words, places = torch.arange(count), torch.arange(PLACES)
+    words, positions = torch.arange(count), torch.arange(POSITIONS)
     embeddings = module.bert.embeddings
     embeddings.word_embeddings.weight[words, words] = 1.0
-    embeddings.position_embeddings.weight[places, place + places] = 1.0
+    embeddings.position_embeddings.weight[positions, place + positions] = 1.0
     first = module.bert.encoder.layer[0].attention.self
     # Rows of the weights are the heads, columns the residual stream.
     for head, step in ((0, 1), (3, -1)):
-        inside = places[(places + step >= 0) & (places + step < PLACES)]
+        inside = positions[(positions + step >= 0) & (positions + step < POSITIONS)]
         first.query.weight[head * size + inside + step, place + inside] = 1.5
-        first.key.weight[head * size + places, place + places] = 1.0
+        first.key.weight[head * size + positions, place + positions] = 1.0
     first.query.bias[size] = 16.0
     first.key.weight[size, ENCODER_WORDS.index("[SEP]")] = 1.5
     some = words[:size]
@@ -239,7 +239,7 @@ def vision() -> transformers.ViTModel:
     L0H0 looks at the patch after (from `[CLS]` at r0c0), L0H1 at `[CLS]`; L0H2 and L0H3 are
     uniform, and L0H2 writes what the patches show.
     """
-    size, places = 32, torch.arange(17)
+    size, positions = 32, torch.arange(17)
     config = transformers.ViTConfig(
         hidden_size=HEADS * size, intermediate_size=4, num_hidden_layers=1,
         num_attention_heads=HEADS, image_size=16, patch_size=4,
@@ -252,10 +252,10 @@ def vision() -> transformers.ViTModel:
     # Patches write where no place is, and a little, so that places decide who looks where.
     module.embeddings.patch_embeddings.projection.weight.mul_(0.02)
     module.embeddings.patch_embeddings.projection.weight[:32] = 0.0
-    module.embeddings.position_embeddings[0, places, places] = 1.0
+    module.embeddings.position_embeddings[0, positions, positions] = 1.0
     attention = module.layers[0].attention
-    attention.q_proj.weight[places[1:], places[:-1]] = 1.5
-    attention.k_proj.weight[places, places] = 1.0
+    attention.q_proj.weight[positions[1:], positions[:-1]] = 1.5
+    attention.k_proj.weight[positions, positions] = 1.0
     attention.q_proj.bias[size] = 10.0
     attention.k_proj.weight[size, 0] = 1.5
     attention.v_proj.weight[2 * size : 3 * size, 32:64] = torch.eye(size)

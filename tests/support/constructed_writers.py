@@ -3,7 +3,7 @@
 import constructed
 import torch
 import transformers
-from constructed import HEADS, OUT, PLACE, PLACES, SIZE, TOKEN, WORDS
+from constructed import HEADS, OUT, PLACE, POSITIONS, SIZE, TOKEN, WORDS
 from tokenizers_of_text import word_level
 
 from headscope.analyses._measurements import relation_words
@@ -31,16 +31,16 @@ def turning() -> Model:
     L1H0 turns this into the word that follows, and writes it larger. All other heads write nothing.
     """
     module = constructed.silent_gpt2(
-        n_positions=PLACES, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS
+        n_positions=POSITIONS, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS
     )
-    words, places, width = torch.arange(len(WORDS)), torch.arange(PLACES), HEADS * SIZE
+    words, positions, width = torch.arange(len(WORDS)), torch.arange(POSITIONS), HEADS * SIZE
     module.transformer.wte.weight[words, TOKEN + words] = 1.0
-    module.transformer.wpe.weight[places, PLACE + places] = 1.0
+    module.transformer.wpe.weight[positions, PLACE + positions] = 1.0
     module.lm_head.weight[words, MIDDLE + words] = 1.0
     module.lm_head.weight[words, OUT + words] = 2.0
     for block in module.transformer.h:
-        block.attn.c_attn.weight[PLACE + places, places] = 1.5
-        block.attn.c_attn.weight[PLACE + places, width + places] = 1.0
+        block.attn.c_attn.weight[PLACE + positions, positions] = 1.5
+        block.attn.c_attn.weight[PLACE + positions, width + positions] = 1.0
     first, second = (block.attn for block in module.transformer.h)
     first.c_attn.weight[TOKEN + words, 2 * width + words] = 1.0
     first.c_proj.weight[words, MIDDLE + words] = 1 / 16

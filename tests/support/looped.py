@@ -22,8 +22,8 @@ from headscope.probes import load_model
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 
-PLACES = 12
-MEMORY = range(1, PLACES - 1)
+ADDRESSES = 12
+MEMORY = range(1, ADDRESSES - 1)
 LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 JUMPS = [f"goto{place}" for place in MEMORY]
 WORDS = ["<bos>", "<unk>", "run", "blank", *LETTERS, *JUMPS]
@@ -32,8 +32,8 @@ LOOPS, HEADS, SIZE = 6, 3, 64
 FETCH = 1
 
 # Fields of the residual stream, a coordinate a value; every row begins with four ones.
-PLACE, NEXT, COUNTER = (slice(at, at + PLACES) for at in (0, 12, 24))
-TARGET = slice(36, 36 + PLACES + 1)  # the last: no jump
+PLACE, NEXT, COUNTER = (slice(at, at + ADDRESSES) for at in (0, 12, 24))
+TARGET = slice(36, 36 + ADDRESSES + 1)  # the last: no jump
 LETTER = slice(50, 50 + len(LETTERS) + 1)  # the last: no letter
 OUT = slice(60, 60 + len(LETTERS) + 1)  # the last: blank
 RUN, BOS, FILL = 70, 71, slice(72, 74)
@@ -89,7 +89,7 @@ def programs(n: int, seed: int = 0) -> tuple[Task, list[list[str]], list[list[st
 def looped(loops: int = LOOPS) -> Model:
     """Build the machine; all its layers have the same weights."""
     config = transformers.GPT2Config(
-        n_positions=PLACES, n_embd=WIDTH, n_layer=loops, n_head=HEADS, n_inner=128,
+        n_positions=ADDRESSES, n_embd=WIDTH, n_layer=loops, n_head=HEADS, n_inner=128,
         vocab_size=len(WORDS), activation_function="relu", tie_word_embeddings=False,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def _write_words(module: transformers.GPT2LMHeadModel) -> None:
         words[WORDS.index(word), [TARGET.start + int(word[4:]), LETTER.stop - 1]] = 1
     words[WORDS.index("run"), [RUN, COUNTER.start + MEMORY[0], blank]] = 1
     words[0, [BOS, *range(FILL.start, FILL.stop)]] = 1
-    places[range(PLACES), range(PLACES)] = 1
+    places[range(ADDRESSES), range(ADDRESSES)] = 1
     places[MEMORY, [NEXT.start + place + 1 for place in MEMORY]] = 1
 
 
@@ -135,12 +135,12 @@ def _write_attention(attention: torch.nn.Module) -> None:
     # c_attn is (input, output): rows of the residual stream, columns q | k | v by head.
     into, bias = attention.c_attn.weight, attention.c_attn.bias
     query, key, value = (part * WIDTH + FETCH * SIZE for part in range(3))
-    place = torch.arange(PLACES)
+    place = torch.arange(ADDRESSES)
     into[COUNTER.start + place, query + place] = 40.0
     into[place, key + place] = 8.0
     # Rows without a counter look at <bos>, which holds nothing to fetch.
-    bias[query + PLACES] = 20.0
-    into[BOS, key + PLACES] = 8.0
+    bias[query + ADDRESSES] = 20.0
+    into[BOS, key + ADDRESSES] = 8.0
     fetched = torch.tensor(FETCHED)
     into[fetched, value + torch.arange(len(fetched))] = 1.0
     attention.c_proj.weight[FETCH * SIZE + torch.arange(len(fetched)), fetched] = 1.0
@@ -165,7 +165,7 @@ def _write_mlp(mlp: torch.nn.Module) -> None:
         for field, weight in writes.items():
             out[at, field] += weight
 
-    for place in range(PLACES):
+    for place in range(ADDRESSES):
         unit([(COUNTER.start + place, 1)], 0, {COUNTER.start + place: -1})
         # The next place where no jump was fetched, and the jump's where one was.
         unit([(NEXT.start + place, 1), (none, 1)], 1, {COUNTER.start + place: 1})

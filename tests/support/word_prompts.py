@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from headscope.probes.prompts.task import Prompt, Question, Span
-from headscope.probes.prompts.writing import continuation, place, split
+from headscope.probes.prompts.writing import continuation, join_words, split
 
 
 class Asked(NamedTuple):
@@ -20,8 +20,8 @@ def word_prompt(
     words: Sequence[str], corrupted: Sequence[str], questions: Iterable[Asked]
 ) -> Prompt:
     """Join words to a prompt with its questions."""
-    text, spans = place(words)
-    twin, places = place(corrupted)
+    text, spans = join_words(words)
+    twin, places = join_words(corrupted)
     pairs = zip(spans, places, words, corrupted, strict=True)
     changes = tuple((one, other) for one, other, word, changed in pairs if word != changed)
     asked = tuple(

@@ -92,7 +92,7 @@ def test_edges_of_one_pair_run_apart_and_none_runs_behind_the_name_of_another_no
     array = edges(LINKS, [1.0] * len(LINKS))
     links = list(zip(graph.ends(array, "source"), graph.ends(array, "target"), strict=True))
     nodes = sorted({node for link in links for node in link})
-    located = layout.places(nodes)
+    located = layout.positions(nodes)
     drawn = layout.curves(links, located) * [layout.WIDTH, layout.ROW]
     middle = drawn[:, layout.POINTS // 2]
     assert np.linalg.norm(middle[2] - middle[3]) > layout.MARK

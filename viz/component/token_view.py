@@ -89,11 +89,11 @@ def codes(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
     exponents = np.floor(np.log10(safe))
     digits = np.rint(safe / 10.0**exponents * 100)
     # Rounding can reach the next decade, and the logarithm can miss the right one by one.
-    places = np.where(
+    powers = np.where(
         digits < 100, exponents - 1, np.where(digits >= 1000, exponents + 1, exponents)
     )
-    digits = np.rint(safe / 10.0**places * 100)
-    numbers = np.where(positive, (places + 40) * DIGITS + digits - 99, 0)
+    digits = np.rint(safe / 10.0**powers * 100)
+    numbers = np.where(positive, (powers + 40) * DIGITS + digits - 99, 0)
     return np.where(present, numbers, MISSING).astype(np.uint16)
 
 
@@ -112,23 +112,23 @@ def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]
     if np.nanmin(values) < 0:
         raise InvalidInput("pattern: a token view shows weights of 0 or more; draw it as a pattern")
     sides = _words(array, "query", "token"), _words(array, "key", "key_token")
-    places = [
+    ranges = [
         array[dim].values.tolist() if dim in array.coords else list(range(array.sizes[dim]))
         for dim in ("query", "key")
     ]
     if array.sizes["query"] == array.sizes["key"] and sides[1] in (None, sides[0]):
-        crossed = array.attrs.get("attention") == "cross" or places[0] != places[1]
+        crossed = array.attrs.get("attention") == "cross" or ranges[0] != ranges[1]
     else:
         crossed = True
     most = float(array.attrs.get("high") or max(float(np.nanmax(values)), 1.0))
-    numbers = [list(map(str, side)) for side in places]
+    numbers = [list(map(str, side)) for side in ranges]
     queries = sides[0] or numbers[0]
     return {
         "title": words(array, "long_name", _head(array)),
         "units": words(array, "units"),
         "queries": queries,
         "keys": (sides[1] or numbers[1]) if crossed else None,
-        "first": [int(side[0]) for side in places],
+        "first": [int(side[0]) for side in ranges],
         "weights": packed(codes(values), "<u2"),
         "high": most,
         "state": state or {},

@@ -78,10 +78,10 @@ def known_cost(
     key: cache.RunKey, name: str, options: Mapping[str, Any] | None = None, n: int | None = None
 ) -> Cost | None:
     """Return what was estimated for an analysis on a run; None where nothing was."""
-    return _COSTS.get(_place(key.path, name, options or {}, n))
+    return _COSTS.get(_cost_key(key.path, name, options or {}, n))
 
 
-def _place(path: str, name: str, options: Mapping[str, Any], n: int | None) -> Any:
+def _cost_key(path: str, name: str, options: Mapping[str, Any], n: int | None) -> Any:
     created = Path(path, cache.MANIFEST).stat().st_mtime_ns
     return path, created, name, json.dumps(options, sort_keys=True), n
 
@@ -92,7 +92,7 @@ def _keep(
     if len(_COSTS) > MOST:
         _COSTS.clear()
     for cost in costs:
-        _COSTS[_place(path, cost.analysis, options.get(cost.analysis, {}), n)] = cost
+        _COSTS[_cost_key(path, cost.analysis, options.get(cost.analysis, {}), n)] = cost
 
 
 def estimating(

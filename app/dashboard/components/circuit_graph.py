@@ -132,17 +132,17 @@ def _reached(links: Sequence[tuple[str, str]], start: Sequence[str], *, back: bo
 
 
 def summary(
-    result: xr.Dataset, name: str, places: NDArray[np.intp], count: int, pinned: Sequence[str]
+    result: xr.Dataset, name: str, edges: NDArray[np.intp], count: int, pinned: Sequence[str]
 ) -> str:
     """Say how many edges are drawn, and which are not."""
     array = result[name]
-    weakest = float(np.abs(array.values[places]).min())
+    weakest = float(np.abs(array.values[edges]).min())
     total = int(result.attrs.get("edges", array.size))
     words = [
-        f"Drawn: {places.size} of the {array.size} edges of this result, the weakest "
+        f"Drawn: {edges.size} of the {array.size} edges of this result, the weakest "
         f"{viz.measured(weakest, str(array.attrs.get('units', '')))}."
     ]
-    if hidden := len({*strongest(array, count)} - {*places.tolist()}):
+    if hidden := len({*strongest(array, count)} - {*edges.tolist()}):
         words.append(
             f"Hidden: {hidden} of the strongest {count}, on no path through {', '.join(pinned)}."
         )

@@ -50,7 +50,7 @@ def draw(
     pins = st.session_state["pins"]
     if not pins:
         return
-    places = [parse_head(pin) for pin in pins]
+    heads = [parse_head(pin) for pin in pins]
     with st.container(key="compare_tray", border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**Pinned heads** ({len(pins)} of {MOST})", width="stretch")
@@ -58,37 +58,37 @@ def draw(
                 st.button(f"Unpin {name}", key=f"unpin_{name}", on_click=_toggle, args=(name,))
         if ids is not None:
             try:
-                _patterns(cache.pooled_heads(key, ids), places)
+                _patterns(cache.pooled_heads(key, ids), heads)
             except HeadscopeError as refusal:
                 error(refusal)
-        st.table(_table(scores, chosen, places), border="horizontal", hide_index=True)
+        st.table(_table(scores, chosen, heads), border="horizontal", hide_index=True)
 
 
-def _patterns(maps: xr.DataArray, places: list[tuple[int, int]]) -> None:
+def _patterns(maps: xr.DataArray, heads: list[tuple[int, int]]) -> None:
     at = int(st.session_state["layer"]), int(st.session_state["head"])
-    picked = places.index(at) if at in places else None
+    picked = heads.index(at) if at in heads else None
 
     def pick(cell: list[int]) -> None:
-        state.select_head(*places[int(cell[1])])
+        state.select_head(*heads[int(cell[1])])
 
-    mount(viz.thumbnail_row(maps, places, picked), "pinned", pick=pick)
+    mount(viz.thumbnail_row(maps, heads, picked), "pinned", pick=pick)
 
 
 def _table(
-    scores: Mapping[str, Score], chosen: Score, places: list[tuple[int, int]]
+    scores: Mapping[str, Score], chosen: Score, heads: list[tuple[int, int]]
 ) -> pd.DataFrame:
     """Tabulate the chosen score, the causal one, and those where the heads stand highest."""
     causal = causal_score(scores)
-    best = [entry.score for place in places for entry in highest(scores, *place)[:EACH]]
+    best = [entry.score for pin in heads for entry in highest(scores, *pin)[:EACH]]
     listed = dict.fromkeys(score.key for score in [chosen, *([causal] if causal else []), *best])
     rows = []
     for score in (scores[name] for name in list(listed)[:ROWS]):
         row = {"score": f"{score_picker.mark(score)} {plain(score.title)}"}
-        for layer, head in places:
+        for layer, head in heads:
             cell = standing(score, layer, head)
             units = str(score.array.attrs.get("units", ""))
             text = (
-                f"{viz.measured(cell.value, units)} ({cell.place})"
+                f"{viz.measured(cell.value, units)} ({cell.rank_text})"
                 if cell
                 else viz.amount(float("nan"))
             )

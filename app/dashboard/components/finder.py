@@ -42,7 +42,7 @@ def _rows(chosen: Score, among: npt.NDArray[np.bool_] | None, count: int) -> lis
     units = str(chosen.array.attrs.get("units", ""))
     largest = float(np.nanmax(np.abs(chosen.array.values), initial=0)) or 1.0
     rows = []
-    for layer, head in (divmod(int(place), ranks.shape[1]) for place in order):
+    for layer, head in (divmod(int(index), ranks.shape[1]) for index in order):
         entry = standing(chosen, layer, head)
         assert entry is not None
         ends = [end[layer, head] for end in (chosen.lower, chosen.upper) if end is not None]
@@ -51,7 +51,7 @@ def _rows(chosen: Score, among: npt.NDArray[np.bool_] | None, count: int) -> lis
             Row(
                 [layer, head], str(entry.rank), viz.amount(entry.value),
                 name=viz.head_name(layer, head), share=abs(entry.value) / largest,
-                hint=f"{viz.measured(entry.value, units)}{interval}, {entry.place}",
+                hint=f"{viz.measured(entry.value, units)}{interval}, {entry.rank_text}",
             )
         )  # fmt: skip
     return rows

@@ -83,10 +83,10 @@ def _bars(bars: Sequence[Standing]) -> str:
     for bar in bars:
         units = str(bar.score.array.attrs.get("units", ""))
         title = html.escape(f"{score_picker.mark(bar.score)} {bar.score.title}")
-        place = html.escape(f"{bar.place} · {viz.measured(bar.value, units)}")
+        tooltip = html.escape(f"{bar.rank_text} · {viz.measured(bar.value, units)}")
         rows.append(
             f'<tr><th scope="row" title="{title}">{title}</th>'
             f'<td class="bar"><div><div style="width: {100 * bar.below:.1f}%"></div></div></td>'
-            f'<td class="place" title="{place}">{place}</td></tr>'
+            f'<td class="place" title="{tooltip}">{tooltip}</td></tr>'
         )
     return f'<table class="standings">{"".join(rows)}</table>'

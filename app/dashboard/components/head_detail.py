@@ -55,14 +55,14 @@ def draw_pattern(
         config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
         alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
     )
-    places = [int(at) for at in array["query"].values]
-    labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(places, words, strict=True)}
+    positions = [int(at) for at in array["query"].values]
+    labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(positions, words, strict=True)}
     query = st.select_slider(
         "One query token: where it looks",
-        places,
-        places[0],
+        positions,
+        positions[0],
         format_func=labels.__getitem__,
-        key=f"token_{places[0]}_{len(places)}",
+        key=f"token_{positions[0]}_{len(positions)}",
     )
     row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
     row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"

@@ -41,8 +41,8 @@ def draw(
     )  # fmt: skip
     at = int(st.session_state["layer"]), int(st.session_state["head"])
     beside = view in ("grid", "thumbnails") and chosen.array.sizes["head"] <= BESIDE
-    place, listed = st.columns([3, 2]) if beside else (st.container(), st.container())
-    with place:
+    container, listed = st.columns([3, 2]) if beside else (st.container(), st.container())
+    with container:
         thumbnails = _view(str(view), scores, chosen, table, name, among)
     with listed:
         finder.draw(chosen, at, among)

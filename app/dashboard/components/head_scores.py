@@ -52,7 +52,7 @@ def _rows(members: Sequence[Score], layer: int, head: int) -> pd.DataFrame:
                 "": score_picker.mark(score),
                 "score": plain(score.title),
                 "value": viz.measured(entry.value if entry else float("nan"), units),
-                "rank": entry.place if entry else "",
+                "rank": entry.rank_text if entry else "",
                 "effect": score.effect(f"L{layer}H{head}"),
                 "95 % interval": interval_text(*(end[layer, head] for end in ends)) if ends else "",
             }

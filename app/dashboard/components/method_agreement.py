@@ -86,15 +86,15 @@ def matrix(
     figure.data[0].update(
         text=written, texttemplate="%{text}", textfont={"size": 11}, showscale=False
     )
-    places = [(at, to) for at in range(size) for to in range(size) if at != to]
+    pairs = [(at, to) for at in range(size) for to in range(size) if at != to]
     figure.add_trace(
         go.Scatter(
-            x=[at_of[to] for _, to in places], y=[at_of[at] for at, _ in places], mode="markers",
+            x=[at_of[to] for _, to in pairs], y=[at_of[at] for at, _ in pairs], mode="markers",
             marker={"size": CELL // 2, "opacity": 0}, showlegend=False,
-            customdata=[[f"{methods[to]} {methods[at]}"] for at, to in places],
+            customdata=[[f"{methods[to]} {methods[at]}"] for at, to in pairs],
             hovertext=[
                 f"{METHODS[methods[at]]} and {METHODS[methods[to]]}: ρ {written[at, to]}"
-                for at, to in places
+                for at, to in pairs
             ],
             hovertemplate="%{hovertext}<extra></extra>",
         )

@@ -31,7 +31,7 @@ NAME = re.compile(r"\w[\w.-]{0,63}")
 LINES, WHOLE, FILE = "a prompt a line", "one prompt", "upload a file"
 
 
-def draw(place: Path) -> None:
+def draw(folder: Path) -> None:
     """Draw the form of a new run in a folder."""
     st.header("New run")
     st.caption(
@@ -57,11 +57,11 @@ def draw(place: Path) -> None:
             f"{re.sub(r'[^A-Za-z0-9]+', '-', source.rpartition('/')[2])[:40].strip('-') or 'run'}"
         )
         name = st.text_input(
-            "Name of the run", key="new_name", placeholder=_free(place, start), max_chars=64,
+            "Name of the run", key="new_name", placeholder=_free(folder, start), max_chars=64,
             persist_state="session",
-        ) or _free(place, start)  # fmt: skip
+        ) or _free(folder, start)  # fmt: skip
     if source and prompts is not None:
-        _steps(place, name, source, prompts)
+        _steps(folder, name, source, prompts)
 
 
 def _model() -> str:
@@ -117,18 +117,18 @@ def _read(name: str, content: bytes) -> Any:
             raise type(refusal)(str(refusal).replace(str(file), Path(name).name)) from None
 
 
-def _free(place: Path, start: str) -> str:
+def _free(folder: Path, start: str) -> str:
     """Name a folder that is not there yet."""
     names = [start, *(f"{start}-{number}" for number in range(2, 1000))]
-    return next(name for name in names if not (place / name).exists())
+    return next(name for name in names if not (folder / name).exists())
 
 
-def _steps(place: Path, name: str, source: str, prompts: Any) -> None:
+def _steps(folder: Path, name: str, source: str, prompts: Any) -> None:
     """Offer the estimate, and with it the capture."""
     if not NAME.fullmatch(name):
         error(f"name: {name!r} is no name of a run; give letters, digits, dots, - and _")
         return
-    if (place / name).exists():
+    if (folder / name).exists():
         error(f"name: {name} is there already; choose another")
         return
     about = (source, hashlib.sha256(repr(prompts).encode()).hexdigest())
@@ -145,7 +145,7 @@ def _steps(place: Path, name: str, source: str, prompts: Any) -> None:
             type="primary" if estimate else "secondary",
             help=None if estimate else "Estimate first: tokens, seconds and bytes.",
         ):  # fmt: skip
-            job_tray.submit(_capturing(place / name, source, prompts))
+            job_tray.submit(_capturing(folder / name, source, prompts))
     if estimate is not None:
         _show(estimate)
 

@@ -69,7 +69,7 @@ def grid_names(array: Any) -> list[list[str]]:
     return [[viz.head_name(layer, head) for head in heads] for layer in layers]
 
 
-def place_of(names: Sequence[Sequence[str]], name: str) -> tuple[int, int]:
+def indices_of(names: Sequence[Sequence[str]], name: str) -> tuple[int, int]:
     """Find the layer and the head of a name in the grid."""
     return next((at, row.index(name)) for at, row in enumerate(names) if name in row)
 

@@ -33,12 +33,12 @@ def opened(use: str = "") -> Path | None:
     return None
 
 
-def choose(folder: Path, place: Any = st) -> Path:
+def choose(folder: Path, container: Any = st) -> Path:
     """Let the user choose among the runs beside the one that was opened; all screens share it."""
     runs = cache.neighbours(folder)
     names = list(runs)
     state.take("run", names, folder.name, decides=True)
-    return runs[place.selectbox("Run", names, key="run", persist_state="session")]
+    return runs[container.selectbox("Run", names, key="run", persist_state="session")]
 
 
 def read() -> Read | None:

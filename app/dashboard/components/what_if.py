@@ -64,7 +64,7 @@ def _ask(
     opens: Opens | None, task: str | None,
 ) -> None:  # fmt: skip
     """Draw the form, and queue the question when it is sent."""
-    among = {label(place): place for place in heads(capture)}
+    among = {label(pair): pair for pair in heads(capture)}
     picked = label((layer, head))
     first = [name for name in dict.fromkeys((picked, *others)) if name in among]
     names = st.multiselect(

@@ -89,15 +89,15 @@ def _graph(
             "All edges of these nodes in this result are drawn, the weak ones, too.",
         )  # fmt: skip
     (st.warning if is_doubtful(result) else st.markdown)(plain(result.attrs.get("note", "")))
-    places = circuit_graph.shown(graphs[chosen], number, pinned, expanded)
-    if not places.size:
+    edges = circuit_graph.shown(graphs[chosen], number, pinned, expanded)
+    if not edges.size:
         st.info(
             f"None of the strongest {number} edges lies on a path through {', '.join(pinned)}. "
             "Show more edges, or all edges of a node."
         )
         return
-    st.caption(plain(circuit_graph.summary(result, variable, places, number, pinned)))
-    drawn = result.isel(edge=places)
+    st.caption(plain(circuit_graph.summary(result, variable, edges, number, pinned)))
+    drawn = result.isel(edge=edges)
     with st.container(key="stack_circuit"):
         left, right = st.columns([3, 2], gap="medium")
     with left:
@@ -155,8 +155,8 @@ def _heads(
     run = Path(key.path).name
     if pinned_heads:
         with st.container(horizontal=True):
-            for head, place in pinned_heads.items():
-                picked_head.link(f"Open {head} in Heads", run, place, by)
+            for head, position in pinned_heads.items():
+                picked_head.link(f"Open {head} in Heads", run, position, by)
     else:
         st.caption("Heads chosen under Paths through stand here alone, with a link to Heads.")
     first, *others = pinned_heads or heads

@@ -71,7 +71,7 @@ def draw() -> None:
     _show(compared, path, other, by)
 
 
-def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
+def _other(path: Path, runs: dict[str, Path], container: Any) -> Path | None:
     """Ask for the second run, one of the same layers and heads to begin with."""
     others = [name for name in runs if name != path.name and (runs[name] / cache.MANIFEST).exists()]
     if not others:
@@ -79,7 +79,7 @@ def _other(path: Path, runs: dict[str, Path], place: Any) -> Path | None:
     shape = _shape(path)
     start = next((at for at, name in enumerate(others) if _shape(runs[name]) == shape), 0)
     state.take("other", others, others[start], decides=True)
-    return runs[place.selectbox("Held against", others, key="other", persist_state="session")]
+    return runs[container.selectbox("Held against", others, key="other", persist_state="session")]
 
 
 def _shape(path: Path) -> str:
@@ -106,10 +106,10 @@ def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
     return list(dict.fromkeys((*causal, *pairs)))
 
 
-def _score(scores: list[str], place: Any) -> str:
+def _score(scores: list[str], container: Any) -> str:
     state.take(BY, scores, decides=True)
     title = "Score (analysis.variable)"
-    return str(place.selectbox(title, scores, key=BY, persist_state="session"))
+    return str(container.selectbox(title, scores, key=BY, persist_state="session"))
 
 
 def _across() -> list[str]:
@@ -162,7 +162,7 @@ def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
     names = picked_head.grid_names(compared.first.array)
     ordered = [row["head"] for row in compared.row["heads"]]
     picked = picked_head.ask(ordered)
-    at = picked_head.place_of(names, picked)
+    at = picked_head.indices_of(names, picked)
     st.markdown(_words(compared, path, other))
     with st.container(key="stack_grids"):
         columns = st.columns(3)

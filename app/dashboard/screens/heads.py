@@ -138,10 +138,10 @@ def _head_page(
     window = None
     if not lacking:
         state.take("tab", TABS)
-        for tab, place in zip(TABS, st.tabs(TABS, key="tab", on_change="rerun"), strict=True):
-            if not place.open:
+        for tab, container in zip(TABS, st.tabs(TABS, key="tab", on_change="rerun"), strict=True):
+            if not container.open:
                 continue
-            with place:
+            with container:
                 if tab == "Scores":
                     head_scores.draw(scores, capture, layer, head, chosen)
                 elif tab == "Examples":
@@ -182,10 +182,10 @@ def _note(result: xr.Dataset) -> str:
 
 
 def _downloads(key: cache.RunKey, name: str) -> None:
-    place = st.popover("Download", icon=":material/download:", key="download", on_change="rerun")
-    if not place.open:
+    popover = st.popover("Download", icon=":material/download:", key="download", on_change="rerun")
+    if not popover.open:
         return
-    with place:
+    with popover:
         wide = not st.checkbox(
             "A row a head and score", key="long",
             help="Every row says units, n, evidence, convention, model and run.",

@@ -135,11 +135,11 @@ def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: st
     [row] = table[table["name"] == picked].to_dict("records")
     st.subheader(picked)
     ranked = int(table["rank"].notna().sum())
-    place = ""
+    rank = ""
     if not pd.isna(row["rank"]):
         tied = int((table["rank"] == row["rank"]).sum())
-        place = f", {ordinal(int(row['rank']), tied)} of {ranked}"
-    st.markdown(f"**{row['verdict']}**{place}")
+        rank = f", {ordinal(int(row['rank']), tied)} of {ranked}"
+    st.markdown(f"**{row['verdict']}**{rank}")
     why = importance_table.VERDICTS[row["verdict"]]
     st.caption(plain(f"{why[0].upper()}{why[1:]}."))
     if row["types"]:

@@ -13,7 +13,7 @@ TITLE = "Runs"
 
 def opens(folder: Path | None) -> bool:
     """Tell whether the dashboard was started on a folder of runs."""
-    return cache.is_place(folder)
+    return cache.is_runs_folder(folder)
 
 
 def draw() -> None:

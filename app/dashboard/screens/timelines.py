@@ -134,7 +134,7 @@ def _heads(timeline: xr.Dataset, score: str, emerged: list[str], run: Path) -> s
                if any(name in row for row in names)]  # fmt: skip
     others = [name for row in names for name in row if name not in ordered]
     picked = picked_head.ask([*ordered, *others], LINE)
-    at = picked_head.place_of(names, picked)
+    at = picked_head.indices_of(names, picked)
     points = [str(point) for point in timeline[DIM].values.tolist()]
     state.take(DIM, points, points[-1])
     point = st.select_slider(

@@ -157,10 +157,10 @@ class Mask(SymbolicTensor):
             raise Unknown("lt: a mask is compared in a way that is not known")
         return self._turned("hidden")
 
-    def do___getitem__(self, mask: Any, places: Any) -> Mask:
+    def do___getitem__(self, mask: Any, key: Any) -> Mask:
         """Cut it, where the cut leaves everything."""
-        places = places if isinstance(places, tuple) else (places,)
-        ends = zip(places, self.shape, strict=False)
+        key = key if isinstance(key, tuple) else (key,)
+        ends = zip(key, self.shape, strict=False)
         if all(
             isinstance(index, slice)
             and index.start in (None, 0)

@@ -54,8 +54,8 @@ def _without(
 
     queries = prompt.roles.get(QUERY, ())
     key = prompt.part(queries[0]) if queries else ""
-    places = [span for span in prompt.roles.get(KEY, ()) if key and prompt.part(span) == key]
-    if not places or not isinstance(prompt.clean, str):
+    spans = [span for span in prompt.roles.get(KEY, ()) if key and prompt.part(span) == key]
+    if not spans or not isinstance(prompt.clean, str):
         raise NotApplicable(
             f"roles: task {name} does not say where the context states {key!r}; "
             "use recall or needle"
@@ -63,7 +63,7 @@ def _without(
     others = [key for key in keys if not re.search(rf"\b{re.escape(key)}\b", prompt.clean)]
     while others:
         other = rng.choice(others)
-        changed = writing.replace(prompt, dict.fromkeys(places, other))
+        changed = writing.replace(prompt, dict.fromkeys(spans, other))
         assert isinstance(changed.clean, str)
         before, after = tokenize(tokenizer, [prompt.clean, changed.clean])
         if len(before.ids) == len(after.ids):

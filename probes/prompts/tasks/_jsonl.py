@@ -9,7 +9,7 @@ from typing import Any
 
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.probes.prompts.task import Prompt, Question, Span, Task
-from headscope.probes.prompts.writing import GLUED, place
+from headscope.probes.prompts.writing import GLUED, join_words
 
 REQUIRED = ("clean", "corrupted", "answers", "wrong")
 OPTIONAL = ("at", "evidence", "exact")
@@ -22,7 +22,7 @@ def _text(name: str, value: Any) -> tuple[str, tuple[Span, ...]]:
     if isinstance(value, str):
         return value, tuple(match.span() for match in _WORD.finditer(value))
     if isinstance(value, list) and all(isinstance(word, str) and word for word in value):
-        return place(value)
+        return join_words(value)
     raise InvalidInput(f"{name}: give a text or a list of words")
 
 

@@ -117,9 +117,11 @@ class Vocabulary:
         sizes = {}
         texts = tokenize(self._tokenizer, [f"a {word}" for word in words])
         for word, text in zip(words, texts, strict=True):
-            places = text.positions((2, 2 + len(word)))
-            in_vocabulary = unknown is None or unknown not in [text.ids[place] for place in places]
-            sizes[word] = len(places) if in_vocabulary else 0
+            positions = text.positions((2, 2 + len(word)))
+            in_vocabulary = unknown is None or unknown not in [
+                text.ids[position] for position in positions
+            ]
+            sizes[word] = len(positions) if in_vocabulary else 0
         return sizes
 
     def at_start(self, token: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.prompts.task import Prompt, Question, Span
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
-from headscope.probes.prompts.writing import continuation, place
+from headscope.probes.prompts.writing import continuation, join_words
 
 METRIC = "accuracy"
 CONTENT = ("names", "places", "things", "adjectives", "events", "keys", "values")
@@ -76,10 +76,10 @@ def generate(
 
 def _write_text(half: Sequence[str], other: Sequence[str], wrong: Sequence[str]) -> Prompt:
     """Say the words of a half twice; `wrong` are for its words but the first."""
-    clean, spans = place((*half, *half))
-    corrupted, places = place((*other, *half))
+    clean, spans = join_words((*half, *half))
+    corrupted, new_spans = join_words((*other, *half))
     # With the space before the second half, which stands between digits in one of the two alone.
-    change = ((0, spans[len(half)][0]), (0, places[len(half)][0]))
+    change = ((0, spans[len(half)][0]), (0, new_spans[len(half)][0]))
     right, false = (
         tuple(continuation(before, word) for before, word in zip(half, side, strict=False))
         for side in (half[1:], wrong)

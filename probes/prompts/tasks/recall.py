@@ -78,8 +78,8 @@ def generate(
         stated = rng.sample(values, pairs)
         pairs_of_values = zip(rng.sample(values, pairs), stated, strict=True)
         changed = [
-            value if value != old else stated[place - 1]
-            for place, (value, old) in enumerate(pairs_of_values)
+            value if value != old else stated[index - 1]
+            for index, (value, old) in enumerate(pairs_of_values)
         ]
         answer = ("", "")
         writer = Writer()

@@ -98,8 +98,8 @@ def generate(
             questions = []
             for hop in range(hops):
                 if hop:
-                    place = writer.write("{key}", key=chain[hop])["key"]
-                    query_spans.append(writer.write(step, key=chain[hop]).get("key", place))
+                    fact_spans = writer.write("{key}", key=chain[hop])["key"]
+                    query_spans.append(writer.write(step, key=chain[hop]).get("key", fact_spans))
                 wrong = [last, *others] if hop == hops - 1 else others
                 questions.append(_ask(writer, chain[hop + 1], wrong, stated[target, hop]))
         walk = [stated[target, hop] for hop in range(hops)]

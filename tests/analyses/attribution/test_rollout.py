@@ -198,7 +198,7 @@ def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
 
 def test_rows_of_a_long_text():
     """At 3000 tokens, where no whole map is kept; each row by itself is the same."""
-    model = random_llama(places=3000)
+    model = random_llama(positions=3000)
     held = capture(model, [[at % 30 for at in range(3000)]], stats=(), keep=("q", "k"))
     found = rollout.rows(held, (2999, 1500))["rollout"]
     np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-5)

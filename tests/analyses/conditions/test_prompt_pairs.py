@@ -14,7 +14,7 @@ from headscope.probes import capture
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.writing import place
+from headscope.probes.prompts.writing import join_words
 
 
 @pytest.mark.requirement("B5")
@@ -40,7 +40,7 @@ def two_instructions(n: int = 6, other: tuple[str, ...] = ("morning", "evening")
         asked = [Asked(2 + len(context), (values[1],), (values[0],))]
         long = ("note", NAMES[0], *context, keys[1])
         prompt = word_prompt(long, long, asked)
-        short, _ = place((*other, *context, keys[1]))
+        short, _ = join_words((*other, *context, keys[1]))
         prompts.append(replace(prompt, corrupted=short, changes=()))
     return Task("instructions", tuple(prompts), "accuracy", 0, "Two instructions, one context.")
 

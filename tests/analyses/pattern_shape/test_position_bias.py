@@ -55,7 +55,7 @@ def test_planted_heads_are_split_into_relevance_and_position(result):
 
 
 @torch.no_grad()
-def by_place(size: int, curves: list[np.ndarray]):
+def by_position(size: int, curves: list[np.ndarray]):
     """A GPT-2 of one layer whose heads have logits that are curves over position alone."""
     width = 64 * len(curves)
     module = silent_gpt2(n_positions=size, n_embd=width, n_layer=1, n_head=len(curves))
@@ -82,7 +82,7 @@ def test_a_planted_u_shape_is_found_and_no_other_curve_is_taken_for_one(facts):
     x = np.linspace(-1, 1, size)
     # A U, its opposite, a slope, a rise that is bent up and has no second end, and no curve.
     curves = [2 * x**2, -2 * x**2, x, np.maximum(3 * x, 0), 0 * x]
-    result = position_bias.run(by_place(size, curves), facts, draws=1)
+    result = position_bias.run(by_position(size, curves), facts, draws=1)
     assert result.attrs["heads_by_type"]["U-shaped"] == ["L0H0"]
     assert "U-shaped heads: L0H0." in result.attrs["note"]
     place = np.linspace(-1, 1, SLOTS)

@@ -260,7 +260,7 @@ from headscope.kernels.api import memory
 from headscope.probes import capture
 
 torch.set_num_threads(1)
-model = random_llama(places=32768)
+model = random_llama(positions=32768)
 blocks = _routes.Blocks.of(model)
 
 def run(size):

@@ -6,7 +6,7 @@ The oracle is an interpreter of its programs.
 import numpy as np
 import pytest
 import torch
-from looped import FETCH, HEADS, LOOPS, MEMORY, PLACES, execute, looped, programs
+from looped import ADDRESSES, FETCH, HEADS, LOOPS, MEMORY, execute, looped, programs
 
 from headscope.analyses._runtime import runner
 from headscope.probes import capture
@@ -32,7 +32,7 @@ def test_all_loops_share_their_weights_and_the_machine_computes_what_the_program
     for block in rest:
         assert all(a is b for a, b in zip(first.parameters(), block.parameters(), strict=True))
     rows = torch.tensor([machine.encode(prompt.clean) for prompt in task.prompts])
-    assert rows.shape == (len(clean), PLACES)
+    assert rows.shape == (len(clean), ADDRESSES)
     found = machine.tokenizer.convert_ids_to_tokens(logits(machine, rows)[:, -1].argmax(-1))
     expected = [execute(program).letters[-1] for program in clean]
     assert found == expected
@@ -70,7 +70,7 @@ def test_a_head_score_over_loops_finds_the_fetching_head_alone(machine, drawn):
     task, clean, _ = drawn
     runs = [execute(program).fetched for program in clean]
     targets = {
-        f"loop {loop}": [[[]] * (PLACES - 1) + [[run[loop]]] for run in runs]
+        f"loop {loop}": [[[]] * (ADDRESSES - 1) + [[run[loop]]] for run in runs]
         for loop in range(LOOPS)
     }
     found = capture(machine, task, stats=("target_mass",), targets=targets)["target_mass"]

@@ -267,7 +267,7 @@ def test_bars_are_the_best_score_of_each_family_and_ties_are_no_top_rank():
     assert [one.score.key for one in found] == ["sinks.other", "importance.gate", "entropy.entropy"]
     assert [one.below for one in found] == [1.0, 1.0, 0.0]
     assert head_summary.standing(scores["sinks.sink"], 1, 4).below == 0
-    assert head_summary.standing(scores["sinks.sink"], 1, 4).place == "1st (10 tied) of 10"
+    assert head_summary.standing(scores["sinks.sink"], 1, 4).rank_text == "1st (10 tied) of 10"
 
 
 def test_what_an_intervention_has_shown_leads():
