@@ -24,7 +24,7 @@ from headscope.kernels.triton.forward import attend_queries
 from headscope.kernels.triton.launch import Launch
 from headscope.kernels.triton.plan import declared
 from headscope.kernels.triton.rows import reduce_rows
-from headscope.kernels.triton.topk_rows import lead_rows
+from headscope.kernels.triton.topk_rows import select_top_rows
 from headscope.kernels.weight_edits import WeightEdits
 
 FILE = Path(__file__).parent / "results" / "instructions.json"
@@ -140,7 +140,7 @@ def later_arguments(launch: Launch, pass_name: str, arch: int) -> tuple[Any, dic
         return reduce_columns, column_pass.arguments(launch, lse, names, tile, chosen)[0], chosen
     if names[0] in declared("topk"):
         chosen = topk_pass.choose(launch, arch)
-        return lead_rows, topk_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
+        return select_top_rows, topk_pass.arguments(launch, 0, slice(0, HEADS), 8, chosen), chosen
     plans = row_pass.plan(launch, names, request)[1]
     assert len(plans) == 1
     chosen = row_pass.choose(launch, plans[0], arch)

@@ -79,7 +79,7 @@ def layer_of(length: int) -> tuple[Layer, list[str]]:
     """Run the model up to the layer, on a text of this length; also its tokens."""
     model = loaded()
     ids = text(model, length)
-    return run_until_layer(model, ids, LAYER), model.words(ids)
+    return run_until_layer(model, ids, LAYER), model.to_str_tokens(ids)
 
 
 def weights_of(length: int, heads: range, part: int | None = None) -> xr.DataArray:

@@ -71,7 +71,7 @@ def attend_dense(
         unset = edits.pattern.isnan().cpu()
         fixed = torch.where(visible, edits.pattern.cpu().double().log(), -torch.inf)
         dense.logits = torch.where(unset, dense.logits, fixed)
-    valid_queries = dense.seen.any(dim=-1)
+    valid_queries = dense.attendable.any(dim=-1)
     dense.weights = normalize(dense, valid_queries[..., None], spec.sigmoid)
 
     results = {}
@@ -134,7 +134,7 @@ def add_biases(scores: Tensor, spec: AttentionSpec, distances: Tensor) -> Tensor
 def normalize(dense: DenseAttention, valid_queries: Tensor, sigmoid: bool) -> Tensor:
     """Turn logits into weights; rows without a key get none."""
     if sigmoid:
-        return torch.where(dense.seen, torch.special.expit(dense.logits), 0.0)
+        return torch.where(dense.attendable, torch.special.expit(dense.logits), 0.0)
     peak = torch.where(valid_queries, dense.outcomes.amax(dim=-1, keepdim=True), 0.0)
     grown = torch.exp(dense.outcomes - peak)
     return torch.where(valid_queries, grown / grown.sum(dim=-1, keepdim=True), 0.0)[..., :-1]

@@ -37,7 +37,7 @@ class DenseAttention:
         return torch.cat((self.logits, self.sinks.expand(batch, -1, queries, 1)), dim=-1)
 
     @property
-    def seen(self) -> Bool[Tensor, "batch head query key"]:
+    def attendable(self) -> Bool[Tensor, "batch head query key"]:
         """Keys that a query sees after bias and edits."""
         return torch.isfinite(self.logits)
 

@@ -41,7 +41,7 @@ def measured(value: float, units: str) -> str:
     return amount(value) + (f" {units}" if units and math.isfinite(value) else "")
 
 
-def interval_words(low: float, high: float) -> str:
+def interval_label(low: float, high: float) -> str:
     """Write the interval of a value."""
     return f"95 % interval {amount(low)} to {amount(high)}"
 
@@ -50,7 +50,7 @@ def described(array: xr.DataArray, name: str, value: float, ends: Sequence[float
     """Write the hover text of a value: its name, the value with its units, and its interval."""
     words = [name, f"{title(array)}: {measured(value, units(array))}"]
     if ends:
-        words.append(interval_words(*ends))
+        words.append(interval_label(*ends))
     return "<br>".join(words)
 
 

@@ -24,7 +24,7 @@ from headscope.viz._labels import (
     combinations,
     entries,
     head_name,
-    interval_words,
+    interval_label,
     measured,
     title,
     units,
@@ -132,7 +132,7 @@ def _panel(
             text = ABSENT if lacking[row] else measured(value, units(array))
             lines = [f"<b>{name}</b>", f"{title(array)}: {text}"]
             if bounds is not None and np.isfinite(value):
-                lines.append(interval_words(*(float(side[row, cell]) for side in bounds)))
+                lines.append(interval_label(*(float(side[row, cell]) for side in bounds)))
             if np.isfinite(value):
                 lines.append(f"rank {head_ranks[row, cell]:.0f} of {count}")
             hover[-1].append("<br>".join(lines))

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from headscope.viz._frame import Bound, frame
-from headscope.viz._labels import interval_words, measured, units
+from headscope.viz._labels import interval_label, measured, units
 from headscope.viz._scale import finite
 
 
@@ -15,7 +15,7 @@ def accepts(array: xr.DataArray) -> bool:
     return array.dtype.kind in "fiub" and array.ndim == 0
 
 
-def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
+def label_text(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     """Write the value with its units and its interval.
 
     >>> words(xr.DataArray(0.5, attrs={"units": "fraction"}))
@@ -24,7 +24,7 @@ def words(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     text = measured(float(finite(array)), units(array))
     if lower is None or upper is None:
         return text
-    return f"{text} ({interval_words(*(float(finite(side)) for side in (lower, upper)))})"
+    return f"{text} ({interval_label(*(float(finite(side)) for side in (lower, upper)))})"
 
 
 def figure(
@@ -35,7 +35,7 @@ def figure(
     # A trace without points: an empty figure draws axes instead of the annotation.
     fig.add_trace(go.Scatter(x=[], y=[], hoverinfo="skip", showlegend=False))
     fig.add_annotation(
-        text=words(array, lower, upper),
+        text=label_text(array, lower, upper),
         xref="paper",
         yref="paper",
         x=0,

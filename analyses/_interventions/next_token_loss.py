@@ -93,7 +93,7 @@ def mean_of(prompts: Sequence[Sequence[int]]) -> Measure:
     return mean
 
 
-def asking_all(prompts: Sequence[Sequence[int]]) -> EncodedTask:
+def every_next_token(prompts: Sequence[Sequence[int]]) -> EncodedTask:
     """Return the task of predicting every next token: its log-probability is minus the mean loss.
 
     >>> asking_all([[4, 5, 6]]).question_positions

@@ -36,7 +36,7 @@ def rule(capture: xr.Dataset) -> str:
 
 def steady_weight(capture: xr.Dataset, least: int) -> NDArray[np.float64]:
     """Return α with the keys blanked that fewer than ``least`` queries see."""
-    return np.where(seers(capture, lengths_of(capture)) >= least, weight(capture), np.nan)
+    return np.where(queries_of_keys(capture, lengths_of(capture)) >= least, weight(capture), np.nan)
 
 
 def causal(capture: xr.Dataset) -> NDArray[np.bool_]:
@@ -47,7 +47,7 @@ def causal(capture: xr.Dataset) -> NDArray[np.bool_]:
     return np.asarray(capture["causal"].values | ~attending(capture), dtype=bool)
 
 
-def seers(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def queries_of_keys(capture: xr.Dataset, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the queries that see each key (prompt, layer, 1, key)."""
     key = np.arange(capture.sizes["key"])[None, None, :]
     ends = lengths[:, None, None]
@@ -68,7 +68,7 @@ def lengths_of(capture: xr.Dataset) -> NDArray[np.int64]:
     return np.asarray(present.sum("key").values, dtype=np.int64)
 
 
-def words_of(capture: xr.Dataset) -> NDArray[Any] | None:
+def token_texts(capture: xr.Dataset) -> NDArray[Any] | None:
     """Return the tokens that the keys are, dims prompt and key; None where they are not known."""
     name, dim = ("key_token", "key") if "key_token" in capture.coords else ("token", "query")
     if name not in capture.coords:
@@ -79,7 +79,7 @@ def words_of(capture: xr.Dataset) -> NDArray[Any] | None:
 def token_axis(capture: xr.Dataset, length: int) -> dict[str, Any]:
     """Return coordinates over the first tokens of the first prompt; words where they are known."""
     axis: dict[str, Any] = {"query": np.arange(length)}
-    words = words_of(capture)
+    words = token_texts(capture)
     if words is not None:
         axis["token"] = ("query", words[0, :length].astype(str))
     return axis

@@ -109,7 +109,7 @@ def promoted(
     return largest(tokens, left, right, constant, k, report)
 
 
-def looked_for(
+def attended_keys(
     queries: Vectors, tokens: Sequence[int], keys: Vectors, k: int, report: Report | None = None
 ) -> Pairs:
     """Find the k tokens, by their places among the keys, that query tokens attend to most."""

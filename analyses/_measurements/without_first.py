@@ -44,15 +44,15 @@ def mass(capture: xr.Dataset) -> Array:
     return np.where(masses <= 1 - LEAST, masses, np.nan)
 
 
-def leads(capture: xr.Dataset) -> bool:
+def first_dominates(capture: xr.Dataset) -> bool:
     """Tell whether so much mass lies on the first token that numbers without it come first."""
     mass, even = _shares(capture)
     return mass - even > LARGE
 
 
-def remark(capture: xr.Dataset, outcome: str = "heads are judged without it") -> str:
+def dominance_note(capture: xr.Dataset, outcome: str = "heads are judged without it") -> str:
     """Say what leads and why; nothing where it is the whole rows."""
-    if not leads(capture):
+    if not first_dominates(capture):
         return ""
     mass, even = map(percent, _shares(capture))
     return (

@@ -17,7 +17,7 @@ def word_tokens(model: Model) -> list[int]:
     """
     if model.tokenizer is None:
         raise NotApplicable("model: labels are words; load the model with a tokenizer")
-    words = [model.words([token])[0] for token in range(model.vocabulary)]
+    words = [model.to_str_tokens([token])[0] for token in range(model.vocabulary)]
     marked = any(word.startswith(" ") and len(word) > 1 for word in words)
     return [token for token, word in enumerate(words) if _is_word(word, marked)]
 

@@ -42,7 +42,8 @@ def promoted(
     constant = torch.zeros(()) if bias is None else bias.float()
     pairs = largest(range(len(vectors)), vectors.float(), reads.table.T.float(), constant, count)
     words = {
-        token: repr(reads.model.words([token])[0]) for token in np.unique(pairs.others).tolist()
+        token: repr(reads.model.to_str_tokens([token])[0])
+        for token in np.unique(pairs.others).tolist()
     }
     return [
         " ".join(words[token] for token in row) if vector.any() else ""

@@ -101,10 +101,10 @@ def first(scores: Array, lost: Array) -> str:
     return ", ".join(parting(scores.mean(0), lost.mean(0)))
 
 
-def words(model: Model, target: Target) -> dict[str, Any]:
+def token_coords(model: Model, target: Target) -> dict[str, Any]:
     """Return the coordinates of a target's text."""
     size = np.arange(len(target.ids))
-    return {"query": size, "token": ("query", model.words(target.ids))}
+    return {"query": size, "token": ("query", model.to_str_tokens(target.ids))}
 
 
 def largest(scores: Array) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import screening
-from headscope.analyses._interventions.next_token_loss import asking_all, predicts, tokens
+from headscope.analyses._interventions.next_token_loss import every_next_token, predicts, tokens
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
@@ -103,7 +103,12 @@ def run(
         texts = [whole[row] for row in rows]
         most = top(results["norm_share"].values, screening.FIRST)
         chosen = screening.screen(
-            model, asking_all(texts), "log_probability", also=most, exhaustive=exhaustive, seed=seed
+            model,
+            every_next_token(texts),
+            "log_probability",
+            also=most,
+            exhaustive=exhaustive,
+            seed=seed,
         )
         lost = _head_writing.loss_without(model, texts, chosen.heads)
         results.add_mean(

@@ -208,8 +208,8 @@ def explain(
         "diverging", evidence="causal",
         convention=f"intact − replaced by {draws} draws; special tokens stay",
     )  # fmt: skip
-    tokens = [str(word) for word in model.words(list(target.ids))]
-    answer = " / ".join(map(str, model.words(list(target.answer_ids))))
+    tokens = [str(word) for word in model.to_str_tokens(list(target.ids))]
+    answer = " / ".join(map(str, model.to_str_tokens(list(target.answer_ids))))
     return xr.Dataset(
         dict(results.variables),
         {"explainer": list(rows), "query": np.arange(len(tokens)), "token": ("query", tokens)},

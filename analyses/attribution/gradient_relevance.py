@@ -115,7 +115,7 @@ def run(
             name, ("query",), row.double().numpy(), title, "relevance", "sequential", 0,
             convention=f"row of the answer's position, its own 1 included; {rule}; {how}",
         )  # fmt: skip
-    coords = _relevance_heads.words(model, targets[prompt])
+    coords = _relevance_heads.token_coords(model, targets[prompt])
     if len(targets[prompt].ids) <= map_tokens:
         whole = torch.eye(len(targets[prompt].ids))[None, None]
         rows = follow(shown, _link(shown, rules), whole, **variant)[0].T.double().numpy()

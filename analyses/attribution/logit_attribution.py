@@ -147,7 +147,7 @@ def run(
             "component": list(COMPONENTS),
             "boundary": np.arange(model.layers + 1),
             "key": np.arange(len(opened.ids)),
-            "token": ("key", model.words(opened.ids)),
+            "token": ("key", model.to_str_tokens(opened.ids)),
             **words,
         },
         _verdict(ends, parting(direct, lost.values.mean(0))),

@@ -111,7 +111,10 @@ def run(
         f"Heads of most relevance: {_relevance_heads.largest(scores)}. Of the score, tokens and "
         f"biases miss {amount(gaps)} at most."
     )
-    coords = {"component": list(COMPONENTS), **_relevance_heads.words(model, targets[prompt])}
+    coords = {
+        "component": list(COMPONENTS),
+        **_relevance_heads.token_coords(model, targets[prompt]),
+    }
     return results.dataset(coords, verdict, note, prompt=prompt, conservation_gap=gaps)
 
 

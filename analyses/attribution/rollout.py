@@ -251,7 +251,7 @@ class _Prompt:
         tokens = capture["token"].transpose("prompt", "query").values[number, :size]
         self.tokens = tokens.astype(str)
         (answer,) = predicted(model, ids).answer_ids
-        self.answer = model.words([answer])[0]
+        self.answer = model.to_str_tokens([answer])[0]
         self.effect = _input.replacement_effect(model, ids, answer, substitutes)
         self.gradient = _input.input_gradient(model, ids, answer)
 

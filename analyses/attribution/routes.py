@@ -137,7 +137,7 @@ def run(
         "usage_vs_ablation", (), ends, "Usage against mean ablation", "Spearman ρ", "diverging",
         -1, 1, convention=f"{OVER_HEADS}; ablation of {lost.heads}",
     )  # fmt: skip
-    words = [f"{at} {word}" for at, word in enumerate(model.words(list(text.ids)))]
+    words = [f"{at} {word}" for at, word in enumerate(model.to_str_tokens(list(text.ids)))]
     heads = results["head_usage"].values
     return results.dataset(
         {**_ends(shown, words), "query": np.arange(len(words)), "token": ("query", words)},

@@ -107,7 +107,7 @@ def describe(
     lanes, texts = _lanes(model, sae, features, prompts, fires, reach, examples)
     writers = [label((sae.site.layer, int(np.nanargmax(row)))) for row in by_head]
     promotes, suppresses = (
-        [" · ".join(map(str.strip, model.words(row.tolist()))) for row in ids]
+        [" · ".join(map(str.strip, model.to_str_tokens(row.tolist()))) for row in ids]
         for ids in (most, least)
     )
     return Pages(list(features), by_head, lanes, texts, most, promotes, suppresses, writers)
@@ -134,7 +134,7 @@ def _lanes(
     for prompt, entries in by_prompt.items():
         ids = prompts[prompt]
         active = sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])
-        words = model.words(ids)
+        words = model.to_str_tokens(ids)
         for row, rank, example in entries:
             for at, window in enumerate(windows(prompts, example, reach)):
                 if window is not None:
@@ -163,7 +163,7 @@ def splice(
     ]
     ablated = [splicing.without(at, sae.encode, sae.decoder[at]) for at in pages.features]
 
-    def of_words(number: int) -> ablation.Measure:
+    def of_top_tokens(number: int) -> ablation.Measure:
         def measure(logits: Tensor, rows: Sequence[int], _: object) -> Float[Tensor, " row"]:
             scores = []
             for row, row_logits in zip(rows, logits, strict=True):
@@ -175,7 +175,7 @@ def splice(
         return measure
 
     losses = splicing.losses(
-        model, prompts, sae.site, [*rewrites, *ablated], [of_words(at) for at in range(count)]
+        model, prompts, sae.site, [*rewrites, *ablated], [of_top_tokens(at) for at in range(count)]
     )
     lost = losses[0, :, first:] - losses[0, :, :1]
     of_own = [losses[1 + at, :, 0] - losses[1 + at, :, first + at] for at in range(count)]

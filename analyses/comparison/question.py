@@ -138,8 +138,8 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
     )  # fmt: skip
     coords = {
         "query": np.arange(len(ids)),
-        "token": ("query", model.words(ids)),
-        "word": model.words(list(best)),
+        "token": ("query", model.to_str_tokens(ids)),
+        "word": model.to_str_tokens(list(best)),
     }
     return results, coords, {"prompts_sha256": prompts.digest()}
 

@@ -110,11 +110,11 @@ def run(
         ),
         _conditions.read_heads(model, conditions[1], names, rare[1]),
     )
-    if "first_mass" in capture and without_first.leads(capture):
+    if "first_mass" in capture and without_first.first_dominates(capture):
         names = _with_variants(names, first=True)
     # Where it is weight on tokens that chooses heads, the first token hides nothing.
     sinks = names[0].endswith(without_first.SUFFIX)
-    remark = without_first.remark(capture).strip() if sinks else ""
+    remark = without_first.dominance_note(capture).strip() if sinks else ""
     ends, p = _effects(
         [(first[name], second[name]) for name in names], least_spread, paired=paired, seed=seed
     )

@@ -26,7 +26,7 @@ import torch
 import xarray as xr
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.next_token_loss import asking_all, tokens
+from headscope.analyses._interventions.next_token_loss import every_next_token, tokens
 from headscope.analyses._interventions.screening import FIRST, screen
 from headscope.analyses._measurements import residual_writes
 from headscope.analyses._runtime.options import AtLeast
@@ -166,7 +166,7 @@ def run(
     if lost is not None:
         verdict &= lost
     return results.dataset(
-        _words(model, lenses), verdict, _note(results, constant), convention=convention
+        _promoted_texts(model, lenses), verdict, _note(results, constant), convention=convention
     )
 
 
@@ -233,7 +233,7 @@ def _ablate(
     rows = [row for row, ids in enumerate(whole) if len(ids) > 1][:prompts]
     if not rows:
         return None
-    task, metric = asking_all([whole[row] for row in rows]), "log_probability"
+    task, metric = every_next_token([whole[row] for row in rows]), "log_probability"
     mean = ablation.mean_z(capture)
     chosen = screen(
         model, task, metric, (mean,), also=top(gain.mean(0), FIRST), exhaustive=exhaustive,
@@ -301,7 +301,7 @@ def _most(judged: Judged) -> list[int]:
     return words[most > LEAST_LIFT].tolist()
 
 
-def _words(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
+def _promoted_texts(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
     """Name the words of every head, by lens: coordinates with their meaning."""
     meaning = {
         "untrained": "Words that the untrained lens of the head most often puts first",
@@ -312,6 +312,8 @@ def _words(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
     for name, title in meaning.items():
         grid = np.full(lenses[name].distance.shape[1:], "", dtype=object)
         for head, words in lenses[name].words.items():
-            grid[head] = ", ".join(word.strip() or repr(word) for word in model.words(words))
+            grid[head] = ", ".join(
+                word.strip() or repr(word) for word in model.to_str_tokens(words)
+            )
         named[f"{name}_words"] = GRID, grid.astype(str), {"long_name": title}
     return named

@@ -213,7 +213,7 @@ class _Labelled:
                     )
                 for index, directions in enumerate(bases[:2]):
                     map_[index, head] = space.keeping(directions)
-                names = model.words([words[at] for at in chosen])
+                names = model.to_str_tokens([words[at] for at in chosen])
                 self.labels[label((layer, head))] = [word.strip() for word in names]
                 self.first[layer, head] = names[0].strip()
         self.edits = [

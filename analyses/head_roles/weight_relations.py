@@ -197,7 +197,10 @@ def _null(
 
 
 def _pairs(model: Model, pairs: list[tuple[int, int]]) -> str:
-    ends = ((model.words([source])[0], model.words([target])[0]) for source, target in pairs)
+    ends = (
+        (model.to_str_tokens([source])[0], model.to_str_tokens([target])[0])
+        for source, target in pairs
+    )
     return ", ".join(f"{str(source).strip()} → {str(target).strip()}" for source, target in ends)
 
 

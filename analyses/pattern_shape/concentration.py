@@ -110,7 +110,7 @@ def run(
             without_first.others, f"{lengths}{without_first.RULE}",
         ),
     }  # fmt: skip
-    order = sorted(variants, reverse=without_first.leads(capture))
+    order = sorted(variants, reverse=without_first.first_dominates(capture))
     for end in order:
         _add_rows(results, end, shortest, *variants[end])
     results.add_means(
@@ -125,7 +125,7 @@ def run(
     named = {kind: [label(head) for head in chosen] for kind, chosen in kinds}
     # The sets take as many of each layer; the sentence names the spikiest of all.
     best = ", ".join(map(label, top(scores, 8)))
-    note = f"{without_first.remark(capture)}Spikiest heads: {best}."
+    note = f"{without_first.dominance_note(capture)}Spikiest heads: {best}."
     about: dict[str, Any] = {"convention": f"means over the queries; {lengths}"}
     about["heads_by_type"] = named
     if not (predicts(capture) and causal_prompts):

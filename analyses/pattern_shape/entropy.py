@@ -76,10 +76,10 @@ def run(
         "": (raw, largest_entropy(capture), "", ""),
         without_first.SUFFIX: (*rest, without_first.TITLE, without_first.RULE),
     }
-    leads = without_first.leads(capture)
-    for end in sorted(variants, reverse=leads):
+    first_dominates = without_first.first_dominates(capture)
+    for end in sorted(variants, reverse=first_dominates):
         _add(results, end, convention, *variants[end])
-    scores = results[f"entropy_share{without_first.SUFFIX if leads else ''}"].values
+    scores = results[f"entropy_share{without_first.SUFFIX if first_dominates else ''}"].values
     kinds = {"sharp": named(-scores, scores < sharp), "broad": named(scores, scores > broad)}
     listed = "; ".join(
         f"{len(heads)} {kind}{f' ({first_few(heads)})' if heads else ''}"
@@ -90,9 +90,9 @@ def run(
         convention=convention,
         heads_by_type=kinds,
         note=(
-            f"{without_first.remark(capture)}Heads by entropy: {listed}. How a head spreads its "
-            "attention, not what it does: what the model loses when heads are spread out is "
-            "measured in `parallel_context`, what it loses without a head in `importance`."
+            f"{without_first.dominance_note(capture)}Heads by entropy: {listed}. How a head "
+            "spreads its attention, not what it does: what the model loses when heads are spread "
+            "out is measured in `parallel_context`, what it loses without a head in `importance`."
         ),
     )
 

@@ -117,15 +117,15 @@ def run(
     reach = _windowed(capture, window)
     whole, sunk = per_query(capture, "distance"), without_first.mass(capture)
     clip = float(capture.attrs.get("clip") or np.inf)
-    leads = without_first.leads(capture)
+    first_dominates = without_first.first_dominates(capture)
     distances = [
         ("distance", GRID, mean(whole), "Mean distance looked back", ("tokens", "sequential", 0)),
         (f"distance{without_first.SUFFIX}", GRID,
          mean(without_first.distance(whole, sunk, clip)),
          f"Mean distance looked back{without_first.TITLE}", ("tokens", "sequential", 0)),
     ]  # fmt: skip
-    distance = distances[leads][2]
-    if leads:
+    distance = distances[first_dominates][2]
+    if first_dominates:
         reach = without_first.distance(reach, sunk, window)
     influence = capture["received_later"].transpose("prompt", "layer", "head", "key").values
     influence = influence.astype(np.float64)
@@ -150,11 +150,11 @@ def run(
     convention = (
         f"W = {window}; horizon {nearest} to {last} tokens; {size} local and {size} global heads; "
         f"peaks: top {percent(peaks)} of tokens after the first {skip}; prompts of "
-        f"{stated(capture)}{without_first.RULE if leads else ''}"
+        f"{stated(capture)}{without_first.RULE if first_dominates else ''}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     results.add_means(
-        *(reversed(distances) if leads else distances),
+        *(reversed(distances) if first_dominates else distances),
         ("waad_head", ("layer", "head"), mean(reach), "Windowed attention distance (WAAD)",
          ("tokens", "sequential", 0, window)),
         ("anchor_mass", ("layer", "head"), at_anchors,
@@ -188,7 +188,7 @@ def run(
             f"{amount(costs[2] - costs[0], '+')}",
         )
     kinds = {"local": [label(head) for head in near], "global": [label(head) for head in far]}
-    note = without_first.remark(capture).strip()
+    note = without_first.dominance_note(capture).strip()
     return results.dataset(coords, verdict, note, heads_by_type=kinds)
 
 

@@ -105,13 +105,13 @@ def run(
         "": (whole, "", ""),
         without_first.SUFFIX: (rest, without_first.TITLE, without_first.RULE),
     }
-    leads = without_first.leads(capture)
-    for end in sorted(variants, reverse=leads):
+    first_dominates = without_first.first_dominates(capture)
+    for end in sorted(variants, reverse=first_dominates):
         _add(results, end, counts, *variants[end])
-    leading = without_first.SUFFIX if leads else ""
+    leading = without_first.SUFFIX if first_dominates else ""
     kinds = _kinds(results, f"growth{leading}", boundary)
     note = (
-        f"{without_first.remark(capture)}{len(kinds['fixed'])} heads of fixed span and "
+        f"{without_first.dominance_note(capture)}{len(kinds['fixed'])} heads of fixed span and "
         f"{len(kinds['elastic'])} elastic ones "
         f"(slope below or above {boundary:g} with its interval)."
     )

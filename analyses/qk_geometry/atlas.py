@@ -141,7 +141,7 @@ def run(
             without_first.distance(distance, first, clip), without_first.largest(weights, first),
         ),
     }  # fmt: skip
-    order = sorted(variants, reverse=without_first.leads(capture))
+    order = sorted(variants, reverse=without_first.first_dominates(capture))
     for end in order:
         results.add_mean(
             f"strength{end}", ("bin", "layer", "head"),
@@ -188,7 +188,9 @@ def run(
     return results.dataset(
         coords,
         _verdict(scores),
-        without_first.remark(capture, "strength and distance come first without it").strip(),
+        without_first.dominance_note(
+            capture, "strength and distance come first without it"
+        ).strip(),
         convention=convention,
         heads_by_type=best,
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headscope.analyses._interventions.causal_check import Head
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._measurements.qk_rows import Array
-from headscope.analyses._measurements.received import words_of
+from headscope.analyses._measurements.received import token_texts
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, attending, label, require, top
 from headscope.kernels.errors import NotApplicable
@@ -260,6 +260,6 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
 
 def _labels(capture: xr.Dataset, drawn: NDArray[np.int64]) -> list[str]:
     """Name the drawn queries, then the keys, by position and token."""
-    words = words_of(capture)
+    words = token_texts(capture)
     names = [f"{at}: {'' if words is None else words[0, at]}" for at in drawn]
     return [f"{kind} {name}" for kind in ("query", "key") for name in names]

@@ -88,7 +88,7 @@ def run(
         f"of a row with itself; {count} prompts"
     )
     results = Results(capture, seed=seed, source=SOURCE)
-    ends = sorted(("", without_first.SUFFIX), reverse=without_first.leads(capture))
+    ends = sorted(("", without_first.SUFFIX), reverse=without_first.first_dominates(capture))
     for end in ends:
         shape = (count, capture.sizes["layer"], capture.sizes["head"], len(positions))
         own, shared = np.full((2, *shape), np.nan)
@@ -126,8 +126,8 @@ def run(
     return results.dataset(
         coords,
         heads_by_type={name: [label(head) for head in heads] for name, heads in groups.items()},
-        note=f"{without_first.remark(capture)}{checks}Prompts made from one template make every "
-        "head look positional.",
+        note=f"{without_first.dominance_note(capture)}{checks}Prompts made from one template make "
+        "every head look positional.",
         verdict=verdict,
     )
 

@@ -109,10 +109,10 @@ def _rouge(
     model: Model, ids: Sequence[int], questions: Questions, generated: NDArray[Any]
 ) -> float:
     needle = [ids[position] for position in evidence(questions)]
-    return rouge_1_recall(_words(model, needle), _words(model, generated))
+    return rouge_1_recall(_rouge_words(model, needle), _rouge_words(model, generated))
 
 
-def _words(model: Model, ids: Sequence[int] | NDArray[Any]) -> list[str]:
+def _rouge_words(model: Model, ids: Sequence[int] | NDArray[Any]) -> list[str]:
     """Return the words of some tokens, in small letters; the tokens where none knows words."""
     if model.tokenizer is None:
         return [str(token) for token in ids]

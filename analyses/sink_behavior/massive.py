@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import mean_loss, predicts, tokens
 from headscope.analyses._measurements.received import rule as row_rule
-from headscope.analyses._measurements.received import steady_weight, token_axis, words_of
+from headscope.analyses._measurements.received import steady_weight, token_axis, token_texts
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
@@ -132,7 +132,7 @@ def run(
         f"{int(counts[:, 0].sum())} tokens with massive activations are sinks, of "
         f"{int(counts[:, 1].sum())} sink tokens."
     )
-    listed = _listed(words_of(capture), stream, alpha, sinks)
+    listed = _listed(token_texts(capture), stream, alpha, sinks)
     if verdict is None:
         note = f"{note} {remark}"
     return results.dataset(coords, verdict, note, massive=listed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headscope.analyses._interventions import next_token_loss, screening
 from headscope.analyses._interventions.batched_edits import RowScale
-from headscope.analyses._interventions.next_token_loss import asking_all
+from headscope.analyses._interventions.next_token_loss import every_next_token
 from headscope.analyses._measurements.received import steady_weight
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, first_few, labels, require
@@ -94,7 +94,7 @@ def run(
     ids = next_token_loss.tokens(capture)[:prompts]
     sinks = steady_weight(capture, least_queries)[: len(ids)] > epsilon
     chosen = screening.screen(
-        model, asking_all(ids), "log_probability", exhaustive=exhaustive, seed=seed
+        model, every_next_token(ids), "log_probability", exhaustive=exhaustive, seed=seed
     )
     single, joint = _sweep(model, ids, sinks, factors, chosen.heads)
 

@@ -23,7 +23,7 @@ from headscope.analyses._measurements.received import (
     lengths_of,
     rule,
     steady_weight,
-    words_of,
+    token_texts,
 )
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, ZERO_TO_ONE, Results, require
@@ -165,7 +165,7 @@ def _ends(alpha: Array, lengths: NDArray[np.int64]) -> tuple[Array, Array, Array
 
 def _named(capture: xr.Dataset, sink_weights: Array) -> list[dict[str, Any]]:
     """Name the token that holds most sink weight in each of the first prompts."""
-    words = words_of(capture)
+    words = token_texts(capture)
     named = []
     for prompt, weights in enumerate(sink_weights[:8]):
         if weights.sum():

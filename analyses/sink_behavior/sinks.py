@@ -123,7 +123,7 @@ def run(
         {"key": np.arange(alpha.shape[-1]), **received.token_axis(capture, length)},
         convention=convention,
         heads_by_type={name: named(score, score > epsilon) for name, score in scores.items()},
-        sink_tokens=_tokens(received.words_of(capture), above),
+        sink_tokens=_tokens(received.token_texts(capture), above),
         note=f"{_outcome(results, epsilon)} {NOTE}"
         + (f"; {CONTROLS}" if capture.attrs.get("attention", "self") == "self" else "."),
     )
@@ -165,7 +165,7 @@ def _stated(lengths: NDArray[np.int64]) -> str:
 
 
 def _opening(capture: xr.Dataset) -> str:
-    tokens = received.words_of(capture)
+    tokens = received.token_texts(capture)
     if tokens is None:
         return "opening token not recorded"
     openings = sorted({str(token) for token in tokens[:, 0]})

@@ -81,12 +81,12 @@ def segment(
             raise NotApplicable(
                 f"by: images have no {by}; use kinds (patches, class tokens) or labels"
             )
-        kinds = [_token_kinds.of_patches(row) for row in _words(capture)]
+        kinds = [_token_kinds.of_patches(row) for row in _token_texts(capture)]
         return named(kinds, "patches, and what the model puts before them")
     ids = tokens(capture)
     special = _special(model)
     if by == "kinds":
-        kinds = _token_kinds.of_texts(ids, _words(capture), special, rare)
+        kinds = _token_kinds.of_texts(ids, _token_texts(capture), special, rare)
         return named(kinds, _token_kinds.stated(rare, model.tokenizer), _token_kinds.KINDS)
     if by == "roles":
         return _roles(capture, model, task, ids)
@@ -116,7 +116,7 @@ def _special(model: Model) -> set[int]:
     return set(getattr(model.tokenizer, "all_special_ids", None) or [])
 
 
-def _words(capture: xr.Dataset) -> list[list[str]]:
+def _token_texts(capture: xr.Dataset) -> list[list[str]]:
     words = capture["token"].transpose("prompt", "query").values
     ends = capture["length"].values
     return [[str(word) for word in row[:end]] for row, end in zip(words, ends, strict=True)]

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import xarray as xr
 
-from headscope.analyses._measurements.received import seers, weight
+from headscope.analyses._measurements.received import queries_of_keys, weight
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import SHARE, Results, attending, named, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
@@ -125,7 +125,7 @@ def run(
 def _masses(capture: xr.Dataset, classes: Segments) -> tuple[Array, Array, Array]:
     """Return mass and enrichment (prompt, layer, head, class), share of tokens (prompt, class)."""
     count = len(classes.names)
-    received = np.nan_to_num(weight(capture)) * seers(capture, capture["length"].values)
+    received = np.nan_to_num(weight(capture)) * queries_of_keys(capture, capture["length"].values)
     mass = np.full((len(classes.numbers), *received.shape[1:3], count), np.nan)
     enrichment, shares = mass.copy(), np.zeros((len(classes.numbers), count))
     for row, numbers in enumerate(classes.numbers):

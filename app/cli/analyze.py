@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope import analyses
-from headscope.app.cli.console import Register, err, say
+from headscope.app.cli.console import Register, err, print_text
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import InvalidInput
 
@@ -84,22 +84,22 @@ def analyze(
             register=register,
             dtype=dtype,
             sae=sae,
-            announce=partial(say_costs, stated=stated),
+            announce=partial(print_costs, stated=stated),
             progress=progress,
         )
     code = report_missing(opened, outcomes, {*named, *options})
     remaining = [] if named else [name for name in missing if name not in selected]
     if remaining:
-        say(
+        print_text(
             f"left, as they run the model many times: {', '.join(remaining)}; headscope analyze "
             f"{run} NAME runs one, headscope analyze {run} --all runs them all"
         )
     if code:
         raise typer.Exit(code)
-    say(f"next: headscope report {run}")
+    print_text(f"next: headscope report {run}")
 
 
-def say_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
+def print_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
     """Say on standard error what analyses are expected to take, the longest first.
 
     Their seconds are written into ``stated``.
@@ -107,11 +107,11 @@ def say_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
     from headscope.analyses._runtime.cost import duration
 
     for cost in sorted(costs, key=lambda cost: -(cost.seconds or 0)):
-        say(str(cost), err)
+        print_text(str(cost), err)
         if cost.seconds is not None:
             stated[cost.analysis] = cost.seconds
     if len(costs) > 1:
-        say(f"together about {duration(sum(cost.seconds or 0 for cost in costs))}", err)
+        print_text(f"together about {duration(sum(cost.seconds or 0 for cost in costs))}", err)
 
 
 def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:
@@ -127,9 +127,9 @@ def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[
             continue
         if is_bug(outcome):
             trace = run.error_file(name)
-            say(f"failed: {name}: {reason(outcome)}; please report it with {trace}", err)
+            print_text(f"failed: {name}: {reason(outcome)}; please report it with {trace}", err)
             code = 1
         else:
-            say(f"not run: {name}: {outcome}", err)
+            print_text(f"not run: {name}: {outcome}", err)
             code = code or 2 * (name in named)
     return code

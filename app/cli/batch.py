@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import err, print_text
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import InvalidInput
 
@@ -55,17 +55,17 @@ def batch(
         content = read_job(job)
     except InvalidFile as error:
         for line in error.lines:
-            say(f"error: {line}", err)
+            print_text(f"error: {line}", err)
         raise typer.Exit(2) from None
     out = folder or Path("runs") / re.sub(r"\.ya?ml$", "", job.name)
     batch = BatchState(out, content)
     batch.check(overwrite=overwrite)
     if dry_run:
         for line in preview.lines(content):
-            say(line)
+            print_text(line)
         done = 0 if overwrite else batch.known
         before = f"; {done} of them are there already" if done else ""
-        say(f"nothing was written; the results would go to {out}{before}")
+        print_text(f"nothing was written; the results would go to {out}{before}")
         return
     local = engine == "local"
     with (
@@ -79,11 +79,11 @@ def batch(
         )
     for record in summary.failed[:SHOWN]:
         where = f"{record['model']} · {record['task']} · seed {record['seed']}"
-        say(f"failed: {record['analysis']}, {where}: {record['reason']}", err)
+        print_text(f"failed: {record['analysis']}, {where}: {record['reason']}", err)
     if len(summary.failed) > SHOWN:
-        say(f"and {len(summary.failed) - SHOWN} more: see the index", err)
+        print_text(f"and {len(summary.failed) - SHOWN} more: see the index", err)
     count = len(summary.cells) - len(summary.failed)
     known_note = f", {summary.kept} of them known before" if summary.kept else ""
-    say(f"{count} of {len(summary.cells)} cells have a result{known_note}: {summary.index}")
+    print_text(f"{count} of {len(summary.cells)} cells have a result{known_note}: {summary.index}")
     if summary.failed:
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from headscope.app.cli.console import err, out, say
+from headscope.app.cli.console import err, out, print_text
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.formatting import amount
@@ -80,11 +80,11 @@ def bench(
         ratios = (f"{times[name] / times['SDPA']:.2f}×" if name in times else "–" for name in CALLS)
         table.add_row(str(row["length"]), f"{times['SDPA']:.1f}", *list(ratios)[1:])
     out.print(table)
-    say(f"other engines, memory, a TransformerBridge and the bars: {SCRIPT}")
+    print_text(f"other engines, memory, a TransformerBridge and the bars: {SCRIPT}")
     if file is not None:
         setup = {"heads": heads, "rounds": rounds, "threads": torch.get_num_threads()}
         file.write_text(json.dumps({**setup, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        say(f"result: {file}")
+        print_text(f"result: {file}")
 
 
 def _prepare(length: int, heads: int) -> tuple[dict[str, Call], Call]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.app.cli.console import Register, err, say
+from headscope.app.cli.console import Register, err, print_text
 from headscope.app.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def capture(
         "overwrite": overwrite,
     }
     if dry_run:
-        say(plan_run(folder, model, **options))
+        print_text(plan_run(folder, model, **options))
         return
     with bar(err) as progress:
         run = capture_run(folder, model, **options, progress=progress)
-    say(f"captured {_prompts(run)} into {run.path}; next: headscope analyze {run.path}")
+    print_text(f"captured {_prompts(run)} into {run.path}; next: headscope analyze {run.path}")
 
 
 def _prompts(run: Run) -> str:
@@ -89,4 +89,4 @@ def texts(
     from headscope.app.prompt_files import write_texts
 
     write_texts(file, number, tokens)
-    say(f"{number} texts in {file}")
+    print_text(f"{number} texts in {file}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from headscope.app.cli.console import err, out, say
+from headscope.app.cli.console import err, out, print_text
 from headscope.app.cli.progress import Report, bar
 from headscope.kernels.errors import HeadscopeError, InvalidInput
 from headscope.kernels.formatting import amount
@@ -76,17 +76,17 @@ def compare(
             table.add_row(score, *_cells(row))
         progress("scores", len(compared), len(compared))
     for line in refused:
-        say(line, err)
+        print_text(line, err)
     if not rows:
         raise InvalidInput("runs: they share no score that can be compared; analyze both alike")
     out.print(table)
     for row in rows:
-        say(f"{row['score']}: {row['summary']}")
+        print_text(f"{row['score']}: {row['summary']}")
     if file is not None:
         sides = [(run.path, str(run.manifest["model"])) for run in runs]
         content = json.dumps(record(sides, rows), indent=1)
         dataset_file.write_text(file, content + "\n")
-        say(f"differences: {file}")
+        print_text(f"differences: {file}")
 
 
 def _ablated(

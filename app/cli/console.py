@@ -14,6 +14,6 @@ Register = Annotated[
 ]
 
 
-def say(text: object, console: Console = out) -> None:
+def print_text(text: object, console: Console = out) -> None:
     """Print text as it is: brackets are no markup, numbers have no colour, lines are not broken."""
     console.print(str(text), markup=False, highlight=False, soft_wrap=True)

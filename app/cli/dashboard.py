@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import err, print_text
 
 
 def dashboard(
@@ -21,7 +21,7 @@ def dashboard(
 
     opened = command(served(run), port, address)
     if not is_local(address):
-        say(
+        print_text(
             f"warning: served at {address} without a password: whoever reaches it can read the runs"
             " and start jobs on this machine",
             err,

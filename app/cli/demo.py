@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from headscope import analyses
-from headscope.app.cli.analyze import report_missing, say_costs
-from headscope.app.cli.console import Register, err, say
+from headscope.app.cli.analyze import print_costs, report_missing
+from headscope.app.cli.console import Register, err, print_text
 from headscope.app.cli.progress import bar
 from headscope.app.cli.report import print_report
 
@@ -49,10 +49,10 @@ def demo(
             progress=progress,
         )
         names = analyses.names() if every else STORY
-        announce = partial(say_costs, stated=stated)
+        announce = partial(print_costs, stated=stated)
         outcomes = analyze_run(run, names, announce=announce, progress=progress)
     code = report_missing(run, outcomes)
     print_report(run)
-    say(f"open the dashboard: headscope app {run.path}")
+    print_text(f"open the dashboard: headscope app {run.path}")
     if code:
         raise typer.Exit(code)

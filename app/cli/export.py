@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.app.cli.console import say
+from headscope.app.cli.console import print_text
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 
@@ -39,7 +39,7 @@ def export(
         write(opened, out, model)
     else:
         tables.write(out, opened.results(), opened.manifest, opened.name, wide=wide)
-    say(f"written: {out}")
+    print_text(f"written: {out}")
 
 
 def import_headvis(
@@ -55,4 +55,4 @@ def import_headvis(
     from headscope.probes.storage import run_folder
 
     result = add(run_folder.open(run), tree, same_model=same_model)
-    say(f"{len(result)} metrics are now {NAME} in {run}; next: headscope report {run}")
+    print_text(f"{len(result)} metrics are now {NAME} in {run}; next: headscope report {run}")

@@ -7,7 +7,7 @@ import typer
 
 from headscope import analyses
 from headscope.analyses._runtime import taxonomy
-from headscope.app.cli.console import say
+from headscope.app.cli.console import print_text
 
 
 def list_analyses(
@@ -17,17 +17,19 @@ def list_analyses(
     if name is None:
         width = max(map(len, analyses.names()))
         for family, members in analyses.families().items():
-            say(f"\n{analyses.heading(family)}")
+            print_text(f"\n{analyses.heading(family)}")
             for member in members:
-                say(f"  {member:{width}}  {analyses.summary(member)}")
-        say("\nHead types: stage, evidence and method in the words of the survey.")
+                print_text(f"  {member:{width}}  {analyses.summary(member)}")
+        print_text("\nHead types: stage, evidence and method in the words of the survey.")
         for kind, term in taxonomy.catalogue():
-            say(f"  {kind}: {term.stage} (placed by {term.placed_by}); {term.evidence}; {term.way}")
+            print_text(
+                f"  {kind}: {term.stage} (placed by {term.placed_by}); {term.evidence}; {term.way}"
+            )
         return
-    say(inspect.cleandoc(analyses.load(name).__doc__ or ""))
-    say("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
+    print_text(inspect.cleandoc(analyses.load(name).__doc__ or ""))
+    print_text("\nOptions (headscope analyze RUN --set NAME.OPTION=VALUE):")
     for option, (default, text, _) in analyses.options(name).items():
-        say(f"  {name}.{option}={default}  {text}")
+        print_text(f"  {name}.{option}={default}  {text}")
 
 
 def list_statistics() -> None:
@@ -41,6 +43,6 @@ def list_statistics() -> None:
         )
         bounds = f", {low or '-∞'} to {high or '∞'}" if low or high else ""
         units = statistic.units or "no units"
-        say(f"{name}  ({', '.join(statistic.dims)}; {units}{bounds})")
-        say(f"    {statistic.title}")
-        say(f"    {statistic.formula}    [{statistic.source}]")
+        print_text(f"{name}  ({', '.join(statistic.dims)}; {units}{bounds})")
+        print_text(f"    {statistic.title}")
+        print_text(f"    {statistic.formula}    [{statistic.source}]")

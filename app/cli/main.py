@@ -10,7 +10,7 @@ from headscope.app.cli.batch import batch
 from headscope.app.cli.bench import bench
 from headscope.app.cli.capture import capture, texts
 from headscope.app.cli.compare import compare
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import err, print_text
 from headscope.app.cli.dashboard import dashboard
 from headscope.app.cli.demo import demo
 from headscope.app.cli.export import export, import_headvis
@@ -37,7 +37,7 @@ def _version(requested: bool) -> None:
     if requested:
         from importlib.metadata import version
 
-        say(f"headscope {version('headscope')}")
+        print_text(f"headscope {version('headscope')}")
         raise typer.Exit
 
 
@@ -74,8 +74,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except HeadscopeError as error:
-        say(f"error: {error}", err)
+        print_text(f"error: {error}", err)
         sys.exit(2)
     except KeyboardInterrupt:
-        say("cancelled; what was finished is kept, run the command again to go on", err)
+        print_text("cancelled; what was finished is kept, run the command again to go on", err)
         sys.exit(130)

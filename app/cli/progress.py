@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from headscope.app.cli.console import say
+from headscope.app.cli.console import print_text
 
 INTERVAL = 10.0
 """Seconds between two lines, where there is no terminal."""
@@ -141,7 +141,7 @@ def _lines(console: Console, phases: Phases) -> Iterator[Report]:
 
     def print_progress() -> None:
         while not over.wait(INTERVAL):
-            say(phases.describe(), console)
+            print_text(phases.describe(), console)
 
     printer = Thread(target=print_progress, daemon=True)
     printer.start()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headscope.app.cli.console import out, say
+from headscope.app.cli.console import out, print_text
 
 if TYPE_CHECKING:
     from headscope.probes.storage.run_folder import Run
@@ -28,4 +28,4 @@ def print_report(run: Run) -> None:
 
     page = write_report(run)
     out.print(findings_table(run.results()))
-    say(f"report: {page} (and {', '.join(REPORT[1:])} beside it)")
+    print_text(f"report: {page} (and {', '.join(REPORT[1:])} beside it)")

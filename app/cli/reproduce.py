@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from headscope.app.cli.console import err, out, say
+from headscope.app.cli.console import err, out, print_text
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.formatting import amount
 
@@ -58,7 +58,7 @@ def reproduce(
         models = [circuit.model]
         about, sources, needs = circuit.about, circuit.sources, circuit.needs
     model = load_model(_at_hand(what, source, models, needs))
-    say(f"measuring {model.name}", err)
+    print_text(f"measuring {model.name}", err)
     if what == "retrieval":
         rows = reproduction.of_retrieval(model, number, seed)
     elif what == "sinks":
@@ -102,4 +102,4 @@ def _print(title: str, rows: Sequence[Row], sources: Sequence[str]) -> None:
         table.add_row(row.title, *numbers, interval, row.source)
     out.print(table)
     for source in sources:
-        say(f"source: {source}")
+        print_text(f"source: {source}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.app.cli.console import err, out, say
+from headscope.app.cli.console import err, out, print_text
 from headscope.app.cli.progress import bar
 
 sae = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Sparse autoencoders on z.")
@@ -81,11 +81,11 @@ def train(
     resumed = checkpoint.read() is not None
     inputs = (loaded, ids, site, settings)
     cost = model_training.estimate(*inputs, context=context)
-    say(cost, out if dry_run else err)
+    print_text(cost, out if dry_run else err)
     if dry_run:
         return
     if resumed:
-        say(f"sae train: goes on from {checkpoint.path}", err)
+        print_text(f"sae train: goes on from {checkpoint.path}", err)
     make_folder(folder.parent)
     with bar(err, {"train": cost.seconds}) as progress:
         report = partial(progress, "train")
@@ -94,4 +94,4 @@ def train(
         )
     saelens.save(trained, folder, overwrite=overwrite)
     checkpoint.delete()
-    say(f"{folder} holds it; next: headscope analyze RUN sae_features --sae {folder}")
+    print_text(f"{folder} holds it; next: headscope analyze RUN sae_features --sae {folder}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.app.cli.console import err, say
+from headscope.app.cli.console import err, print_text
 from headscope.app.cli.progress import bar
 from headscope.kernels.errors import InvalidInput
 
@@ -65,15 +65,15 @@ def timeline(
             progress=progress,
         )
     page = write_page(result, folder)
-    say(result.attrs["note"])
+    print_text(result.attrs["note"])
     for score in scores(result):
         order = series.emergence(result, score).attrs["order"]
         if order:
-            say(f"{score}: {_order(order)}")
+            print_text(f"{score}: {_order(order)}")
     ordered = scores_in_order(result)
     if ordered is not None:
-        say(f"order: {ordered.attrs['note']}")
-    say(f"timeline: {folder / 'timeline.safetensors'}, figures: {page}")
+        print_text(f"order: {ordered.attrs['note']}")
+    print_text(f"timeline: {folder / 'timeline.safetensors'}, figures: {page}")
 
 
 def _order(rows: Sequence[dict[str, Any]]) -> str:

@@ -179,8 +179,11 @@ def token_pairs(
     with _passes:
         vectors = pairs.vectors(run_model, layer, head, tokens)
         promoted = pairs.promoted(run_model, layer, head, vectors, tokens, k)
-    looked_for = pairs.looked_for(vectors, tokens, vectors, k)
-    return {"ov": promoted, "qk": replace(looked_for, others=np.asarray(tokens)[looked_for.others])}
+    attended_keys = pairs.attended_keys(vectors, tokens, vectors, k)
+    return {
+        "ov": promoted,
+        "qk": replace(attended_keys, others=np.asarray(tokens)[attended_keys.others]),
+    }
 
 
 @st.cache_resource(max_entries=8, show_spinner="Capturing the prompt …")
@@ -229,7 +232,7 @@ def overview(key: RunKey, ids: tuple[int, ...], number: int, head: int) -> xr.Da
     arrays = layer(key, ids, number).overview(head, tile)
     return xr.Dataset(
         {name: (statistics.load(name).dims, values) for name, values in arrays.items()},
-        coords={"token": ("query", model(key).words(ids)), "layer": number, "head": head},
+        coords={"token": ("query", model(key).to_str_tokens(ids)), "layer": number, "head": head},
         attrs={"tile": tile},
     )
 

@@ -103,13 +103,13 @@ def _shown() -> dict[str, list[str]]:
     """Write the fields of the screen as an address does: a default that it left out stays out."""
     in_address = st.session_state[SAID]
     return {
-        field: _words(field)
+        field: _address_texts(field)
         for field, default in st.session_state[SHOWN].items()
         if in_address[field] or st.session_state.get(field) != default
     }
 
 
-def _words(field: str) -> list[str]:
+def _address_texts(field: str) -> list[str]:
     value = st.session_state.get(field)
     values = value if isinstance(value, list) else [value]
     return [str(item) for item in values if item not in (None, "")]
@@ -224,6 +224,6 @@ def keep_long_view(view: Mapping[str, Any]) -> None:
 
 def link() -> str:
     """Return the link that reopens this view, defaults and all."""
-    shown = {field: words for field in st.session_state[SHOWN] if (words := _words(field))}
+    shown = {field: words for field in st.session_state[SHOWN] if (words := _address_texts(field))}
     base = str(st.context.url or "").split("?")[0]
     return f"{base}?{urlencode(address() | shown, doseq=True)}"

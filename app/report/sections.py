@@ -146,7 +146,7 @@ def _number(result: xr.Dataset, name: str) -> tuple[str, str, str]:
     lower, upper = viz.interval(result, name)
     interval = "" if lower is None or upper is None else interval_text(lower, upper)
     title = str(result[name].attrs.get("long_name", name))
-    return title, number.words(result[name]), interval
+    return title, number.label_text(result[name]), interval
 
 
 def _is_table(result: xr.Dataset, name: str) -> bool:

@@ -44,7 +44,7 @@ def tiles_of_whole(whole: DenseAttention) -> Tensor:
 
 def order_of_whole(whole: DenseAttention) -> tuple[Tensor, Tensor]:
     """Order the keys of each row by absolute value, with how many of them it sees."""
-    size = torch.where(whole.seen, whole.weights.abs(), -1.0)
+    size = torch.where(whole.attendable, whole.weights.abs(), -1.0)
     order = size.argsort(dim=-1, descending=True)[..., : whole.request.k]
     return order, size.gather(3, order) >= 0
 

@@ -15,7 +15,7 @@ from headscope.kernels.statistic import Statistic
 def from_dense(dense: DenseAttention) -> Tensor:
     """Sort each row and leave out what it cannot see."""
     count, keys = dense.request.k, dense.weights.shape[-1]
-    visible = torch.where(dense.seen, dense.weights, -1.0)
+    visible = torch.where(dense.attendable, dense.weights, -1.0)
     best = visible.sort(dim=-1, descending=True).values[..., :count]
     best = torch.where(best < 0, torch.nan, best)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)

@@ -21,9 +21,9 @@ def from_panel(panel: Panel) -> Tensor:
 def from_dense(dense: DenseAttention) -> Tensor:
     """Order the keys of each row by weight and leave out what it cannot see."""
     count, keys = dense.request.k, dense.weights.shape[-1]
-    order = torch.where(dense.seen, dense.weights, -1.0).argsort(dim=-1, descending=True)
+    order = torch.where(dense.attendable, dense.weights, -1.0).argsort(dim=-1, descending=True)
     order = order[..., :count]
-    visible = dense.seen.gather(3, order)
+    visible = dense.attendable.gather(3, order)
     best = torch.where(visible, order.double(), torch.nan)
     return torch.nn.functional.pad(best, (0, max(count - keys, 0)), value=torch.nan)
 

@@ -14,7 +14,7 @@ from headscope.kernels.request import Request
 from headscope.kernels.triton.configuration import ROWS, Configuration, architecture, later, padded
 from headscope.kernels.triton.gathers import write_lines, write_panel
 from headscope.kernels.triton.launch import HIDDEN, Launch, PerQuery
-from headscope.kernels.triton.topk_rows import lead_rows
+from headscope.kernels.triton.topk_rows import select_top_rows
 
 LARGEST_COUNT = 32
 """Largest k that is looked for among candidates; for more, all rows are ranked in full."""
@@ -90,7 +90,7 @@ def rank(
     queries, count = values.shape[2:]
     named = arguments(launch, batch, heads, count, chosen)
     grid = (triton.cdiv(queries, chosen.queries), heads.stop - heads.start)
-    lead_rows[grid](**named, num_warps=chosen.warps, num_stages=chosen.stages)
+    select_top_rows[grid](**named, num_warps=chosen.warps, num_stages=chosen.stages)
     best, index = named["values"].topk(count, dim=1)
     values[batch, heads] = best.view(-1, queries, count)
     keys[batch, heads] = named["keys"].long().gather(1, index).view(-1, queries, count)

@@ -67,7 +67,7 @@ def collect(
 
 
 @triton.jit
-def lead_rows(
+def select_top_rows(
     q, k, terms, values, keys, reached, bounds, first_head, batch, count, group,
     SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, ROOM: tl.constexpr,

@@ -167,7 +167,7 @@ def _tokens(
     token = np.full((len(prompts), longest), "", dtype=object)
     for row, ids in enumerate(prompts):
         token_id[row, : len(ids)] = ids
-        token[row, : len(ids)] = names or model.words(ids)
+        token[row, : len(ids)] = names or model.to_str_tokens(ids)
     return token.astype(str), token_id, np.array([len(ids) for ids in prompts])
 
 

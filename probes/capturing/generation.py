@@ -245,7 +245,7 @@ class Steps:
                     values = np.nan_to_num(values)
                 rows[tuple(map(slice, values.shape))] = values
             else:
-                query_counts = _seers(call)
+                query_counts = _queries_of_keys(call)
                 total[call.layer, :, :stop] += np.nan_to_num(values) * query_counts
                 count[call.layer, :, :stop] += query_counts
         if not by_query:
@@ -258,7 +258,7 @@ class Steps:
         return joined
 
 
-def _seers(call: AttentionCall) -> npt.NDArray[np.float64]:
+def _queries_of_keys(call: AttentionCall) -> npt.NDArray[np.float64]:
     """Count the queries of one step whose weights reach each key."""
     variant = call.variant()
     visibility = variant.visibility(call.query.shape[2], call.key.shape[2], call.query.device)

@@ -207,38 +207,38 @@ class Model:
         drop, put = opening(self.tokenizer, text, ids, self.bos)
         return [*put, *ids[drop:]]
 
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """Name token ids readably, one string a token, spaces kept; ids where no tokenizer is.
+    def to_str_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return one string a token, with its spaces; the ids themselves without a tokenizer.
 
         A character of several tokens stands at the first of them; the others are ``⋯``.
 
         >>> from headscope.probes import load_model
         >>> model = load_model("headscope/bundled")
-        >>> model.words([model.tokenizer.bos_token_id])
+        >>> model.to_str_tokens([model.tokenizer.bos_token_id])
         ['<bos>']
         """
         if self.tokenizer is None:
             return [str(int(token)) for token in ids]
         ids = [int(token) for token in ids]
-        by_id = {token: self._word(token) for token in set(ids)}
-        words: list[str] = []
-        while len(words) < len(ids):
-            at = len(words)
-            if (word := by_id[ids[at]]) is not None:
-                words.append(word)
+        by_id = {token: self._str_token(token) for token in set(ids)}
+        result: list[str] = []
+        while len(result) < len(ids):
+            at = len(result)
+            if (text := by_id[ids[at]]) is not None:
+                result.append(text)
                 continue
             # A character has four bytes at most.
             for stop in range(at + 2, min(at + 4, len(ids)) + 1):
-                text = self._decoded(ids[at:stop])
-                if "\ufffd" not in text:
-                    words += [text, *["⋯"] * (stop - at - 1)]
+                decoded = self._decoded(ids[at:stop])
+                if "\ufffd" not in decoded:
+                    result += [decoded, *["⋯"] * (stop - at - 1)]
                     break
             else:
-                words.append(str(self.tokenizer.convert_ids_to_tokens(ids[at])))
-        return words
+                result.append(str(self.tokenizer.convert_ids_to_tokens(ids[at])))
+        return result
 
-    def _word(self, token: int) -> str | None:
-        """Name a token; None for a part of a character."""
+    def _str_token(self, token: int) -> str | None:
+        """Return the string of a token; None for a part of a character."""
         raw = self.tokenizer.convert_ids_to_tokens(token)
         if raw is None:
             return str(token)

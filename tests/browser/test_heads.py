@@ -98,7 +98,7 @@ def test_a_window_of_a_long_text_is_dragged_and_kept_in_the_link(
     width, new_page, address, bundled, long_text, settle
 ):
     page = new_page(width, 1200)
-    words = [shown_token(word, 200) for word in bundled.words(bundled.encode(long_text))]
+    words = [shown_token(word, 200) for word in bundled.to_str_tokens(bundled.encode(long_text))]
     page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': long_text})}")
     view = page.locator(".st-key-long_view")
     view.get_by_role("grid").scroll_into_view_if_needed()

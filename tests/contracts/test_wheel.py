@@ -75,6 +75,6 @@ def test_the_model_of_real_text_loads_from_the_wheel(site, tmp_path):
     program = (
         "import headscope.probes as probes; print(probes.__file__)\n"
         "model = probes.load_model('headscope/bundled-python')\n"
-        "print(len(model.words(model.encode('print(1)'))))"
+        "print(len(model.to_str_tokens(model.encode('print(1)'))))"
     )
     assert int(run(site, tmp_path, program).split()[-1]) > 2

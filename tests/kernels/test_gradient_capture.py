@@ -91,7 +91,7 @@ def test_statistics_agree_with_the_whole_matrix(case, rows, draw, monkeypatch):
     got = capture_gradient(inputs.q, inputs.k, inputs.v, dz, REQUEST, spec)
     whole = whole_matrix(inputs, spec, dz)
     assert list(got) == list(STATISTICS)
-    seen = whole.seen.any(dim=-1)
+    seen = whole.attendable.any(dim=-1)
     for name, statistic in STATISTICS.items():
         expected = statistic.dense(whole)
         if statistic.by_query:

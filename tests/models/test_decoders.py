@@ -87,7 +87,7 @@ def test_a_needle_is_found(model, words, least):
 @only["smollm2"]
 def test_a_text_has_the_tokens_of_its_tokenizer(model):
     assert model.encode("When Mary went") == model.tokenizer("When Mary went")["input_ids"]
-    assert model.words(model.encode("Mary went")) == ["Mary", " went"]
+    assert model.to_str_tokens(model.encode("Mary went")) == ["Mary", " went"]
 
 
 @only["smollm2"]

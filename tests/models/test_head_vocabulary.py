@@ -26,7 +26,7 @@ def held(model):
 @pytest.mark.requirement("C6", "C7")
 def test_labels_are_words_and_of_some_heads_explain_more_than_random_directions(model, held):
     result = text_basis.run(held, model, checked=0)
-    known = {model.words([token])[0].strip() for token in word_tokens.word_tokens(model)}
+    known = {model.to_str_tokens([token])[0].strip() for token in word_tokens.word_tokens(model)}
     assert all(set(words) <= known for words in result.attrs["labels"].values())
     # No more than some heads write along words, and these do in kinds of words.
     assert 0.3 < float((result["advantage_lower"] > 0).mean()) < 0.6

@@ -39,7 +39,7 @@ def test_pairs_are_those_of_the_dense_products(model):
     found = token_pairs.vectors(model, 17, 3, tokens)
     ov = token_pairs.promoted(model, 17, 3, found, tokens, 3)
     keys = token_pairs.vectors(model, 17, 3, range(model.vocabulary))
-    qk = token_pairs.looked_for(found, tokens, keys, 3)
+    qk = token_pairs.attended_keys(found, tokens, keys, 3)
     for got, exact in ((ov, promoted), (qk, wanted)):
         best = exact.topk(3)
         np.testing.assert_allclose(got.logits, best.values, atol=2e-3 * float(best.values.max()))

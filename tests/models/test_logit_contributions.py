@@ -58,7 +58,9 @@ def test_words_on_smollm2_are_those_of_all_logits():
     found = _promoted_words.coordinates(reads, opened.cache, 1)
     with torch.no_grad():
         logits = model.module(torch.tensor([list(opened.ids)])).logits[0, -1]
-        assert found["stream_promotes"][1][-1] == repr(model.words([int(logits.argmax())])[0])
+        assert found["stream_promotes"][1][-1] == repr(
+            model.to_str_tokens([int(logits.argmax())])[0]
+        )
         gain = final_norm(model).weight
         for layer in (0, 17, 29):
             z = opened.cache.z[layer][0].float()
@@ -66,5 +68,5 @@ def test_words_on_smollm2_are_those_of_all_logits():
             vectors = torch.einsum("hs,rhs->hr", z, weight)
             for name, each in (("promotes", vectors * gain), ("promotes_before_norm", vectors)):
                 best = model.module.lm_head(each).argmax(-1).tolist()
-                expected = [repr(model.words([one])[0]) for one in best]
+                expected = [repr(model.to_str_tokens([one])[0]) for one in best]
                 assert found[name][1][layer].tolist() == expected

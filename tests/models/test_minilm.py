@@ -28,7 +28,7 @@ def test_a_text_has_the_tokens_of_its_tokenizer(model):
     ids = model.encode("Mary went unbelievably")
     assert ids == model.tokenizer("Mary went unbelievably")["input_ids"]
     words = ["[CLS]", "mary", "went", "un", "##bel", "##ie", "##va", "##bly", "[SEP]"]
-    assert model.words(ids) == words
+    assert model.to_str_tokens(ids) == words
 
 
 def test_statistics_are_those_of_eager_attention(model, eager):

@@ -48,7 +48,7 @@ def test_the_row_is_that_of_dense_maps(trace):
 def test_relevance_is_conserved_and_finds_the_name(trace):
     passed = _lrp_rules.linear(trace)
     assert passed.tokens.sum() + passed.ledger.bias == pytest.approx(trace.score, rel=1e-4)
-    words = [word.strip() for word in trace.model.words(trace.target.ids)]
+    words = [word.strip() for word in trace.model.to_str_tokens(trace.target.ids)]
     assert words[int(passed.tokens.argmax())] == "Mary"
     row = methods()["transformer_attribution"].relevance(trace)
     assert {"Mary", "John"} & {words[at] for at in np.argsort(-row)[:3]}

@@ -184,11 +184,11 @@ def test_intervals_are_companions_and_stand_in_the_hover_text():
 
 
 def test_tokens_show_their_whitespace_and_their_position():
-    words_of = [" the", "a\nb", "<bos>", "\t"]
-    each = array(("query", 4), ("key", 4)).assign_coords(token=("query", words_of))
+    token_texts = [" the", "a\nb", "<bos>", "\t"]
+    each = array(("query", 4), ("key", 4)).assign_coords(token=("query", token_texts))
     figure = viz.choose(each).figure(each)
     assert figure.data[0].x == ("0: ·the", "1: a⏎b", "2: &lt;bos&gt;", "3: ⇥")
-    lane = array(("query", 4)).assign_coords(token=("query", words_of))
+    lane = array(("query", 4)).assign_coords(token=("query", token_texts))
     assert figure.layout.xaxis.ticktext[0] == "·the"
     assert viz.choose(lane).figure(lane).data[0].hovertext[1].startswith("1: a⏎b<br>")
 

@@ -10,7 +10,7 @@ import xarray as xr
 from headscope.kernels.errors import InvalidInput
 from headscope.viz._labels import absent
 from headscope.viz._scale import diverges, finite, scale
-from headscope.viz.component.view import View, packed, words
+from headscope.viz.component.view import View, attribute, packed
 
 HEADS = {"head": "H", "kv_head": "KV"}
 
@@ -63,8 +63,8 @@ def head_grid(
         {
             **head_axes(array, picked, shown),
             **sides,
-            "title": words(array, "long_name", str(array.name or "value")),
-            "units": words(array, "units"),
+            "title": attribute(array, "long_name", str(array.name or "value")),
+            "units": attribute(array, "units"),
             "values": packed(finite(array), "<f8"),
             "colours": _stops(chosen.colours),
             "low": chosen.low,

@@ -7,7 +7,7 @@ import xarray as xr
 
 from headscope.kernels.errors import InvalidInput, ResourceLimit
 from headscope.viz._labels import shown_token
-from headscope.viz.component.view import View, words
+from headscope.viz.component.view import View, attribute
 
 SPANS = 40_000
 """Tokens of all methods together that a page shows."""
@@ -69,5 +69,5 @@ def relevance_view(
     tokens = [shown_token(token, longest=200) for token in array["token"].values.tolist()]
     return View(
         "relevance_view",
-        {"title": words(relevance, "long_name", "Relevance"), "tokens": tokens, "rows": rows},
+        {"title": attribute(relevance, "long_name", "Relevance"), "tokens": tokens, "rows": rows},
     )

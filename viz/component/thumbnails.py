@@ -11,7 +11,7 @@ from headscope.kernels.errors import InvalidInput
 from headscope.viz._labels import head_name
 from headscope.viz._scale import finite
 from headscope.viz.component.head_grid import head_axes
-from headscope.viz.component.view import View, packed, words
+from headscope.viz.component.view import View, attribute, packed
 
 # Cells a side of a small pattern, at most.
 SIDE = 32
@@ -54,8 +54,8 @@ def thumbnails(
         "heads",
         {
             **head_axes(maps, picked, shown),
-            "title": words(maps, "long_name", "Attention patterns"),
-            "units": words(maps, "units"),
+            "title": attribute(maps, "long_name", "Attention patterns"),
+            "units": attribute(maps, "units"),
             "maps": packed(codes, "u1"),
             "map_shape": list(codes.shape[-2:]),
             "high": high,

@@ -10,7 +10,7 @@ from headscope.kernels.errors import InvalidInput, ResourceLimit
 from headscope.viz._labels import head_name, shown_token
 from headscope.viz._scale import finite
 from headscope.viz.component.thumbnails import in_order, thumbnails, trimmed
-from headscope.viz.component.view import View, packed, words
+from headscope.viz.component.view import View, attribute, packed
 
 MODES = ("Text", "Map", "Lines")
 SCALES = ("0–1", "row max", "log")
@@ -111,7 +111,7 @@ def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]
     values = finite(array := array.transpose("query", "key"))
     if np.nanmin(values) < 0:
         raise InvalidInput("pattern: a token view shows weights of 0 or more; draw it as a pattern")
-    sides = _words(array, "query", "token"), _words(array, "key", "key_token")
+    sides = _token_texts(array, "query", "token"), _token_texts(array, "key", "key_token")
     ranges = [
         array[dim].values.tolist() if dim in array.coords else list(range(array.sizes[dim]))
         for dim in ("query", "key")
@@ -124,8 +124,8 @@ def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]
     numbers = [list(map(str, side)) for side in ranges]
     queries = sides[0] or numbers[0]
     return {
-        "title": words(array, "long_name", _head(array)),
-        "units": words(array, "units"),
+        "title": attribute(array, "long_name", _head(array)),
+        "units": attribute(array, "units"),
         "queries": queries,
         "keys": (sides[1] or numbers[1]) if crossed else None,
         "first": [int(side[0]) for side in ranges],
@@ -135,7 +135,7 @@ def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]
     }
 
 
-def _words(array: xr.DataArray, dim: str, name: str) -> list[str] | None:
+def _token_texts(array: xr.DataArray, dim: str, name: str) -> list[str] | None:
     """Name the tokens along a dim, None where they have no names."""
     if name not in array.coords or array[name].dims != (dim,):
         return None

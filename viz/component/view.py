@@ -85,6 +85,6 @@ def packed(values: npt.ArrayLike, dtype: str) -> str:
     return base64.b64encode(zlib.compress(np.asarray(values, dtype=dtype).tobytes(), 6)).decode()
 
 
-def words(array: xr.DataArray, name: str, default: str = "") -> str:
+def attribute(array: xr.DataArray, name: str, default: str = "") -> str:
     """Read what a variable says of itself, such as its ``long_name``, as plain text."""
     return str(array.attrs.get(name) or default).rstrip(".")

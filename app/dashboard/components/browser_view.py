@@ -26,7 +26,7 @@ _component = st.components.v2.component("headscope", js=script() + MOUNT, css=st
 def mount(view: View, key: str, **events: Callable[[Any], None]) -> None:
     """Show a view; ``pick`` is called with a head, ``state`` with how a token view stands."""
 
-    def heard(event: str) -> Callable[[], None]:
+    def on_event(event: str) -> Callable[[], None]:
         def answer() -> None:
             value = st.session_state[key][event]
             if value is not None:
@@ -34,5 +34,5 @@ def mount(view: View, key: str, **events: Callable[[Any], None]) -> None:
 
         return answer
 
-    callbacks: dict[str, Any] = {f"on_{event}_change": heard(event) for event in events}
+    callbacks: dict[str, Any] = {f"on_{event}_change": on_event(event) for event in events}
     _component(key=key, data={"kind": view.kind, "data": view.data}, **callbacks)

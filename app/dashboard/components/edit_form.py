@@ -42,7 +42,7 @@ def title(kind: type[Edit]) -> str:
     return inspect.cleandoc(kind.__doc__ or kind.__name__).splitlines()[0].rstrip(".")
 
 
-def ask(kind: type[Edit]) -> dict[str, Any]:
+def draw(kind: type[Edit]) -> dict[str, Any]:
     """Draw a widget for every field of an edit, and return their values."""
     return {
         field.name: _widget(kind, field, _hints(kind)[field.name])

@@ -43,10 +43,14 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
     names = _names(grid)
     offered = evidence(scores, names.size)
     with st.expander("Filter the heads", icon=":material/filter_alt:"):
-        types = _ask("Head type", "type", list(kinds), "Named so by an analysis of this run.")
-        served = _ask("Stage", "stage", stages, SURVEY)
+        types = _multiselect(
+            "Head type", "type", list(kinds), "Named so by an analysis of this run."
+        )
+        served = _multiselect("Stage", "stage", stages, SURVEY)
         methods = sorted({kind.method for kind in kinds.values()})
-        chosen_methods = _ask("Method", "method", methods, f"How the heads were named. {SURVEY}")
+        chosen_methods = _multiselect(
+            "Method", "method", methods, f"How the heads were named. {SURVEY}"
+        )
         state.take("evidence", offered, None)
         shown = st.segmented_control(
             "Evidence", offered, key="evidence", persist_state="session",
@@ -75,7 +79,7 @@ def _names(grid: xr.DataArray) -> NDArray[Any]:
     return np.array([[viz.head_name(layer, head) for head in heads] for layer in layers])
 
 
-def _ask(title: str, key: str, options: list[str], help_text: str) -> list[str]:
+def _multiselect(title: str, key: str, options: list[str], help_text: str) -> list[str]:
     """Ask for some of the options; those of the link that are not there are named."""
     state.take(key, options, [])
     return st.multiselect(

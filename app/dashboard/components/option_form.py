@@ -11,7 +11,7 @@ from headscope.analyses._runtime.options import AtLeast, Between, OneOf, Option
 from headscope.app.dashboard.components.plain import plain
 
 
-def ask(name: str, columns: Sequence[Any], start: int = 0) -> dict[str, Any]:
+def draw(name: str, columns: Sequence[Any], start: int = 0) -> dict[str, Any]:
     """Draw the options of an analysis, and return those that differ from their defaults."""
     changed = {}
     for at, (label, option) in enumerate(analyses.options(name).items(), start):

@@ -36,7 +36,7 @@ def compute(
     key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], window: Window
 ) -> xr.DataArray:
     """Compute the window, with its tokens."""
-    words = np.array(cache.model(key).words(ids))
+    words = np.array(cache.model(key).to_str_tokens(ids))
     queries, keys = window
     return xr.DataArray(
         cache.window(key, ids, *head, (queries.start, queries.stop), (keys.start, keys.stop)),

@@ -11,7 +11,7 @@ from headscope.app.dashboard import screens, state
 KEY = "pick"
 
 
-def ask(names: Sequence[str], field: str = KEY) -> str:
+def select(names: Sequence[str], field: str = KEY) -> str:
     """Let the user pick a head by its name; the first one is picked to begin with."""
     state.take(field, names)
     picked = st.selectbox(

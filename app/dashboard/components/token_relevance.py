@@ -31,7 +31,7 @@ def draw(key: cache.RunKey, capture: xr.Dataset, measured: xr.Dataset | None) ->
         return
     ids = head_detail.choose_tokens(key, capture)
     if isinstance(ids, tuple):
-        _ask(key, ids)
+        _queue_job(key, ids)
     job = QUEUE.last(visitor(), KIND, key.path)
     if job is not None and job.state == FAILED:
         error(job.error)
@@ -49,7 +49,7 @@ def draw(key: cache.RunKey, capture: xr.Dataset, measured: xr.Dataset | None) ->
         _show(measured["relevance"], measured.attrs["refused"].get(str(measured["task"][0]), {}))
 
 
-def _ask(key: cache.RunKey, ids: tuple[int, ...]) -> None:
+def _queue_job(key: cache.RunKey, ids: tuple[int, ...]) -> None:
     """Offer to explain what the model says after a text, and queue it."""
     if not st.button(
         "Explain the next token by all methods", key="explain", icon=":material/search_insights:",

@@ -43,13 +43,15 @@ def draw(key: cache.RunKey, ids: cache.Tokens, layer: int, head: int) -> None:
     except HeadscopeError as refusal:
         error(refusal)
         return
-    names = dict(zip(tokens, model.words(tokens), strict=True))
+    names = dict(zip(tokens, model.to_str_tokens(tokens), strict=True))
     if len(tokens) == TOKENS:
         st.caption(f"The first {TOKENS} different tokens of the text.")
     table = pd.DataFrame({"token": [plain(viz.shown_token(names[token])) for token in tokens]})
     for name, title in TITLES.items():
         table[title] = [
-            ", ".join(f"{plain(_word(model, other))} {viz.amount(logit)}" for other, logit in row)
+            ", ".join(
+                f"{plain(_token_text(model, other))} {viz.amount(logit)}" for other, logit in row
+            )
             for row in (
                 zip(pairs[name].others[at].tolist(), pairs[name].logits[at].tolist(), strict=True)
                 for at in range(len(tokens))
@@ -92,10 +94,10 @@ def _job(key: cache.RunKey, layer: int, head: int) -> Job:
         promoted = token_pairs.promoted(
             model, layer, head, vectors, tokens, 1, count("OV: promoted tokens")
         )
-        looked_for = token_pairs.looked_for(
+        attended_keys = token_pairs.attended_keys(
             vectors, tokens, vectors, 1, count("QK: keys of queries")
         )
-        return {"ov": promoted.largest(PAIRS), "qk": looked_for.largest(PAIRS)}
+        return {"ov": promoted.largest(PAIRS), "qk": attended_keys.largest(PAIRS)}
 
     name = f"L{layer}H{head}"
     return Job(
@@ -111,13 +113,13 @@ def _show(model: Any, largest: dict[str, list[tuple[int, int, float]]]) -> None:
     sides = {"ov": ("token", "promotes"), "qk": ("query", "key")}
     for column, (name, pairs) in zip(columns, largest.items(), strict=True):
         rows = {
-            sides[name][0]: [_word(model, token) for token, _, _ in pairs],
-            sides[name][1]: [_word(model, other) for _, other, _ in pairs],
+            sides[name][0]: [_token_text(model, token) for token, _, _ in pairs],
+            sides[name][1]: [_token_text(model, other) for _, other, _ in pairs],
             "logit": [viz.amount(logit) for _, _, logit in pairs],
         }
         column.markdown(f"**{name.upper()}: top pairs of the whole vocabulary**")
         column.dataframe(pd.DataFrame(rows), hide_index=True)
 
 
-def _word(model: Any, token: int) -> str:
-    return str(viz.shown_token(model.words([token])[0]))
+def _token_text(model: Any, token: int) -> str:
+    return str(viz.shown_token(model.to_str_tokens([token])[0]))

@@ -49,7 +49,7 @@ def draw(
         st.markdown("This model predicts no next token, so there is nothing to measure.")
         return
     try:
-        _ask(key, capture, layer, head, others, opens, task)
+        _draw_form(key, capture, layer, head, others, opens, task)
     except HeadscopeError as refusal:
         error(refusal)
     job = QUEUE.last(visitor(), KIND, key.path)
@@ -59,7 +59,7 @@ def draw(
         _show(job.title, job.result)
 
 
-def _ask(
+def _draw_form(
     key: cache.RunKey, capture: xr.Dataset, layer: int, head: int, others: Sequence[str],
     opens: Opens | None, task: str | None,
 ) -> None:  # fmt: skip
@@ -77,7 +77,7 @@ def _ask(
         "What is done to them", list(kinds), key="what_if_edit",
         format_func=lambda name: edit_form.title(kinds[name]),
     )  # fmt: skip
-    values = edit_form.ask(kinds[name])
+    values = edit_form.draw(kinds[name])
     measure = f"the metric of {TASK_PROMPTS} prompts of a task"
     if task is None:
         offered = [VIEW, *tasks.names()]

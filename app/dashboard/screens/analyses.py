@@ -130,7 +130,7 @@ def _options(name: str) -> tuple[dict[str, Any], int | None]:
                 f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
                 key=f"option_{name}_n", persist_state="session",
             )  # fmt: skip
-        options = option_form.ask(name, columns, start=int(usual is not None))
+        options = option_form.draw(name, columns, start=int(usual is not None))
     return options, None if number == usual else number
 
 

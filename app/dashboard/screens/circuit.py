@@ -59,7 +59,7 @@ def _graph(
 ) -> None:
     """Draw one graph: what is shown of it, the figure, the same as a table, and its heads."""
 
-    def words(graph: str) -> str:
+    def title_of(graph: str) -> str:
         analysis = graph.partition(".")[0].replace("_", " ").capitalize()
         return f"{analysis}: {graphs[graph].attrs.get('long_name', graph)}"
 
@@ -69,7 +69,9 @@ def _graph(
         offered = sorted(graphs, key=lambda graph: ranks.get(graph.partition(".")[0], len(ranks)))
         state.take("graph", offered, decides=True)
         chosen = str(
-            st.selectbox("Graph", offered, key="graph", persist_state="session", format_func=words)
+            st.selectbox(
+                "Graph", offered, key="graph", persist_state="session", format_func=title_of
+            )
         )
         state.take("edges", COUNTS, COUNTS[1])
         count = st.segmented_control(

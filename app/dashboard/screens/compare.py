@@ -161,9 +161,9 @@ def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
     sides = {"A": (compared.first, path), "B": (compared.second, other)}
     names = picked_head.grid_names(compared.first.array)
     ordered = [row["head"] for row in compared.row["heads"]]
-    picked = picked_head.ask(ordered)
+    picked = picked_head.select(ordered)
     at = picked_head.indices_of(names, picked)
-    st.markdown(_words(compared, path, other))
+    st.markdown(_summary(compared, path, other))
     with st.container(key="stack_grids"):
         columns = st.columns(3)
     low, high = _range(compared)
@@ -193,7 +193,7 @@ def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
     _downloads(compared, path, other, names)
 
 
-def _words(compared: Compared, path: Path, other: Path) -> str:
+def _summary(compared: Compared, path: Path, other: Path) -> str:
     """Say what the command line says: agreement, shared heads, and how many changed."""
     row = compared.row
     parts = [

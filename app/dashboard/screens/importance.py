@@ -97,7 +97,7 @@ def _heads(
     """Draw the heads: ranked, by two methods, what if some were removed, and as a table."""
     result, table = results[IMPORTANCE], importance_table.rows(results)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        picked = picked_head.ask(table["name"].tolist())
+        picked = picked_head.select(table["name"].tolist())
         state.take("top", SHOWN, SHOWN[1])
         top = st.segmented_control(
             "Heads shown", SHOWN, key="top", persist_state="session", required=True

@@ -133,7 +133,7 @@ def _heads(timeline: xr.Dataset, score: str, emerged: list[str], run: Path) -> s
     ordered = [name for name in dict.fromkeys(part for row in emerged for part in row.split(", "))
                if any(name in row for row in names)]  # fmt: skip
     others = [name for row in names for name in row if name not in ordered]
-    picked = picked_head.ask([*ordered, *others], LINE)
+    picked = picked_head.select([*ordered, *others], LINE)
     at = picked_head.indices_of(names, picked)
     points = [str(point) for point in timeline[DIM].values.tolist()]
     state.take(DIM, points, points[-1])

@@ -306,7 +306,7 @@ def test_words_that_heads_promote(circuit):
     result = logit_attribution.run(
         capture(circuit, task, stats=(), keep=("z",)), circuit, task, top_words=1
     )
-    answer = repr(circuit.words(encoded.questions[0][-1].answer_ids)[0])
+    answer = repr(circuit.to_str_tokens(encoded.questions[0][-1].answer_ids)[0])
     for name in ("promotes", "promotes_before_norm"):
         words = result[name].values
         assert words[INDUCTION] == answer
@@ -352,7 +352,7 @@ def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkey
             ("stream_promotes_before_norm", streams @ table.T),
         ):  # fmt: skip
             for words, row in zip(np.ravel(found[key][1]), logits.flatten(0, -2), strict=True):
-                best = [model.words([one])[0] for one in row.topk(3).indices.tolist()]
+                best = [model.to_str_tokens([one])[0] for one in row.topk(3).indices.tolist()]
                 assert words == " ".join(map(repr, best))
 
 

@@ -45,7 +45,9 @@ def test_features_of_a_known_head_have_its_words_and_are_what_it_does():
         capture(model, repeated(24), stats=()), model, word_autoencoder(model),
         chosen=",".join(map(str, chosen)), words=1, causal_prompts=12,
     )  # fmt: skip
-    assert found["promotes"].values.tolist() == [model.words([at])[0].strip() for at in chosen]
+    assert found["promotes"].values.tolist() == [
+        model.to_str_tokens([at])[0].strip() for at in chosen
+    ]
     assert set(found["writer"].values) == {"L1H0"}
     np.testing.assert_allclose(found["by_head"].values[:, INDUCTION[1]], 1)
     # Without its feature the word is not predicted any more.
@@ -55,7 +57,7 @@ def test_features_of_a_known_head_have_its_words_and_are_what_it_does():
     lanes, texts = found["examples"].values, found["token"].values
     middle = lanes.shape[2] // 2
     for row, feature in enumerate(chosen):
-        word = model.words([feature])[0]
+        word = model.to_str_tokens([feature])[0]
         for example in range(lanes.shape[1]):
             if np.isfinite(lanes[row, example, middle]):
                 assert lanes[row, example, middle] == np.nanmax(lanes[row, example])

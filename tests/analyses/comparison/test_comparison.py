@@ -292,7 +292,7 @@ def test_what_if_on_a_text_is_the_loss_of_the_edited_logits(random_llama):
         np.testing.assert_allclose(answer["loss"].values[row, 1:], expected, atol=1e-5)
         assert answer["score"].values[row] == pytest.approx(np.mean(expected), abs=1e-5)
         words = answer["word"].values.tolist()
-        best = random_llama.words(chances[-1].topk(3).indices.tolist())
+        best = random_llama.to_str_tokens(chances[-1].topk(3).indices.tolist())
         assert set(best) <= set(words)
         likeliest = answer["next_probability"].values[row].max()
         assert likeliest == pytest.approx(float(chances[-1].max()), abs=1e-5)

@@ -139,7 +139,9 @@ def test_the_kept_part_of_z_writes_along_what_the_space_has_of_the_directions(bu
 def test_heads_of_the_bundled_model_are_labelled_by_words(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=32)
     result = text_basis.run(capture(bundled, task, stats=(), keep=("z",)), bundled)
-    known = {bundled.words([token])[0].strip() for token in word_tokens.word_tokens(bundled)}
+    known = {
+        bundled.to_str_tokens([token])[0].strip() for token in word_tokens.word_tokens(bundled)
+    }
     assert all(set(words) <= known for words in result.attrs["labels"].values())
     explained, most = result["explained"], result["explained_components"]
     assert (explained <= most + 0.05).all()

@@ -20,7 +20,7 @@ def test_pairs_are_those_of_the_dense_products(bundled, head, monkeypatch):
     found = token_pairs.vectors(bundled, *head, tokens)
     reports = []
     ov = token_pairs.promoted(bundled, *head, found, tokens, 3, lambda *at: reports.append(at))
-    qk = token_pairs.looked_for(found, tokens, found, 3)
+    qk = token_pairs.attended_keys(found, tokens, found, 3)
     assert len(reports) > 2
     for got, exact in ((ov, promoted), (qk, wanted)):
         best = exact.topk(3)
@@ -49,7 +49,7 @@ def test_other_architectures_give_finite_pairs(family):
     model = load_model(architectures.build(family))
     found = token_pairs.vectors(model, 1, 3, range(64))
     pairs = token_pairs.promoted(model, 1, 3, found, range(64), 4)
-    looked = token_pairs.looked_for(found, range(64), found, 4)
+    looked = token_pairs.attended_keys(found, range(64), found, 4)
     assert np.isfinite(pairs.logits).all()
     assert pairs.others.shape == (64, 4)
     if family == "gemma2":

@@ -85,7 +85,7 @@ def test_masses_add_up_whatever_stands_between_the_facts(bundled):
     np.testing.assert_allclose(result["group_mass"].sum("group"), 1.0, atol=1e-5)
     task = tasks.make("recall", bundled.tokenizer, 2, 0, pairs=3, queries=1, length=60)
     facts = _facts.Facts(bundled, task)
-    words = bundled.words(facts.ids[1])
+    words = bundled.to_str_tokens(facts.ids[1])
     asked = facts.units[1][facts.asked_facts[1]]
     assert [words[at] for at in asked] == [
         words[-1], task.prompts[1].questions[0].answers[0].strip(),

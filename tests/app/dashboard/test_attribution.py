@@ -88,7 +88,7 @@ def test_a_text_of_ones_own_is_explained_by_a_job(screen, bundled):
     row = next(row for row in view["rows"] if row["name"] == "Input gradient")
     known = registry.method("input_gradient").relevance(Trace(bundled, aim))
     np.testing.assert_allclose(row["shares"], known / known.max(), atol=1e-3)
-    answer = bundled.words(list(aim.answer_ids))[0]
+    answer = bundled.to_str_tokens(list(aim.answer_ids))[0]
     assert any(f"Why {answer}?" in each.value for each in app.main.markdown)
 
 

@@ -116,7 +116,7 @@ def test_a_long_text_has_an_overview_and_an_exact_window(screen, bundled, long_t
 
     window = browser_views(app)["token_view"]
     np.testing.assert_allclose(weights(window), exact[700:828, 640:744], rtol=5.1e-3, atol=2e-5)
-    words = bundled.words(ids)
+    words = bundled.to_str_tokens(ids)
     assert (window["queries"][7], window["keys"][5]) == (words[707], words[645])
     assert window["first"] == [700, 640]
     code = app.main.code[1].value

@@ -216,7 +216,7 @@ def test_crowded_rows_are_ranked_in_full(draw):
     case.lse = (case.dense["lse"] * math.log2(math.e)).float()
     tiles = Configuration(128, 128, warps=4, stages=1)
     named = topk_pass.arguments(case.launch, 0, slice(0, 2), 32, tiles)
-    topk_pass.lead_rows[(1, 2)](**named)
+    topk_pass.select_top_rows[(1, 2)](**named)
     assert (named["reached"] > topk_pass.ROOM).all()
     case.check(case.run())
 
@@ -225,7 +225,7 @@ def test_equal_weights_are_no_crowd(draw):
     case = Case(draw, declared("topk"), queries=300, batch=1, heads=1, kv_heads=1, sigma=0.0)
     tiles = Configuration(128, 128, warps=4, stages=1)
     named = topk_pass.arguments(case.launch, 0, slice(0, 1), 5, tiles)
-    topk_pass.lead_rows[(3, 1)](**named)
+    topk_pass.select_top_rows[(3, 1)](**named)
     # The first queries see fewer keys than are asked for: all of them count.
     assert (named["reached"] == torch.tensor([1, 2, 3, 4] + 296 * [0])).all()
     case.check(case.run())

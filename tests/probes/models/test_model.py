@@ -57,8 +57,8 @@ def test_bos_comes_first_once(folder):
     model = load_model(folder)
     assert model.encode("w1 w2") == [0, 3, 4]
     assert model.encode("<bos> w1 w2") == [0, 3, 4]
-    assert model.words([0, 3, 4]) == ["<bos>", "w1", "w2"]
-    assert load_model(model.module).words([5]) == ["5"]
+    assert model.to_str_tokens([0, 3, 4]) == ["<bos>", "w1", "w2"]
+    assert load_model(model.module).to_str_tokens([5]) == ["5"]
 
 
 def test_special_tokens_are_those_of_the_tokenizer_unless_the_user_says_otherwise(tiny, words):
@@ -85,19 +85,19 @@ def test_words_keep_the_spaces_of_byte_level_tokens(tiny):
     model = load_model(tiny("llama"), tokenizer=tokenizer)
     ids = model.encode("a a\n")
     assert ids == [1, 2, 3]
-    assert model.words(ids) == ["a", " a", "\n"]
+    assert model.to_str_tokens(ids) == ["a", " a", "\n"]
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
 def test_a_character_of_several_tokens_stands_at_the_first(kind, tiny):
     model = replace(load_model(tiny("llama")), tokenizer=getattr(tokenizers_of_text, kind)())
     ids = model.encode("日é")
-    words = model.words(ids)
+    words = model.to_str_tokens(ids)
     assert len(words) == len(ids) > 2
     assert "".join(words).replace("⋯", "").removeprefix("<bos>") == "日é"
     assert words[words.index("日") + 1] == "⋯"
     broken = ids[: len(ids) - 1]
-    assert "é" not in model.words(broken)
+    assert "é" not in model.to_str_tokens(broken)
 
 
 def test_words_keep_the_spaces_of_sentence_pieces(tiny):
@@ -108,7 +108,7 @@ def test_words_keep_the_spaces_of_sentence_pieces(tiny):
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     model = load_model(tiny("llama"), tokenizer=PreTrainedTokenizerFast(tokenizer_object=inner))
-    assert model.words(model.encode("a a")) == [" a", " a"]
+    assert model.to_str_tokens(model.encode("a a")) == [" a", " a"]
 
 
 def test_a_tokenizer_can_be_named(folder, tiny):

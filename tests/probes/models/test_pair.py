@@ -83,7 +83,7 @@ def test_a_window_of_the_map_follows_from_q_and_k(attention, models):
         close(whole.values, own[1, 2])
         part = pattern(found, 1, 3, row, queries=slice(1, 3), keys=slice(0, 2))
         close(part.values, own[1, 3, 1:3, :2])
-        words = model.words(source if attention != "decoder" else target)
+        words = model.to_str_tokens(source if attention != "decoder" else target)
         assert whole["key_token"].values.tolist() == words
 
 
