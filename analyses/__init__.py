@@ -156,7 +156,7 @@ def __dir__() -> list[str]:
 
 
 def needs(*selected: str) -> dict[str, tuple[Any, ...]]:
-    """Say what one capture must hold for some analyses, as arguments of ``capture``.
+    """Return the arguments of ``capture`` that some analyses need.
 
     ``stats`` and ``keep``, and ``offsets`` and ``targets`` where one of them names some.
 

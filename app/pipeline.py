@@ -92,7 +92,7 @@ def capture_run(
 
 
 def plan_run(folder: Path, source: str, *, overwrite: bool = False, **inputs: Any) -> Plan:
-    """Say what `capture_run` would need, without running it; the parameters are the same."""
+    """Return what `capture_run` would need, without running it; the parameters are the same."""
     run_folder.check(folder, replace=overwrite)
     model, prompts = _open(source, **inputs)
     return probes.plan(model, prompts, stats=needed(model), out=folder / run_folder.GROWING)
@@ -123,7 +123,7 @@ def _open(
 
 
 def absolute(source: str) -> str:
-    """Name a folder or file by its whole path, so that a run finds its model from anywhere."""
+    """Return the absolute path of a folder or file, so that a run finds its model from anywhere."""
     name, at, checkpoint = source.rpartition("@")
     for path, suffix in ((source, ""), (name, at + checkpoint)):
         if path and Path(path).expanduser().exists():
@@ -256,12 +256,12 @@ def _keep(run: Run, name: str, outcome: Outcome) -> None:
 
 
 def is_bug(outcome: object) -> bool:
-    """Tell whether an analysis has failed by a fault of its own, which no user can mend."""
+    """Return whether an analysis has failed by a fault of its own, which no user can mend."""
     return isinstance(outcome, Exception) and not isinstance(outcome, HeadscopeError)
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why there is no result.
+    """Return in one line why there is no result.
 
     >>> reason(ZeroDivisionError("by nothing\\nat all")), reason(KeyError())
     ('ZeroDivisionError: by nothing', 'KeyError')
@@ -274,18 +274,18 @@ def reason(error: BaseException) -> str:
 
 
 def skipped(name: str, reason: str) -> xr.Dataset:
-    """Stand in for a result, so that the report says why there is none."""
+    """Return a placeholder for a missing result, with the reason for the report."""
     title = analyses.summary(name)
     return xr.Dataset(attrs={"analysis": name, "title": title, "skipped": reason})
 
 
 def finished(run: Run) -> list[str]:
-    """Name the analyses that have a result in a run; what was refused may be tried again."""
+    """List the analyses that have a result in a run; what was refused may be tried again."""
     return [name for name, result in run.results().items() if "skipped" not in result.attrs]
 
 
 def quick() -> list[str]:
-    """Name the analyses that need no more than a capture, or that declare `FEW_PASSES`."""
+    """List the analyses that need no more than a capture, or that declare `FEW_PASSES`."""
     return [
         name
         for name in analyses.names()

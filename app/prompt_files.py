@@ -64,7 +64,7 @@ def write_texts(file: Path, number: int, tokens: int) -> None:
 
 
 def _is_task(content: str) -> bool:
-    """Tell whether the first line that can be read is of a task; others are reported later."""
+    """Return whether the first line that can be read is of a task; others are reported later."""
     for line in content.split("\n"):
         with suppress(json.JSONDecodeError, TypeError):
             return "clean" in json.loads(line)
@@ -105,7 +105,7 @@ def _table_rows(path: Path, content: str, delimiter: str) -> Iterator[tuple[int,
 
 
 def _prompt(where: str, entry: Any) -> Any:
-    """Turn what a line holds into what `capture` takes."""
+    """Convert the entry of a line into a prompt for `capture`."""
     if isinstance(entry, Mapping):
         fields = [name for name in FIELDS if name in entry]
         if len(fields) != 1:

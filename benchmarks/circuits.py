@@ -47,7 +47,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 
 
 def cases() -> dict[str, tuple[str, str]]:
-    """Name every case: its model and task."""
+    """Return every case: its name, model and task."""
     listed = [(name, constructed.module(name).TASK) for name in constructed.names()]
     listed += [("headscope/bundled", task) for task in BUNDLED]
     listed += [("headscope/smollm2", task) for task in SMOLLM2]

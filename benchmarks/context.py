@@ -96,7 +96,7 @@ def measure(
 
 
 def missing(name: str, length: int, available: int) -> str | None:
-    """Say why a case cannot run in bytes of memory, None where it can.
+    """Return why a case cannot run in bytes of memory, None where it can.
 
     Examples
     --------

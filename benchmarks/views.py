@@ -95,7 +95,7 @@ def weights_of(length: int, heads: range, part: int | None = None) -> xr.DataArr
 
 
 def ours(length: int) -> Iterator[tuple[str, str, Callable[[], View]]]:
-    """Name our views of a text, what they show, and how they are made from tensors."""
+    """Yield our views of a text, what they show, and how they are made from tensors."""
     if length <= WINDOW:
         several = weights_of(length, range(loaded().heads))
         example = several.isel(layer=0, head=HEAD)
@@ -330,7 +330,7 @@ def main() -> int:
 
 
 def loads(before: float) -> dict[str, float]:
-    """Say how busy the machine was before and after."""
+    """Return how busy the machine was before and after."""
     return {"load_before": before, "load_after": machine.load()}
 
 

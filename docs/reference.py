@@ -85,7 +85,7 @@ def analysis(name: str) -> Iterator[str]:
 
 
 def ran_on(name: str, module: ModuleType) -> str:
-    """Say which prompts an analysis reads, and what its capture holds."""
+    """Return which prompts an analysis reads, and what its capture holds."""
     if task := getattr(module, "TASK", None):
         link = f"[`{task}`](../tasks.md#{task})"
         prompts = f"It draws prompts of the task {link} unless `--task` names another."
@@ -144,7 +144,7 @@ def some(answers: Iterable[str]) -> str:
 
 
 def options_of(function: Any) -> str:
-    """Lay out the keyword options of a function, from signature and docstring."""
+    """Tabulate the keyword options of a function, from signature and docstring."""
     texts = analyses._parameter_texts(inspect.getdoc(function) or "")
     rows = [
         (
@@ -202,7 +202,7 @@ def commands_page() -> str:
 
 
 def commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Walk the commands below one, each with the words that call it."""
+    """Yield the commands below one, each with the words that call it."""
     below: Mapping[str, Any] = getattr(command, "commands", {})
     if not below or (command.callback and command.invoke_without_command):
         yield words, command
@@ -228,7 +228,7 @@ def section(function: Any, name: str) -> str:
 
 
 def title(family: str) -> str:
-    """Name a family as its heading does."""
+    """Return the name of a family as its heading does."""
     return analyses.heading(family).partition(":")[0]
 
 

@@ -30,7 +30,7 @@ LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
 
 def generated() -> Iterator[tuple[str, Callable[[], str]]]:
-    """Name every page that is made, with what makes it."""
+    """Yield every generated page, with the function that makes it."""
     yield "reference/analyses/index.md", reference.analyses_page
     for family in analyses.families():
         yield f"reference/analyses/{family}.md", lambda family=family: reference.family_page(family)

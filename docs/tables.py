@@ -137,7 +137,7 @@ def head_types_page() -> str:
 
 
 def benchmarks_page() -> str:
-    """Lay out every committed result."""
+    """Tabulate every committed result."""
     parts = [
         "# Benchmarks",
         "Measured side by side in one run, after a check of every contender against float64; read "
@@ -222,7 +222,7 @@ def benchmarks_page() -> str:
 
 
 def views(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lay out what views take in a browser, and the bars of the dashboard."""
+    """Tabulate the cost of views in a browser, and the bars of the dashboard."""
     yield f"## Views in a browser: {result['machine']['cpu']}"
     if "pages" in result:
         pages = result["pages"]
@@ -275,7 +275,7 @@ def sections(laid_out: Iterable[Table]) -> Iterator[str]:
 
 
 def instructions(kernels: Mapping[str, Mapping[str, object]]) -> str:
-    """Lay out what every kernel was compiled to."""
+    """Tabulate what every kernel was compiled to."""
     columns = list(dict.fromkeys(name for kernel in kernels.values() for name in kernel))
     rows = (
         (name, *(str(kernel.get(column, NONE)) for column in columns))

@@ -132,7 +132,7 @@ def add_biases(scores: Tensor, spec: AttentionSpec, distances: Tensor) -> Tensor
 
 
 def normalize(dense: DenseAttention, valid_queries: Tensor, sigmoid: bool) -> Tensor:
-    """Turn logits into weights; rows without a key get none."""
+    """Convert logits into weights; rows without a key get none."""
     if sigmoid:
         return torch.where(dense.attendable, torch.special.expit(dense.logits), 0.0)
     peak = torch.where(valid_queries, dense.outcomes.amax(dim=-1, keepdim=True), 0.0)

@@ -11,7 +11,7 @@ from headscope.kernels.request import Request
 
 @dataclass(eq=False)
 class DenseAttention:
-    """Every row of every head in float64, with nothing left to the panels.
+    """Dense attention in float64: every row of every head at once.
 
     ``logits`` are -inf at hidden keys, and ``sinks``, those of the learned sinks, where there is
     none. Rows of ``weights`` without a visible key are zero. ``values`` are repeated for every
@@ -62,6 +62,6 @@ class DenseAttention:
         return distances if clip is None else distances.where(distances < clip, float(clip))
 
     def members(self, length: int) -> Float[Tensor, "tile position"]:
-        """Tell, as 0 or 1, which tile each position belongs to."""
+        """Return, as 0 or 1, which tile each position belongs to."""
         tile = torch.arange(length) // self.request.tile
         return torch.nn.functional.one_hot(tile).double().T

@@ -53,7 +53,7 @@ def peak() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak` start from now."""
+    """Reset `peak`."""
     RESET.write_text("5")
 
 

@@ -224,7 +224,7 @@ class Product:
         return vectors if mask is None else vectors.masked_fill(~mask[:, None, :, None], 0.0)
 
     def run(self, step: Step, vectors: Tensor, length: int) -> Tensor:
-        """Take the step in every panel, and put the terms together."""
+        """Run the step in every panel, and combine the terms."""
         panels = self.panels
         batch, heads = panels.q.shape[:2]
         count = heads if self.heads is None else 1
@@ -269,7 +269,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Total:
-    """What parts give: places of their own, or a sum over heads, added in their order.
+    """Results of parts: slices of their own, or a sum over heads, added in order.
 
     Parts end in any order, and a float sum depends on it: each waits for those before it.
     """
@@ -281,7 +281,7 @@ class Total:
     done: dict[int, int] = field(default_factory=dict)
 
     def room(self, part: Part) -> Tensor:
-        """Make room for the terms of a part."""
+        """Allocate the terms of a part."""
         if self.summed:
             return torch.zeros_like(self.result[part.batch])
         return self.result[part.batch, part.heads]

@@ -57,7 +57,7 @@ GENERAL = "bars"
 
 
 def names() -> list[str]:
-    """Name every view, without importing any.
+    """List every view, without importing any.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def choose(array: xr.DataArray) -> ModuleType:
 
 
 def variables(dataset: xr.Dataset) -> list[str]:
-    """Name the variables to show: all but those that are the interval of another.
+    """List the variables to show: all but those that are the interval of another.
 
     Examples
     --------

@@ -124,7 +124,7 @@ def missing(values: Array, x: Any = None, y: Any = None) -> Any:
 
 
 def menu(labels: Sequence[str], changes: Sequence[dict[str, Any]], traces: Sequence[int]) -> Any:
-    """Let the reader choose one of several panels of the same array."""
+    """Draw a menu of several panels of the same array."""
     buttons = [
         {"label": label, "method": "restyle", "args": [change, list(traces)]}
         for label, change in zip(labels, changes, strict=True)
@@ -162,7 +162,7 @@ def coarse(values: Array, sizes: Sequence[int]) -> Array:
 
 
 def block_size(length: int) -> int:
-    """Say how many positions must share a cell for `length` of them to be drawn."""
+    """Return how many positions must share a cell for `length` of them to be drawn."""
     return -(-length // CELLS)
 
 

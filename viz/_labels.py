@@ -55,7 +55,7 @@ def described(array: xr.DataArray, name: str, value: float, ends: Sequence[float
 
 
 def absent(array: xr.DataArray) -> list[bool]:
-    """Tell which layers of a variable have no attention map.
+    """Return which layers of a variable have no attention map.
 
     >>> kinds = {"attention_map": ("layer", [True, False])}
     >>> absent(xr.DataArray([0.1, float("nan")], dims="layer", coords=kinds))
@@ -78,14 +78,14 @@ def units(array: xr.DataArray) -> str:
 
 
 def entries(array: xr.DataArray, dim: str) -> list[str]:
-    """Name the entries of a dim: its coordinate where it has one, else the index."""
+    """Return the names of the entries of a dim: its coordinate where it has one, else the index."""
     if dim in array.coords:
         return [html.escape(str(value), quote=False) for value in array[dim].values]
     return [str(index) for index in range(array.sizes[dim])]
 
 
 def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, dict[str, int]]]:
-    """Name every combination of the entries of `dims`, with the indexers that select it.
+    """List every combination of the entries of `dims`, with the indexers that select it.
 
     ``layer`` and ``head`` together are written as a head, with a remark where the layer has no
     attention map.

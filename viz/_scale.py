@@ -40,7 +40,7 @@ def finite(array: xr.DataArray) -> Array:
 
 
 def diverges(array: xr.DataArray) -> bool:
-    """Say whether the sign of the variable means something."""
+    """Return whether the sign of the variable means something."""
     return array.attrs.get("scale") == "diverging"
 
 

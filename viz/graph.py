@@ -132,7 +132,7 @@ def figure(
 
 
 def _notes(array: xr.DataArray, weights: Array, count: int) -> list[str]:
-    """Say what the lines mean, and how many are left out."""
+    """Return notes on what the lines mean, and how many are left out."""
     notes = []
     if weights.size:
         widest = measured(float(np.abs(weights).max()), units(array))
@@ -211,7 +211,7 @@ def _name(node: Node, point: tuple[float, float], marked: Collection[str]) -> di
 def _sums(
     array: xr.DataArray, node: Node, links: Sequence[tuple[Node, Node]], weights: Array
 ) -> str:
-    """Say how many edges lead to a node and from it, of those drawn, and their sums."""
+    """Return how many edges lead to a node and from it, of those drawn, and their sums."""
     words = [f"<b>{node_name(node)}</b>"]
     for side, direction in ((1, "in"), (0, "out")):
         drawn = [
@@ -241,7 +241,7 @@ def ends(array: xr.DataArray, side: str) -> list[Node]:
 
 
 def node_name(node: Node) -> str:
-    """Name a node as figures do."""
+    """Return the name of a node as figures do."""
     layer, head, feature, word = node
     if word:
         return visible(word)
@@ -250,7 +250,7 @@ def node_name(node: Node) -> str:
 
 
 def edge_name(source: Node, target: Node, into: str = "") -> str:
-    """Name an edge, and the input that it leads to.
+    """Return the name of an edge, and the input that it leads to.
 
     >>> edge_name((0, 1, -1, ""), (2, 3, -1, ""), "q")
     'L0H1 → L2H3.q'
@@ -259,12 +259,12 @@ def edge_name(source: Node, target: Node, into: str = "") -> str:
 
 
 def _is_component(node: Node) -> bool:
-    """Tell the MLPs, the embedding and the logits of a model from tokens."""
+    """Return whether a name is that of an MLP, the embedding or the logits, not a token."""
     return node[3] in {"embedding", "logits"} or node[3].endswith(".mlp")
 
 
 def _row_names(nodes: list[Node]) -> list[str]:
-    """Name rows by their layer; what is no head says its layer itself, or is of none."""
+    """Return the names of rows: their layer, unless they are no head."""
     by_row: dict[tuple[int, bool], list[Node]] = {row: [] for row in layout.rows(nodes)}
     for node in nodes:
         by_row[layout.row_of(node)].append(node)

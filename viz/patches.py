@@ -20,7 +20,7 @@ def accepts(array: xr.DataArray) -> bool:
 
 
 def lay(array: xr.DataArray) -> xr.DataArray:
-    """Lay values along the tokens of an image, whose names are r0c0, r0c1, ..., over its patches.
+    """Arrange values along the tokens of an image, named r0c0, r0c1, ..., as its patches.
 
     The dims become row and column; the attr ``beside`` holds the values of tokens that are no
     patch.

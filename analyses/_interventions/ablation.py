@@ -291,7 +291,7 @@ def head_sets(model: Model, sets: Sequence[Sequence[Head]]) -> Bool[Tensor, "set
 
 
 def fill_layers(model: Model, values: Array) -> Array:
-    """Lay heads of layers with an attention map over all layers (..., layer, head); NaN elsewhere.
+    """Expand heads of layers with an attention map to all layers (..., layer, head).
 
     The last axis of ``values`` holds the heads, or KV heads, of these layers in order.
     """

@@ -33,7 +33,7 @@ class RowEdit(Edit):
             )
 
     def describe(self) -> dict[str, object]:
-        """Name the edit."""
+        """Describe the edit."""
         return {"edit": type(self).__name__, "rows": len(self.rows)}
 
 
@@ -49,7 +49,7 @@ class RowGate(RowEdit):
 
 @dataclass(frozen=True)
 class RowReplace(RowEdit):
-    """Put other outputs in place of chosen heads: `Replace`, row by row.
+    """Replace the outputs of chosen heads: `Replace`, row by row.
 
     The values are one vector a head, from position ``first`` on, or outputs on other prompts,
     position by position, that the rows of the batch take over and over.
@@ -102,7 +102,7 @@ class RowScale(RowEdit):
 
 @dataclass(frozen=True)
 class RowInject(RowEdit):
-    """Put a pattern known by name in place of the weights of chosen heads: `Inject`, row by row.
+    """Replace the weights of chosen heads by a named pattern: `Inject`, row by row.
 
     ``previous`` and ``first`` as there; ``hidden_first`` hides the first key.
     """
@@ -127,13 +127,13 @@ class RowInject(RowEdit):
         return WeightEdits(pattern=torch.where(chosen[:, :, None, None], fixed, own))
 
     def describe(self) -> dict[str, object]:
-        """Name the edit and its pattern."""
+        """Describe the edit and its pattern."""
         return {**super().describe(), "pattern": self.pattern}
 
 
 @dataclass(frozen=True)
 class RowWeights(Edit):
-    """Put other weights in place of those of one query of one head, row by row of the batch."""
+    """Replace the weights of one query of one head, row by row of the batch."""
 
     head: tuple[int, int]
     queries: Int[Tensor, " batch"]
@@ -148,7 +148,7 @@ class RowWeights(Edit):
         return WeightEdits(pattern=pattern)
 
     def describe(self) -> dict[str, object]:
-        """Name the edit and its head."""
+        """Describe the edit and its head."""
         return {**super().describe(), "head": list(self.head), "rows": len(self.queries)}
 
 

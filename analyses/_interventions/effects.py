@@ -143,7 +143,7 @@ _TABLE: ContextVar[EffectsTable | None] = ContextVar("effects", default=None)
 
 @contextmanager
 def sharing(table: EffectsTable) -> Iterator[EffectsTable]:
-    """Let the ablations inside read a table, and write what they measure into it."""
+    """Share a table among the ablations inside: they read it, and add what they measure."""
     token = _TABLE.set(table)
     try:
         yield table

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def measure(model: Model, task: Task) -> tuple[str, bool]:
-    """Say what a model makes of a task, and whether that is too low to conclude from.
+    """Describe the score of a model on a task, and return whether it is too low to conclude from.
 
     A difference is too low where its interval reaches 0; of accuracy the causal checks judge, which
     may be of other prompts beside. Empty where the model, or the task, has no answers to score.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """What a module was called with beside the stream, and what it gave."""
+    """The other arguments of a module's call, beside the stream, and its result."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

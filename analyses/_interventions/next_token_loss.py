@@ -175,5 +175,5 @@ def contrast(
 
 
 def predicts(capture: xr.Dataset) -> bool:
-    """Tell whether every layer is causal, so that logits predict the next token."""
+    """Return whether every layer is causal, so that logits predict the next token."""
     return bool(capture["causal"].values[attending(capture)].all())

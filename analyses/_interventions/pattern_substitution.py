@@ -21,7 +21,7 @@ LONGEST = 512
 
 
 def reason(capture: xr.Dataset) -> str:
-    """Say why patterns cannot be fixed on these prompts; empty where they can."""
+    """Return why patterns cannot be fixed on these prompts; empty where they can."""
     longest = int(capture["length"].values.max())
     if longest > LONGEST:
         return f"prompts of {longest} tokens are longer than {LONGEST}"

@@ -140,7 +140,7 @@ class PrefixReuse:
 
 @contextmanager
 def answering(parts: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Let modules give what ``forward`` makes of their arguments, without computing anything."""
+    """Replace the results of modules by those of ``forward``; the modules compute nothing."""
     before = [part.__dict__.get("forward") for part in parts]
     for part in parts:
         part.__dict__["forward"] = forward

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removal:
-    """What a head no longer reads at its query, for its keys at every position, or for both."""
+    """Parts removed from what a head reads: at its query, at all its keys, or both."""
 
     query: Float[Tensor, " residual"] | None = None
     key: Float[Tensor, "position residual"] | None = None

@@ -50,7 +50,7 @@ class Screen:
 
     @property
     def convention(self) -> str:
-        """Say which heads are ablated, as a part of a convention."""
+        """Return which heads are ablated, as a part of a convention."""
         ablated, drawn = int(self.heads.sum()), int(self.sample.sum())
         if self.complete:
             return f"all {self.total} heads"
@@ -61,7 +61,7 @@ class Screen:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """How many heads each ablated one stands for (layer, head); NaN where none is ablated.
+        """Number of heads that each ablated one represents (layer, head); NaN elsewhere.
 
         The sample stands for all heads that nothing ranks first.
         """
@@ -71,7 +71,7 @@ class Screen:
         return np.where(self.heads.numpy(), weights, np.nan)
 
     def missed(self, above: NDArray[np.bool_], bar: str = "the null") -> str:
-        """Say how many heads the screening may have missed.
+        """Return how many heads the screening may have missed.
 
         ``above`` marks the heads (layer, head) that the result singles out, those above ``bar``.
         """

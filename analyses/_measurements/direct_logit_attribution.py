@@ -28,7 +28,7 @@ SUM = 1e-4
 
 @dataclass(frozen=True)
 class Split:
-    """What each component writes along one direction of every prompt: parts of one sum.
+    """The writes of all components along one direction of every prompt: parts of one sum.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Parts(Split):
-    """What each component writes towards the answer of every prompt, in logits.
+    """The writes of all components towards the answer of every prompt, in logits.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class QuestionCache:
-    """What a pass gave at the questions, in float64: streams by boundary, the rest by layer."""
+    """Activations at the questions, in float64: streams by boundary, the others by layer."""
 
     streams: list[Tensor] = field(default_factory=list)
     z: dict[int, Tensor] = field(default_factory=dict)

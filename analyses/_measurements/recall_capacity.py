@@ -41,7 +41,7 @@ class Capacity:
     pairs: int
 
     def __str__(self) -> str:
-        """Say it in one sentence."""
+        """Format as one sentence."""
         count = self.pairs or COUNTS[0]
         share, lower, upper = self.accuracy[count]
         answers = (

@@ -26,7 +26,7 @@ def weight(capture: xr.Dataset) -> NDArray[np.float64]:
 
 
 def rule(capture: xr.Dataset) -> str:
-    """Say by what weights are divided, for a convention; nothing where rows sum to one."""
+    """Describe how weights are normalized, for a convention; empty where rows sum to one."""
     return (
         "; α of shares: each row of sigmoid weights is divided by its sum"
         if capture.attrs.get("weights") == "sigmoid"
@@ -40,7 +40,7 @@ def steady_weight(capture: xr.Dataset, least: int) -> NDArray[np.float64]:
 
 
 def causal(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers hide later keys from a query; all where the capture does not say."""
+    """Return which layers hide later keys from a query; all where the capture does not say."""
     if "causal" not in capture.coords:
         return np.ones(capture.sizes["layer"], dtype=bool)
     # A layer without attention says nothing, and counts like those that say something.

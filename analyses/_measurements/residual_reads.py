@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Read:
-    """How the queries and keys of a layer read the stream; without a norm, as it is."""
+    """The map from the stream to what the queries and keys of a layer read: the norm, or none."""
 
     module: nn.Module | None
     norm: Norm | None

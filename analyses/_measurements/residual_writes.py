@@ -63,7 +63,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Write:
-    """How the sum of a layer's heads enters the residual stream: by a factor, or through a norm."""
+    """The map from the sum of a layer's heads to the residual stream: a factor, or a norm."""
 
     factor: float
     module: nn.Module | None
@@ -176,7 +176,7 @@ def straight(model: Model) -> dict[int, float]:
 
 
 def parallel(model: Model) -> bool:
-    """Tell whether the MLP of a block reads the same stream as the attention, not what it wrote.
+    """Return whether the MLP of a block reads the same stream as the attention, not what it wrote.
 
     A vector added to what the heads of a layer write then reaches no other weights of the block.
     """
@@ -251,13 +251,13 @@ def through(norm: nn.Module, model: Model, vectors: Tensor) -> Tensor:
 
 
 def is_norm(part: nn.Module) -> bool:
-    """Tell whether a module has vectors alone for its weights, as norms have."""
+    """Return whether a module has vectors alone for its weights, as norms have."""
     sizes = [weight.ndim for weight in part.parameters()]
     return bool(sizes) and set(sizes) == {1}
 
 
 def equal(first: Tensor, second: Any) -> bool:
-    """Tell whether two tensors hold the same numbers."""
+    """Return whether two tensors hold the same numbers."""
     return (
         isinstance(second, Tensor)
         and first.shape == second.shape

@@ -14,7 +14,7 @@ from headscope.analyses._runtime.results import label
 
 @dataclass(frozen=True)
 class Source:
-    """What writes to the stream before a layer; ``head`` is -1 where it is no head.
+    """A component that writes to the stream before a layer; ``head`` is -1 where it is no head.
 
     ``kind`` is one of ``embedding``, ``position``, ``head``, ``rest`` (what else a layer writes:
     its MLP and its biases) and ``bias`` (what norm and projection add to every query or key). Where

@@ -42,7 +42,7 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True)
 class Side:
-    """How a head makes its queries, or its keys: ``(s · x @ basis + bias) @ factor``.
+    """The map from the stream to a head's queries, or keys: ``(s · x @ basis + bias) @ factor``.
 
     The columns of basis over bias are orthonormal; s is the scale of the norm at the position.
     """
@@ -167,7 +167,7 @@ class Scores:
         return change - torch.einsum("h...s,hsr->...r", z, outward) * scale
 
     def split(self, capture: xr.Dataset, head: Head, prompt: int, query: int, key: int) -> Split:
-        """Take the score of a query and a key of one prompt apart.
+        """Split the score of a query and a key of one prompt into its terms.
 
         ``capture`` keeps ``q``, ``k``, ``z`` and ``resid``.
         """
@@ -282,7 +282,7 @@ def _embedding(model: Model, tokens: Any) -> Float[Tensor, "*position residual"]
 
 
 def _placed(model: Model) -> bool:
-    """Tell whether the stream begins as embedding of token plus embedding of position."""
+    """Return whether the stream begins as embedding of token plus embedding of position."""
     differences = []
     for start in (2, 5):
         ids = (torch.arange(5) * 3 + start).remainder(model.vocabulary)

@@ -142,7 +142,7 @@ def values(
 def _arrived(
     model: Model, layer: int, tokens: Sequence[int], *, behind_mlp: bool = False
 ) -> AttentionCall:
-    """Put tokens, as they enter the first block, before a layer; return what its attention gets.
+    """Feed embedded tokens to a layer directly, and return its attention call.
 
     Behind the MLP, they are what the first block adds to them with its attention at zero.
     """

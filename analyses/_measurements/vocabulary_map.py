@@ -44,11 +44,11 @@ class Rows:
     slack: Float[Tensor, " source"]
 
     def among_largest(self, first: int) -> Bool[Tensor, "source target"]:
-        """Tell which targets are above all but the first of their row; what ties is not."""
+        """Return which targets are above all but the first of their row; what ties is not."""
         return self.logits > (self.largest[:, first] + self.slack)[:, None]
 
     def among_smallest(self, first: int) -> Bool[Tensor, "source target"]:
-        """Tell which targets are below all but the last of their row; what ties is not."""
+        """Return which targets are below all but the last of their row; what ties is not."""
         return self.logits < (self.smallest[:, first] - self.slack)[:, None]
 
 
@@ -69,7 +69,7 @@ class VocabularyMap:
     def rows(
         self, sources: Sequence[int], targets: Sequence[int], most: int
     ) -> Iterator[tuple[int, int, Rows]]:
-        """Give rows at targets, with their ``most`` outermost logits, as (layer, head, rows)."""
+        """Yield rows at targets, with their ``most`` outermost logits, as (layer, head, rows)."""
         target_rows = self.table[list(targets)].float().cpu()
         for layer in self.model.geometry.attending:
             values = token_pairs.values(self.model, layer, sources, self.weights)

@@ -45,13 +45,13 @@ def mass(capture: xr.Dataset) -> Array:
 
 
 def first_dominates(capture: xr.Dataset) -> bool:
-    """Tell whether so much mass lies on the first token that numbers without it come first."""
+    """Return whether the first token has so much mass that numbers without it come first."""
     mass, even = _shares(capture)
     return mass - even > LARGE
 
 
 def dominance_note(capture: xr.Dataset, outcome: str = "heads are judged without it") -> str:
-    """Say what leads and why; nothing where it is the whole rows."""
+    """Describe why numbers without the first token come first; empty where they do not."""
     if not first_dominates(capture):
         return ""
     mass, even = map(percent, _shares(capture))
@@ -116,6 +116,6 @@ def others(capture: xr.Dataset) -> Array:
 
 
 def _sees_first(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which queries have the first key in their window (prompt, layer, query)."""
+    """Return which queries have the first key in their window (prompt, layer, query)."""
     shape = visible(capture).shape
     return np.broadcast_to(~(np.arange(shape[-1]) >= capture["window"].values[:, None]), shape)

@@ -44,14 +44,14 @@ GAP, ROUNDING = 1e-4, 1e-6
 
 @dataclass
 class Ledger:
-    """What does not reach the tokens: relevance of biases, and what ε takes."""
+    """Relevance that does not reach the tokens: that of biases, and that absorbed by ε."""
 
     bias: float = 0.0
     absorbed: float = 0.0
     size: float = 0.0
 
     def add(self, gradient: Tensor, bias: Tensor) -> None:
-        """Note the relevance of a bias."""
+        """Record the relevance of a bias."""
         parts = gradient.double() * bias.detach().double()
         self.bias += float(parts.sum())
         self.size += float(parts.abs().sum())
@@ -134,7 +134,7 @@ def linear(trace: Trace) -> LinearTrace:
 
 @contextmanager
 def linearized(model: Model, epsilon: float, ledger: Ledger) -> Iterator[None]:
-    """Let the modules of a model follow the rules; all of it is undone afterwards."""
+    """Apply the rules to the modules of a model; all is restored afterwards."""
     module: nn.Module = model.module
     gates = {
         id(part)
@@ -166,7 +166,7 @@ def _gate(part: nn.Module, args: Any, result: Tensor) -> Tensor:
 
 
 def _activation(part: Any, args: Any, result: Tensor) -> Tensor:
-    """Hand relevance on as it is: the gain f(x)/x is a constant, f'(0) where x is 0."""
+    """Pass relevance on as it is: the gain f(x)/x is a constant, f'(0) where x is 0."""
     x = args[0]
     with torch.no_grad():
         safe = torch.where(x.abs() < 1e-6, 1e-6, x)

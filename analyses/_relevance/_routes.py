@@ -41,7 +41,7 @@ RESIDUAL, MLP, BIAS = -1, -2, -3
 
 @dataclass(frozen=True)
 class Blocks:
-    """What blocks of a model write: shared by all texts."""
+    """The parts of a model's blocks that all texts share."""
 
     outwards: dict[int, Float[Tensor, "head size residual"]]
     factors: dict[int, float]

@@ -74,7 +74,7 @@ class AttnTrace(Trace):
 
 @contextmanager
 def patched(module: nn.Module) -> Iterator[None]:
-    """Give the parts of one model the forward methods of lxt; its classes stay as they are."""
+    """Set lxt's forward methods on the modules of one model; its classes stay as they are."""
     family = type(module).__module__.rsplit(".", 1)[-1].removeprefix("modeling_")
     _notice()
     try:

@@ -41,7 +41,7 @@ class Target:
 
     @property
     def units(self) -> str:
-        """What the score is called."""
+        """Units of the score."""
         return "logit difference" if self.wrong_ids else "logit"
 
     @torch.no_grad()

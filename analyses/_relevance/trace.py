@@ -44,7 +44,7 @@ class LayerTrace:
 
     @property
     def spec(self) -> AttentionSpec:
-        """How the scores of this layer become weights."""
+        """Attention specification of this layer."""
         return self.call.variant()
 
 

@@ -11,7 +11,7 @@ from headscope.analyses._runtime.results import attending
 
 
 def refusal(name: str, capture: xr.Dataset) -> str:
-    """Say why an analysis does not suit the model of a capture, and what does; "" where it does.
+    """Return why an analysis does not suit the model of a capture, and what does; "" where it does.
 
     What depends on the prompts, the tokenizer or the side of an encoder–decoder model, it can only
     say when it runs.

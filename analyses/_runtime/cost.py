@@ -28,7 +28,7 @@ LOGITS = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """What an analysis is expected to take; None where it was not counted.
+    """Expected cost of an analysis; None where it was not counted.
 
     ``passes`` go over all ``tokens`` of its prompts, one with its backward pass counting three;
     ``captured`` are the bytes that it reads of a capture, ``memory`` those of its largest pass, at
@@ -43,7 +43,7 @@ class Cost:
     memory: int | None = None
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Format as one line."""
         from headscope.probes.capturing.memory_estimate import format_bytes
 
         read = "" if self.captured is None else f", {format_bytes(self.captured)} captured"
@@ -68,7 +68,7 @@ def estimate(
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Cost]:
-    """Say what analyses will take; the parameters are those of `runner.execute_many`."""
+    """Estimate the cost of analyses; the parameters are those of `runner.execute_many`."""
     from headscope.analyses._runtime import pass_costs
 
     sets = PromptSets(model, prompts, capture, task, n, seed)
@@ -156,7 +156,7 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
 
 
 def duration(seconds: float) -> str:
-    """Say a duration in the unit that reads best.
+    """Format a duration in the unit that reads best.
 
     >>> duration(0.4), duration(75), duration(7200)
     ('1 s', '1 min 15 s', '2 h 0 min')

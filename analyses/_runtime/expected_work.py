@@ -35,7 +35,7 @@ DEPTH = 1.4
 
 @dataclass(frozen=True)
 class Row:
-    """What was counted of an analysis on the bundled model, its capture left out.
+    """Counted work of an analysis on the bundled model, without its capture.
 
     Four numbers: passes (one with its backward pass counting three), those with a backward pass,
     calls of each layer a prompt, and positions unembedded a token.

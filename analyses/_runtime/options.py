@@ -16,7 +16,7 @@ SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 class Bound(Protocol):
-    """What an option's value must satisfy."""
+    """A condition on the value of an option."""
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value, naming the option."""
@@ -57,7 +57,7 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of a few words."""
+    """One of a few choices."""
 
     choices: Collection[str]
 
@@ -133,7 +133,7 @@ def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) 
 def parse(
     analysis: str, options: Mapping[str, Option], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Turn option values, also as text from a command line, into the types of their defaults.
+    """Convert option values, also as text from a command line, into the types of their defaults.
 
     >>> from headscope import analyses
     >>> parse("sinks", analyses.options("sinks"), {"epsilon": "0.8"})

@@ -70,7 +70,7 @@ def reporting(report: Report | None, expected: float | None = None) -> Iterator[
 
 
 def completed(share: float) -> None:
-    """Say that a share of the parts of the work is done, 0 to 1: the total follows from it.
+    """Report the share of the work that is done, 0 to 1; the total follows from it.
 
     Outside of `reporting` it does nothing.
 

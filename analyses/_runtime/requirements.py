@@ -43,7 +43,7 @@ class Needs:
         return {name: value for name, value in fields.items() if value or name in ("stats", "keep")}
 
     def held_by(self, capture: xr.Dataset) -> bool:
-        """Tell whether a capture holds all of it."""
+        """Return whether a capture holds all of it."""
         return (
             all(name in capture for name in self.stats + self.keep)
             and set(self.offsets) <= set(_coordinate(capture, "offset"))

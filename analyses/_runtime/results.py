@@ -163,7 +163,7 @@ class Results:
 
 
 def effect(samples: NDArray[Any]) -> dict[str, str]:
-    """Say which heads have an effect (prompt, layer, head) that differs from 0, among all."""
+    """Return which heads have an effect (prompt, layer, head) that differs from 0, among all."""
     if len(samples) < LEAST_PROMPTS:
         return {"effect": "too_few", "effect_heads": ""}
     heads = labels(differs_from_zero(np.asarray(samples, dtype=float)))
@@ -203,7 +203,7 @@ def require_prompts(capture: xr.Dataset, count: int) -> None:
 
 
 def attending(capture: xr.Dataset) -> NDArray[np.bool_]:
-    """Tell which layers of a capture have an attention map (layer,)."""
+    """Return which layers of a capture have an attention map (layer,)."""
     if "attention_map" not in capture.coords:
         return np.ones(capture.sizes["layer"], dtype=bool)
     return np.asarray(capture["attention_map"].values, dtype=bool)
@@ -262,12 +262,12 @@ def marked(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def labels(chosen: NDArray[np.bool_]) -> list[str]:
-    """Name the heads that a mask (layer, head) holds, in order."""
+    """List the heads that a mask (layer, head) holds, in order."""
     return [label(head) for head in marked(chosen)]
 
 
 def named(scores: NDArray[Any], chosen: NDArray[np.bool_]) -> list[str]:
-    """Name the heads that their scores choose, the highest score first."""
+    """List the heads that their scores choose, the highest score first."""
     return [label(head) for head in top(scores, int(chosen.sum()))]
 
 
@@ -282,7 +282,7 @@ def first_few(names: Sequence[str], most: int = 8) -> str:
 
 
 def label(head: tuple[int, int]) -> str:
-    """Name a head."""
+    """Return the name of a head."""
     return f"L{head[0]}H{head[1]}"
 
 

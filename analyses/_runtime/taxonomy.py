@@ -44,7 +44,7 @@ class Term:
 
     @property
     def evidence(self) -> str:
-        """What the method shows."""
+        """Kind of evidence that the method gives."""
         return METHODS[self.method][0]
 
     @property

@@ -75,7 +75,7 @@ class Checkpoint:
 
 
 def prefixed(state: State, prefix: str) -> State:
-    """Put a prefix before the names of a state."""
+    """Prefix the names of a state."""
     return {f"{prefix}{name}": part for name, part in state.items()}
 
 

@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Firing:
-    """How features fire, prompt by prompt and in all.
+    """Firing statistics of features, by prompt and over all.
 
     Attributes
     ----------

@@ -31,7 +31,7 @@ TRIED = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training takes: tokens that run through the first layers, steps, seconds, bytes."""
+    """Expected cost of a training: tokens through the first layers, steps, seconds, bytes."""
 
     site: Site
     texts: int
@@ -41,7 +41,7 @@ class Cost:
     memory: int
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Format as one line."""
         return (
             f"sae train: {self.tokens} tokens through layers 0 to {self.site.layer}, of "
             f"{self.texts} in the texts; {self.steps} steps; about {duration(self.seconds)}, "
@@ -107,7 +107,7 @@ def estimate(
     *,
     context: int = CONTEXT,
 ) -> Cost:
-    """Say what `train` takes, from one pass of the model and a few steps on this machine."""
+    """Estimate the cost of `train`, from one pass of the model and a few steps on this machine."""
     site.check(model.geometry)
     pieces = cut(model, prompts, context)
     texts = sum(map(len, pieces))

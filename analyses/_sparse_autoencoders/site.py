@@ -110,7 +110,7 @@ def stream(
 
 
 def cut(model: Model, prompts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
-    """Cut prompts into pieces of ``length`` tokens, each opened as the tokenizer opens a text.
+    """Split prompts into pieces of ``length`` tokens, each opened as the tokenizer opens a text.
 
     A prompt that is shorter is one piece; what is left behind those of a longer one is dropped.
     """

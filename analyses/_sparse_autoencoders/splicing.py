@@ -28,7 +28,7 @@ Rewrite = Callable[[Float[Tensor, "... size"]], Float[Tensor, "... size"]]
 
 @dataclass(frozen=True)
 class Splice(Edit):
-    """Put what ``rewrites`` make of the vectors of a site in their place.
+    """Replace the vectors of a site by what ``rewrites`` make of them.
 
     The rows of a batch are as many blocks as there are rewrites, one after another.
     """

@@ -50,7 +50,7 @@ FOLLOW = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """How an autoencoder is trained.
+    """Settings of the training of an autoencoder.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class Training:
 
     @classmethod
     def begin(cls, sample: Batch, site: Site, settings: Settings) -> Training:
-        """Begin with the scale and the first bias of a sample."""
+        """Initialize scale and bias from a sample."""
         settings.check()
         generator = torch.Generator().manual_seed(settings.seed)
         scale = spread(sample)
@@ -131,7 +131,7 @@ class Training:
 
     @classmethod
     def resume(cls, state: Mapping[str, Tensor], site: Site, settings: Settings) -> Training:
-        """Go on from what `state` gave."""
+        """Resume from a result of `state`."""
         settings.check()
         features, size = state["sae.decoder"].shape
         sae = SparseAutoencoder(settings.kind, size, features, site, k=settings.k)
@@ -154,7 +154,7 @@ class Training:
         return self.done >= self.settings.steps
 
     def step(self, vectors: Batch) -> None:
-        """Make a step of Adam on a batch."""
+        """Take a step of Adam on a batch."""
         settings, sae = self.settings, self.sae
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate * schedule((self.done + 1) / settings.steps)
@@ -222,7 +222,7 @@ def schedule(share: float) -> float:
 def _start(
     vectors: Batch, site: Site, settings: Settings, generator: torch.Generator
 ) -> SparseAutoencoder:
-    """Begin with random directions, the encoder being the decoder, and the bias at the median."""
+    """Initialize with random directions, encoder and decoder tied, and the bias at the median."""
     size, features = vectors.shape[1], settings.features
     sae = SparseAutoencoder(settings.kind, size, features, site, k=settings.k)
     directions = torch.randn(features, size, generator=generator)
@@ -270,7 +270,7 @@ def _auxiliary(sae: SparseAutoencoder, scores: Tensor, left: Batch, dead: Tensor
 
 @torch.no_grad()
 def _hold_norms(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> None:
-    """Make a step that leaves the rows of the decoder at norm 1."""
+    """Take a step that keeps the rows of the decoder at norm 1."""
     rows, gradient = sae.decoder, sae.decoder.grad
     assert gradient is not None
     gradient -= (gradient * rows).sum(1, keepdim=True) * rows

@@ -108,7 +108,7 @@ class VectorBuffer:
         self.source = self.stream(parts)
 
     def _take(self, count: int, size: int) -> Batch:
-        """Take vectors until there are ``count`` or none are left; others of a part are dropped."""
+        """Take up to ``count`` vectors; the rest of the last part is dropped."""
         parts: list[Batch] = []
         while sum(map(len, parts)) < count and (part := next(self.source, None)) is not None:
             self.parts += 1

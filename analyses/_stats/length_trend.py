@@ -84,6 +84,6 @@ def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
 
 
 def stated(capture: xr.Dataset) -> str:
-    """Say how long the prompts are."""
+    """Return how long the prompts are."""
     low, high = int(capture["length"].min()), int(capture["length"].max())
     return f"{low} tokens" if low == high else f"{low} to {high} tokens"

@@ -107,7 +107,7 @@ def _ranks(values: Array) -> Array:
 
 
 def parting(first: Array, second: Array, count: int = 3) -> list[str]:
-    """Name the heads whose ranks by two scores (layer, head) lie furthest apart.
+    """List the heads whose ranks by two scores (layer, head) lie furthest apart.
 
     >>> import numpy as np
     >>> parting(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 3.0, 2.0, 4.0]]), 1)

@@ -57,7 +57,7 @@ class Relevance:
 
     @classmethod
     def start(cls, s: int, q: int) -> "Relevance":
-        """Begin where every token is relevant to itself alone."""
+        """Start with identity matrices: every token is relevant to itself alone."""
         return cls(np.eye(s), np.eye(q), np.zeros((s, q)), np.zeros((q, s)))
 
     def swapped(self) -> "Relevance":
@@ -65,16 +65,16 @@ class Relevance:
         return Relevance(self.qq, self.ss, self.qs, self.sq)
 
     def attend_self(self, weighed: Map) -> "Relevance":
-        """Take a self-attention layer of s (equations 6 and 7)."""
+        """Add a self-attention layer of s (equations 6 and 7)."""
         return Relevance(self.ss + weighed @ self.ss, self.qq, self.sq + weighed @ self.sq, self.qs)
 
     def attend_cross(self, weighed: Map) -> "Relevance":
-        """Take a layer in which s attends to q, Ā (s, q) (equations 10 and 11)."""
+        """Add a layer in which s attends to q, Ā (s, q) (equations 10 and 11)."""
         sq = self.sq + normalized(self.ss).T @ weighed @ normalized(self.qq)
         return Relevance(self.ss + weighed @ self.qs, self.qq, sq, self.qs)
 
     def attend_co(self, weighed: Map, back: Map) -> "Relevance":
-        """Take a layer of co-attention: s attends to q and q to s, both from what was before."""
+        """Add a layer of co-attention: s attends to q and q to s, both from the state before."""
         of_s, of_q = self.attend_cross(weighed), self.swapped().attend_cross(back).swapped()
         return Relevance(of_s.ss, of_q.qq, of_s.sq, of_q.qs)
 
@@ -82,7 +82,7 @@ class Relevance:
 def of_pair(
     model: Model, source: Sequence[int], target: Sequence[int], answer: int | None = None
 ) -> xr.Dataset:
-    """Say what an encoder–decoder model's next token draws on in its source and in its target.
+    """Compute the relevance of source and target to an encoder–decoder model's next token.
 
     Encoder layers first, then of every decoder layer its self-attention and its cross-attention.
 

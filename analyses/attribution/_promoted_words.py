@@ -13,7 +13,7 @@ from headscope.analyses._measurements.token_pairs import largest
 
 
 def coordinates(reads: Readout, cache: QuestionCache, count: int) -> dict[str, Any]:
-    """Name the words of the largest logits of what heads write and of every stream.
+    """Return the tokens of the largest logits of what heads write and of every stream.
 
     Through the last norm and without it. Of heads the norm is linear, so its scale moves no word;
     a stream goes through the norm by itself, with the biases (the logit lens). Heads that write

@@ -29,7 +29,7 @@ def targets(model: Model, task: Task, prompt: int) -> tuple[EncodedTask, list[Ta
 
 
 class Lost(NamedTuple):
-    """What the answer loses without each head (prompt, layer, head), and which heads were tried."""
+    """The answer's loss without each head (prompt, layer, head), and the heads that were tried."""
 
     values: Array
     metric: str
@@ -97,7 +97,7 @@ def add_ablation(
 
 
 def first(scores: Array, lost: Array) -> str:
-    """Name the heads that the two rank most differently."""
+    """Return the names of the heads that the two rank most differently."""
     return ", ".join(parting(scores.mean(0), lost.mean(0)))
 
 
@@ -108,5 +108,5 @@ def token_coords(model: Model, target: Target) -> dict[str, Any]:
 
 
 def largest(scores: Array) -> str:
-    """Name the five heads of the largest mean, by its size."""
+    """Return the names of the five heads with the largest absolute mean."""
     return ", ".join(label(head) for head in top(np.abs(scores.mean(0)), 5))

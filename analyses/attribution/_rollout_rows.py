@@ -39,7 +39,7 @@ def check(capture: xr.Dataset) -> None:
 def follow(
     capture: xr.Dataset, prompt: int, positions: Sequence[int], **mixing: Any
 ) -> NDArray[np.float64]:
-    """Take output positions through the mixed maps of all layers, last layer first (row, key).
+    """Multiply output positions by the mixed maps of all layers, last layer first (row, key).
 
     ``mixing`` are the options of `_attention_flow.mix`; by default heads are averaged and the
     residual stream is mixed in, ``Â = rownorm(mean_h A + I)``.

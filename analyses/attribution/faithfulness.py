@@ -55,7 +55,7 @@ SOURCE = "Samek et al. 1509.06321; ERASER 1911.03429"
 
 @dataclass
 class _Measured:
-    """What was measured on one task: areas and correlations by method, one number a prompt."""
+    """Measurements on one task: areas and correlations by method, one number a prompt."""
 
     deletion: dict[str, list[float]] = field(default_factory=dict)
     insertion: dict[str, list[float]] = field(default_factory=dict)
@@ -219,7 +219,7 @@ def explain(
 
 @dataclass
 class _Parts:
-    """How many of the tokens of all prompts are done."""
+    """Counter of the tokens that are done, of all prompts."""
 
     tokens: int
     done: int = 0
@@ -289,7 +289,7 @@ def _table(
 
 
 def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
-    """Say which methods beat an order at random, and whether raw attention does."""
+    """Judge which methods beat a random order, and whether raw attention does."""
     return reduce(and_, (_of_task(name, scores, titles) for name, scores in measured.items()))
 
 

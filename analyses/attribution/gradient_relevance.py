@@ -55,7 +55,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Follow attention × gradient from the answer to the tokens, and hold heads against ablation.
+    """Propagate attention × gradient from the answer to tokens, and compare heads with ablation.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Hand the answer's score back to tokens and heads, and hold the heads against ablation.
+    """Propagate the answer's score back to tokens and heads, and compare the heads with ablation.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ def run(
     discard: Annotated[float, Between(0, 0.99)] = 0.0,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Follow attention through the layers of one prompt, and hold it against replaced tokens.
+    """Multiply attention through the layers of one prompt, and compare it with replaced tokens.
 
     Parameters
     ----------

@@ -148,7 +148,7 @@ def run(
 
 
 def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
-    """Name the ends of every edge, and what it goes through."""
+    """Return the ends of every edge, and what it passes through."""
     layer, head, source, target = np.array([edge[:4] for edge in shown.edges]).reshape(-1, 4).T
     carriers = [
         WAYS.get(int(way), label((int(at), int(way)))) for at, way in zip(layer, head, strict=True)

@@ -36,16 +36,16 @@ class Measured:
 
     @property
     def gap(self) -> Array:
-        """By how much the clean prompts do better (prompt,)."""
+        """Metric of the clean prompts less that of the corrupted ones (prompt,)."""
         return self.clean - self.corrupted
 
     @property
     def above(self) -> Array:
-        """By how much circuits do better than the corrupted prompts (prompt, circuit)."""
+        """Metric of circuits less that of the corrupted prompts (prompt, circuit)."""
         return self.circuits - self.corrupted[:, None]
 
     def part(self, prompts: slice) -> Measured:
-        """Take some of the prompts."""
+        """Return a part with some of the prompts."""
         return Measured(self.clean[prompts], self.corrupted[prompts], self.circuits[prompts])
 
 
@@ -110,5 +110,5 @@ def interval(
 
 
 def _from_none(faithfulness: Array) -> Array:
-    """Begin at no edges, where it is 0."""
+    """Prepend the point without edges, where the value is 0."""
     return np.concatenate([np.zeros_like(faithfulness[..., :1]), faithfulness], -1)

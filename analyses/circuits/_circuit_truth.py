@@ -112,7 +112,7 @@ def constructed_truth(circuit: known_circuit.KnownCircuit) -> Truth:
 
 @dataclass(frozen=True)
 class PatchedHeads:
-    """What patching heads alone moves, and which of them are true.
+    """Effects of patching single heads, and which heads count as true.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ def patch_heads(
 def _true(
     effect: NDArray[np.float64], intact: NDArray[np.float64], share: float
 ) -> NDArray[np.bool_]:
-    """Say which effects (prompt, ...) differ from 0 and are more than a share of the metric."""
+    """Return which effects (prompt, ...) differ from 0 and are more than a share of the metric."""
     strong: NDArray[np.bool_] = np.abs(effect.mean(0)) > share * intact.mean()
     # A share of a metric that is not above 0 says nothing, nor does an effect that may be none.
     return differs_from_zero(effect) & strong & bool(exceeds_zero(intact))

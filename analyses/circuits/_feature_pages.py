@@ -29,7 +29,7 @@ DIMS = ("described",)
 
 @dataclass(frozen=True)
 class Pages:
-    """What is said of each described feature.
+    """Descriptions of features.
 
     ``by_head`` (described, head) has shares of the decoder's squared norm, NaN of heads that are no
     part of it; ``lanes`` (described, example, query) activations, ``texts`` the tokens beside them;

@@ -32,7 +32,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def rescale(self) -> None:
-        """Bring every row back to norm 1."""
+        """Rescale every row to norm 1."""
         for rows in (self.encoder, self.decoder):
             rows.copy_(nn.functional.normalize(rows, dim=-1))
 

@@ -25,7 +25,7 @@ SIDES = ("query", "key")
 
 @dataclass(frozen=True)
 class Rule:
-    """How far and how wide to trace, and which directions carry the signal."""
+    """Depth and width of a trace, and which directions carry the signal."""
 
     depth: int
     width: int

@@ -64,7 +64,7 @@ class Measured:
     refused: Mapping[str, str]
 
     def beats(self, method: str, rival: str) -> bool:
-        """Tell whether a method finds heads better than a rival, trial by trial."""
+        """Return whether a method finds heads better than a rival, trial by trial."""
         differences = self.trials[method][:, 0] - self.trials[rival][:, 0]
         return bool(t_interval(differences, low=-1)[1] > 0)
 
@@ -81,7 +81,7 @@ def run(
     edge_threshold: Annotated[float, Between(0, 1)] = 0.02,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Hold every method that finds circuits against the true heads and edges.
+    """Compare every method that finds circuits with the true heads and edges.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def measure(model: Model, task: EncodedTask, truth: Truth, trials: int, seed: in
 
 
 def _verdict(cases: Mapping[str, Measured]) -> Verdict:
-    """Say which methods find the heads, and whether the discrete SAE beats what is simpler."""
+    """Judge which methods find the heads, and whether the discrete SAE beats simpler methods."""
     judged = {
         name: case for name, case in cases.items() if np.isfinite(case.trials[OWN][:, 0]).all()
     }

@@ -319,7 +319,7 @@ def _verdict(lost: Array, head: str) -> Verdict:
 
 
 def _heads_note(results: Results, shown: list[Any]) -> str:
-    """Name the edges with the largest signals."""
+    """Return the names of the edges with the largest signals."""
     edges = []
     for at in range(min(3, len(shown))):
         source, end = shown[at]

@@ -208,7 +208,7 @@ def _add_lost(
 def _note(
     results: Results, margins: Array, names: tuple[Source, ...], head: str, reason: str
 ) -> str:
-    """Say where the head attends and which pair of sources tells the key from the runner-up."""
+    """Describe where the head attends, and which pair of sources prefers the key."""
     mean = margins.mean(0)
     best = np.unravel_index(np.abs(mean).argmax(), mean.shape)
     of_query, of_key = (names[at] for at in best)
@@ -221,7 +221,7 @@ def _note(
 
 
 def _on_grid(values: Array, names: tuple[Source, ...], capture: xr.Dataset) -> Array:
-    """Lay the values of heads (prompt, source) over (prompt, layer, head); NaN elsewhere."""
+    """Arrange the values of heads (prompt, source) as (prompt, layer, head); NaN elsewhere."""
     grid = np.full((len(values), capture.sizes["layer"], capture.sizes["head"]), np.nan)
     for at, source in enumerate(names):
         if source.kind == "head":
@@ -241,7 +241,7 @@ def _joined(terms: Array, orders: Orders, count: int) -> Array:
 
 
 def _named(orders: Orders, count: int, names: tuple[Source, ...]) -> dict[str, list[str]]:
-    """Name the rows and columns of the shown terms."""
+    """Return the names of the rows and columns of the shown terms."""
     return {
         dim: [*(str(names[at]) for at in order[:count]), OTHERS]
         for dim, order in zip(("one", "other"), orders.values(), strict=True)

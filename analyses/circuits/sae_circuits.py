@@ -153,7 +153,7 @@ def run(
     attending_heads[attending(capture)] = True
 
     def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Put one value a head into the grid (layer, head), NaN where there is no map."""
+        """Arrange one value a head in the grid (layer, head); NaN where there is no map."""
         grid = np.full(truth.shape, np.nan)
         grid[attending_heads] = values
         return grid
@@ -252,7 +252,7 @@ def _true_edges(
     truth: NDArray[np.bool_],
     pairs: list[tuple[tuple[int, int], tuple[int, int]]],
 ) -> NDArray[np.bool_]:
-    """Say which edges are true: those that are known, where ablation finds all of their heads."""
+    """Return the true edges: those that are known, where ablation finds all of their heads."""
     linked = linked_heads(model.name, task.name)
     true_heads = {label((int(layer), int(head))) for layer, head in np.argwhere(truth)}
     if linked is None or not {end for ends in linked for end in ends} <= true_heads:

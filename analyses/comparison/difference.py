@@ -26,7 +26,7 @@ def compare(
     across: Collection[str] = (),
     seed: int = 0,
 ) -> xr.Dataset:
-    """Hold two results, or two captures, against each other head by head.
+    """Compare two results, or two captures, head by head.
 
     Two models, two checkpoints of one, or two tasks. Scores that are kept prompt by prompt (a
     capture, `removed`) are compared pairwise where both have the same prompts, which is sharper;
@@ -143,12 +143,12 @@ def _check_shapes(first: xr.Dataset, second: xr.Dataset, across: Collection[str]
 
 
 def _by_head(array: xr.DataArray) -> bool:
-    """Tell whether an array holds a score of heads, of which the other dims can be averaged."""
+    """Return whether an array holds a score of heads, of which the other dims can be averaged."""
     return {*HEADS} <= set(array.dims) <= {*HEADS, "prompt", "query", "key"}
 
 
 def _common(first: xr.Dataset, second: xr.Dataset) -> list[str]:
-    """Name the scores of heads that both have."""
+    """List the scores of heads that both have."""
     return [
         str(name)
         for name in first.data_vars

@@ -26,7 +26,7 @@ SHARED: tuple[tuple[Any, ...], ...] = (
 
 
 def overlap(first: Circuit, second: Circuit, *, seed: int = 0) -> xr.Dataset:
-    """Say how much two circuits share: heads, chance, and the ranks of all scores.
+    """Return how much two circuits share: heads, chance, and the ranks of all scores.
 
     Returns
     -------

@@ -33,7 +33,7 @@ def what_if(
     words: int = 5,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Answer what a task, or a text, would be like with some heads edited.
+    """Compare a task, or a text, before and after editing some heads.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ class LinkProbe:
 
 
 def shuffled(right: Sequence[Right], seed: int) -> list[Right]:
-    """Name other keys, as many and at random, as those that are linked."""
+    """Draw as many other keys at random as are linked."""
     rng = np.random.default_rng(seed)
     return [rng.permutation(flags) for flags in right]
 

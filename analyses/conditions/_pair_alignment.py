@@ -12,7 +12,7 @@ from headscope.kernels.errors import NotApplicable
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the tokens of prompt A stand in prompt B.
+    """Positions of the tokens of prompt A in prompt B.
 
     ``first_positions`` are those of A that B has too, ``second_positions`` where they stand in B.
     What is left of A, ``extra``, is its instruction; what is left of B is B's.
@@ -32,7 +32,7 @@ class Alignment:
         return self.second_positions[np.searchsorted(self.first_positions, positions)]
 
     def onto(self, rows: Array, others: Array) -> Array:
-        """Lay rows of B over the keys of A (head, row, key), given those of A.
+        """Map rows of B onto the keys of A (head, row, key), given those of A.
 
         What B gives to its own instruction is shared among the tokens of A's as A shares it.
         """

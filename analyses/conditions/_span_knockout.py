@@ -18,7 +18,7 @@ class _Direct(Reader):
     """Compute every layer twice, with the edits and without, and go on without them."""
 
     def __call__(self, call: Any) -> Tensor:
-        """Take the edited output; return the clean one."""
+        """Record the edited output; return the clean one."""
         outputs = call.attend(self.request, self.inside(call))
         self.layers.append(call.layer)
         if self.take is not None:

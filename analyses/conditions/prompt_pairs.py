@@ -189,7 +189,7 @@ def _lost(
     groups: Sequence[Sequence[Head]],
     checked: int,
 ) -> Array:
-    """Give groups of heads the patterns of condition B (prompt, group): nats that answers lose.
+    """Measure the loss in nats when groups of heads get condition B's patterns (prompt, group).
 
     Of prompts of different length the rows of the tokens that both have, as `Alignment.onto` lays
     them; the rows of the instruction stay (NaN).

@@ -14,7 +14,7 @@ RESAMPLES = 1000
 
 
 def shuffled(questions: Sequence[Sequence[Any]], seed: int) -> tuple[tuple[Any, ...], ...]:
-    """Give the questions of every prompt the answers, right and wrong, of another prompt.
+    """Replace the answers of every prompt, right and wrong, by those of another prompt.
 
     Positions stay. Every prompt gets those of the next one in a random order, so none keeps its own
     unless it is alone or two prompts ask for the same.
@@ -51,7 +51,7 @@ def threshold(samples: Array, seed: int) -> float:
 
 
 def important(lower: Array, least: float) -> list[str]:
-    """Name the heads whose interval lies above a null, the furthest first.
+    """List the heads whose interval lies above a null, the furthest first.
 
     >>> import numpy as np
     >>> important(np.array([[0.1, 0.9], [0.5, np.nan]]), 0.3)

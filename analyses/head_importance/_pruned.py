@@ -62,7 +62,7 @@ class Smallest(NamedTuple):
 
 @dataclass(frozen=True)
 class Pruned:
-    """What every curve of one run shares."""
+    """Data shared by all curves of one run."""
 
     model: Model
     task: EncodedTask
@@ -79,7 +79,7 @@ class Pruned:
 
     @property
     def ranking(self) -> EncodedTask:
-        """Every other prompt, for finding orders and sets."""
+        """Every second prompt, for finding orders and sets."""
         return self.task.part(range(0, len(self.task), 2))
 
     @property

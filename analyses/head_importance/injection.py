@@ -69,7 +69,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Put fixed patterns into every head in turn, and measure what the task loses.
+    """Inject fixed patterns into every head in turn, and measure what the task loses.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _own_pattern_change(
 
 
 def _standing(results: Results) -> dict[str, list[str]]:
-    """Name the heads that are needed and that a map stands in for, by map."""
+    """List by map the needed heads that the map can replace."""
     removed = results["removed"].values
     effect_heads = results["removed"].attrs["effect_heads"].split()
     with np.errstate(invalid="ignore"):

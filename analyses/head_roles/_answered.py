@@ -83,7 +83,7 @@ class Answered:
         recent: int,
         seed: int,
     ) -> tuple[Array, Verdict]:
-        """Give windows to streaming heads, to as many others, to all (prompt, condition)."""
+        """Restrict to windows: streaming heads, as many others, or all (prompt, condition)."""
         size = min(len(streaming), len(others))
         # The surest streaming heads, where there are fewer others.
         surest = sorted(streaming, key=lambda head: -order[head])[:size]

@@ -80,7 +80,7 @@ def _moments(features: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """How far a lens is from the model's prediction, and the words it gives.
+    """Distance of a lens to the model's prediction, and the tokens it predicts.
 
     ``distance`` is the KL divergence of the lens from the model (nats, 0 or more) and ``agrees``
     the share of positions where both have the same first word (0 to 1), means over the judged
@@ -95,7 +95,7 @@ class Judged:
 
 
 class Judge:
-    """What a model predicts at the judged positions, and how far lenses are from it.
+    """The model's predictions at the judged positions, and the distance of lenses to them.
 
     ``final`` is the residual stream at the end, behind the final norm, at all positions;
     ``average`` are the log-probabilities of the mean prediction over the judged positions of the

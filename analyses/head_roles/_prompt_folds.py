@@ -32,7 +32,7 @@ class Folds:
         return int(self.fold.max()) + 1
 
     def rows(self, array: xr.DataArray) -> Tensor:
-        """Lay an array (prompt, query, ...) in a row (position, ...)."""
+        """Flatten an array (prompt, query, ...) to (position, ...)."""
         return torch.from_numpy(np.ascontiguousarray(array.values[self.inside]))
 
     def draw(self, count: int, seed: int) -> Int[Tensor, " drawn"]:
@@ -54,7 +54,7 @@ class Folds:
 
 
 def cut(capture: xr.Dataset, count: int, seed: int) -> Folds:
-    """Cut the prompts of a capture into folds at random; prompts of one text are in one fold."""
+    """Split the prompts of a capture into random folds; prompts of one text are in one fold."""
     texts = [tuple(ids) for ids in tokens(capture)]
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     if len(numbers) < 2:

@@ -28,7 +28,7 @@ STEP = 512
 
 @dataclass
 class Mixer(Reader):
-    """Answer with ``share · full + (1 − share) · streaming``, one share a row and head.
+    """Return ``share · full + (1 − share) · streaming``, one share a row and head.
 
     A streaming head sees the ``first`` first keys and the ``recent`` last ones (`Window`).
     """
@@ -54,7 +54,7 @@ class Mixer(Reader):
 
 @dataclass(frozen=True)
 class Training:
-    """How the gates are learned.
+    """Settings of the training of gates.
 
     The loss is the squared error of the last hidden state at the questions, over the squared norm
     of what it is with full attention (DuoAttention has the bare squared error), plus ``weight``

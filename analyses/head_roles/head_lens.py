@@ -302,7 +302,7 @@ def _most(judged: Judged) -> list[int]:
 
 
 def _promoted_texts(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
-    """Name the words of every head, by lens: coordinates with their meaning."""
+    """Return the tokens that each lens reads from every head, as coordinates."""
     meaning = {
         "untrained": "Words that the untrained lens of the head most often puts first",
         "trained": "Words that the trained lens of the head raises most over the mean prediction "

@@ -253,7 +253,7 @@ def _verdict(advantage: Array, shares: dict[str, Array]) -> Verdict:
 
 
 def _weight(moved: Array | None) -> str:
-    """Say what was measured of how much the output hangs on the labels, for where they are shown.
+    """Describe how much the output depends on the labels, to be shown beside them.
 
     ``moved`` (prompt, condition) is None where it was not measured.
     """

@@ -146,7 +146,7 @@ def run(
 def _score(
     map_: VocabularyMap, drawn_pairs: dict[str, list[tuple[int, int]]], k: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Tell of the sources and targets of every relation whether a head raises or lowers them most.
+    """Return which sources and targets of every relation a head raises or lowers most.
 
     Returns this of every source with every target (source, target, layer, head), and the logits of
     the pairs (pair, layer, head).

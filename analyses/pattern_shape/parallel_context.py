@@ -126,7 +126,7 @@ def _measured(
 
 
 def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> tuple[int, ...]:
-    """Give every position its block: 0 the prefix, 1 … blocks the context, the last the question.
+    """Return the block of every position: 0 the prefix, 1 … blocks the context, last the question.
 
     >>> _members(8, 7, 2, 1, 0)
     (0, 1, 1, 1, 2, 2, 2, 3)
@@ -143,7 +143,7 @@ def _members(length: int, start: int, blocks: int, prefix: int, number: int) -> 
 
 
 def _positions(members: tuple[int, ...], shared: bool) -> list[int]:
-    """Give every token its position in its block; the question stands after the longest.
+    """Return the position of every token in its block; the question follows the longest.
 
     A shared prefix stands before every block, else before the first alone.
 

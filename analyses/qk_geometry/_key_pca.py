@@ -46,7 +46,7 @@ def ranks(capture: xr.Dataset, turns: dict[int, Rotation], variance: float) -> t
 
 
 def moved(model: Model, capture: xr.Dataset, counts: Array, checked: int, seed: int) -> Array:
-    """Keep of all keys some directions alone: their components, and random ones (prompt, both).
+    """Project all keys onto some directions: their components, or random ones (prompt, both).
 
     Returns how far the output distribution moves, in nats.
     """

@@ -142,7 +142,7 @@ def run(
 
 
 def _best(results: Results, name: str) -> str:
-    """Name the heads with the highest score, and the median of all."""
+    """Return the names of the heads with the highest score, and the median of all."""
     scores = results[name].values
     named = ", ".join(f"{label(head)} ({amount(scores[head])})" for head in top(scores, 3))
     return f"{named}; median {amount(np.nanmedian(scores))}"
@@ -185,7 +185,7 @@ class Joint:
 
 
 def join(queries: list[Array], keys: list[Array], scaling: str = "norm") -> Joint:
-    """Bring the queries and keys of a head to one place and size.
+    """Center and scale the queries and keys of a head alike.
 
     >>> joint = join([np.array([[4.0, 0.0], [0.0, 4.0]])], [np.array([[1.0, 0.0], [0.0, 1.0]])])
     >>> joint.factor, joint.queries.tolist() == joint.keys.tolist()
@@ -259,7 +259,7 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
 
 
 def _labels(capture: xr.Dataset, drawn: NDArray[np.int64]) -> list[str]:
-    """Name the drawn queries, then the keys, by position and token."""
+    """List the drawn queries, then the keys, by position and token."""
     words = token_texts(capture)
     names = [f"{at}: {'' if words is None else words[0, at]}" for at in drawn]
     return [f"{kind} {name}" for kind in ("query", "key") for name in names]

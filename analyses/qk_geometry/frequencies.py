@@ -186,7 +186,7 @@ def _by_pair(part: Array, turn: Rotation, most: int) -> Array:
 
 
 def _names(turns: dict[int, Rotation], most: int) -> list[str]:
-    """Name the pairs of channels, with their wavelength where all layers have the same."""
+    """Return the names of channel pairs, with their wavelength where all layers share it."""
     full = [turn for turn in turns.values() if len(turn.pairs) == most]
     equal = all(np.allclose(turn.frequencies, full[0].frequencies) for turn in full)
     return [

@@ -162,7 +162,7 @@ def _overlaps(
 
 
 def _moved(model: Model, capture: xr.Dataset, groups: list[list[Head]], checked: int) -> Array:
-    """Give groups of heads the mean pattern of other prompts, then ablate them (prompt, both)."""
+    """Measure groups of heads with other prompts' mean pattern, and ablated (prompt, both)."""
     lengths = capture["length"].values
     causal = bool(capture["causal"].values[attending(capture)].all())
     divergences: list[list[float]] = []

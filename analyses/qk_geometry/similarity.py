@@ -213,7 +213,7 @@ def _moved(
     pairs: list[list[tuple[int, int]]],
     checked: int,
 ) -> Array:
-    """Give heads the patterns of others (prompt, condition)."""
+    """Measure heads with the patterns of other heads (prompt, condition)."""
     divergences = []
     for prompt in range(min(checked, capture.sizes["prompt"])):
         whole = np.arange(int(capture["length"].values[prompt]))

@@ -75,7 +75,7 @@ def greedy_steps(
     new_tokens: int,
     edits: Sequence[Edit] = (),
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Let the model answer the first question, to the end of the line; return as `decode_steps`.
+    """Decode the answer to the first question, to the end of the line; return as `decode_steps`.
 
     As in the released code the edits hold while it decodes, from the last token of the prompt on.
     """

@@ -142,7 +142,7 @@ def _attributes(good: Mapping[str, xr.Dataset]) -> tuple[dict[str, Any], dict[st
 
 
 def _common(names: Sequence[str]) -> str:
-    """Name the series: what its checkpoints have in common, or all of them."""
+    """Return the name of the series: what its checkpoints have in common, or all of them."""
     before = {re.split(r"[@/\\][^@/\\]*$", name)[0] for name in names}
     return before.pop() if len(before) == 1 else ", ".join(names)
 

@@ -12,7 +12,7 @@ BIASES = ("relative_attention_bias",)
 
 
 def positional_encoding(capture: xr.Dataset, model: Model) -> str:
-    """Name the positional encoding; several where a model has several.
+    """Return the name of the positional encoding; several where a model has several.
 
     Rotary positions bring the name of their scaling (``default``, ``linear``, ``yarn`` ...), since
     scaled and plain rotary models place their sinks differently.

@@ -117,7 +117,7 @@ def run(
 
 
 def _ends(model: Model) -> tuple[int | None, int | None]:
-    """Name the tokens around any text: BOS, or an encoder's [CLS] and [SEP]."""
+    """Return the tokens around any text: BOS, or an encoder's [CLS] and [SEP]."""
     cls, sep, bos = (
         getattr(model.tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos")
     )

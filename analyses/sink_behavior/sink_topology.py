@@ -51,7 +51,7 @@ def run(
     least_queries: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Say where the sinks of a model stand: centralised, distributed or bidirectional.
+    """Classify the sinks of a model: centralised, distributed or bidirectional.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def _ends(alpha: Array, lengths: NDArray[np.int64]) -> tuple[Array, Array, Array
 
 
 def _named(capture: xr.Dataset, sink_weights: Array) -> list[dict[str, Any]]:
-    """Name the token that holds most sink weight in each of the first prompts."""
+    """List the token with most sink weight in each of the first prompts."""
     words = token_texts(capture)
     named = []
     for prompt, weights in enumerate(sink_weights[:8]):

@@ -130,7 +130,7 @@ def run(
 
 
 def _outcome(results: Results, epsilon: float) -> str:
-    """Say how many heads have a sink, and which sink most."""
+    """Describe how many heads have a sink, and which have the strongest."""
     rate, later = (float(results[name].values) for name in ("sink_rate", "later_sink_rate"))
     text = f"{percent(rate / 100)} of the heads put more than {amount(epsilon)} of their weight on"
     scores = results["sink"].values
@@ -144,7 +144,7 @@ def _above(values: Array, epsilon: float) -> Array:
 
 
 def _tokens(words: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
-    """Name the tokens that most heads sink into, wherever they stand, best first."""
+    """List the tokens that are sinks of most heads, at any position, best first."""
     if words is None:
         return []
     shares = mean(above, (1, 2))

@@ -76,7 +76,7 @@ def even(capture: xr.Dataset, numbers: Numbers, count: int, rows: list[Numbers])
 
 
 class Hiding:
-    """What hiding keys from queries does to one prompt, read at every token.
+    """The effect of hiding keys from queries of one prompt, at every token.
 
     Of a model that predicts the next token, what it adds to the loss of each prediction, in nats;
     of another, how far the last hidden state of each token moves, relative to its length.

@@ -26,7 +26,7 @@ def of_texts(
     special: Collection[int],
     rare: int,
 ) -> list[list[str]]:
-    """Name the kind of every token of every prompt; the first kind that fits counts.
+    """Return the kind of every token of every prompt; the first kind that fits counts.
 
     ``first``: whatever stands first, a BOS or [CLS] where there is one; ``special``: of the
     tokenizer; ``punctuation``: no letter and no digit, so delimiters and line ends, too;
@@ -56,7 +56,7 @@ def of_texts(
 
 
 def of_patches(names: Sequence[str]) -> list[str]:
-    """Name the patches of an image and what the model puts before them.
+    """Return the names of an image's patches and of what the model puts before them.
 
     >>> of_patches(["[CLS]", "[REG0]", "r0c0"])
     ['[CLS]', '[REG]', 'patch']
@@ -68,7 +68,7 @@ def of_patches(names: Sequence[str]) -> list[str]:
 
 
 def stated(rare: int, tokenizer: Any) -> str:
-    """Say what the kinds mean here."""
+    """Describe what the kinds mean here."""
     caveat = "" if tokenizer is not None else "; no tokenizer, so tokens are known by number alone"
     return (
         "first: whatever stands first; punctuation: no letter or digit; stop words of English; "

@@ -231,7 +231,7 @@ def _hide(
     random: tuple[Head, ...],
     generator: np.random.Generator,
 ) -> Array:
-    """Hide facts from heads: is the answer right, and its loss (number, prompt, condition)."""
+    """Hide facts from heads, and measure accuracy and loss (number, prompt, condition)."""
     numbers = np.empty((2, len(prompts.ids), len(CONDITIONS)))
     for row, index in enumerate(prompts.asked_facts):
         count = len(prompts.units[row])

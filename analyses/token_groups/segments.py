@@ -213,7 +213,7 @@ def _verdict(mass: Array, effect: Array, names: list[str], units: str) -> Verdic
 
 
 def _heads(enrichment: Array, names: list[str], least: float) -> dict[str, list[str]]:
-    """Name the heads with most enrichment of each link, the most enriched links first."""
+    """List the heads with most enrichment of each link, the most enriched links first."""
     links = []
     for row, column in np.ndindex(len(names), len(names)):
         scores = np.nan_to_num(enrichment[:, :, row, column])

@@ -71,7 +71,7 @@ class Job:
         return tuple(groups)
 
     def identity(self) -> dict[str, Any]:
-        """Say what the results depend on, as JSON can hold it."""
+        """Return, as JSON, all that the results depend on."""
         return {
             "format": "headscope-batch-1",
             "title": self.title,
@@ -100,12 +100,12 @@ class Job:
 
 @cache
 def versions() -> dict[str, str]:
-    """Say what the numbers are made with."""
+    """Return the versions that the numbers are computed with."""
     return {"python": python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
-    """Say why an analysis cannot run on a model and a task; "" where nothing is known against it.
+    """Return why an analysis cannot run on a model and a task; "" where it may.
 
     >>> unsuited("importance", ModelSpec(model="m"), TaskSpec(texts=["a text"], name="mine"))
     'importance needs answers, and mine holds plain prompts'
@@ -122,7 +122,7 @@ def unsuited(analysis: str, model: ModelSpec, task: TaskSpec) -> str:
 
 
 def mismatched(model: ModelSpec, task: TaskSpec) -> str:
-    """Say why a task has no prompts for a model; "" where nothing is known against it."""
+    """Return why a task has no prompts for a model; "" where nothing is known against it."""
     if model.attention in ("decoder", "cross") and not task.paired:
         return (
             f"{task.label} holds single texts, and the {model.attention} attention of "

@@ -174,7 +174,7 @@ def _names(file: MarkedFile, names: Sequence[Any]) -> dict[Location, str]:
 
 
 def _note_twins(file: MarkedFile, field: str, values: Sequence[Any]) -> None:
-    """Note values of a list that are there twice; 0 and false are two values."""
+    """Record values of a list that are there twice; 0 and false are two values."""
     typed = [(type(value), value) for value in values]
     for index, value in enumerate(typed):
         if value in typed[:index]:
@@ -187,7 +187,7 @@ def _note_mismatches(
     questions: Mapping[Location, TaskSpec],
     names: Mapping[Location, str],
 ) -> None:
-    """Note what cannot run together, at the task or the analysis that has to go."""
+    """Record what cannot run together, at the task or the analysis to be removed."""
     for model in models.values():
         for at, task in questions.items():
             reason = mismatched(model, task)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def lines(job: Job) -> Iterator[str]:
-    """Lay what a job needs out as lines: a group each, then the sum; nothing is run or written."""
+    """Yield the cost of a job as lines: one a group, then the sum; nothing is run or written."""
     from headscope.probes.capturing.memory_estimate import format_bytes
 
     cells = captures = tokens = memory = weights = device = 0

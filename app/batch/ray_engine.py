@@ -84,7 +84,7 @@ def _ray(*, alone: bool = False) -> Any:
 
 
 def _listens_here_alone(address: str) -> bool:
-    """Tell whether a cluster is to be reached at 127.0.0.1 alone; refuse one that does not answer.
+    """Return whether a cluster listens at 127.0.0.1 alone; refuse one that does not answer.
 
     Ray would try for minutes, and take the address of this machine in its network for 127.0.0.1.
     """
@@ -161,7 +161,7 @@ def run(job: Job, todo: Todo, progress: Progress | None = None) -> Outcomes:
 def _submit(
     ray: Any, job: Job, group: Group, names: Sequence[str], cards: int
 ) -> dict[Any, tuple[Group, str]]:
-    """Hand the captures of a group and its analyses to the cluster: reference -> cell."""
+    """Pass the captures of a group and its analyses to the cluster: reference -> cell."""
     task = ray.remote(num_cpus=job.threads, num_gpus=cards, max_retries=RETRIES)
     root = os.getcwd()
     capture, join, analyze = task(_capture), task(_join), task(_analyze)
@@ -173,7 +173,7 @@ def _submit(
 
 
 def _fetched(ray: Any, ready: Any) -> Outcome:
-    """Get an outcome; a task whose workers have died as often as it was tried has failed."""
+    """Fetch an outcome; a task whose workers died at every try has failed."""
     try:
         outcome: Outcome = ray.get(ready)
     except ray.exceptions.RayError as error:
@@ -204,7 +204,7 @@ def _analyze(root: str, job: Job, group: Group, name: str, capture: Any) -> Outc
 
 
 def _leave(root: str) -> None:
-    """Take the folder that the command ran in off the path, where Ray puts it.
+    """Remove the working folder from the path, where Ray puts it.
 
     In the root of the repository, transformers would take our folder for its own kernels package.
     """

@@ -67,7 +67,7 @@ class ModelSpec(Entry):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, values: Any) -> Any:
-        """Name a model as the file writes it."""
+        """Set the name of a model to the text in the file."""
         if not isinstance(values, dict):
             values = {"model": values}
         return values if "name" in values else {**values, "name": values.get("model", "")}
@@ -125,7 +125,7 @@ class TaskSpec(Entry):
     @model_validator(mode="before")
     @classmethod
     def _entry(cls, values: Any) -> Any:
-        """Take a text for the name of a task."""
+        """Convert a text to the entry of a task of that name."""
         return values if isinstance(values, dict) else {"task": values}
 
     @field_validator("task")
@@ -163,7 +163,7 @@ class TaskSpec(Entry):
 
     @property
     def label(self) -> str:
-        """Its name, or that of its task or file."""
+        """Return the name of of the entry, or else of its task or file."""
         return self.name or self.task or Path(self.prompts).stem or "texts"
 
     @property
@@ -182,7 +182,7 @@ class TaskSpec(Entry):
         return self.number if self.task else len(self._own)
 
     def draw(self, model: Model, seed: int) -> Any:
-        """Make the prompts, in the words of a model."""
+        """Generate the prompts for the tokenizer of a model."""
         if not self.task:
             return self._own
         if model.tokenizer is None:
@@ -192,7 +192,7 @@ class TaskSpec(Entry):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Say what it is, own prompts by their digest."""
+        """Describe the entry; prompts of a file by their digest."""
         if self.task:
             fields = {"task", "number", "wording", "options"}
             fields_set = self.model_dump(include=fields, exclude_none=True, by_alias=True)

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def slices(count: int, size: int) -> list[slice]:
-    """Cut a number of prompts into parts of at most ``size``; one part where it is 0."""
+    """Split a number of prompts into parts of at most ``size``; one part where it is 0."""
     if not 0 < size < count:
         return [slice(0, count)]
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
 def subset(prompts: Any, part: slice) -> Any:
-    """Take a part of a task, or of a list of prompts."""
+    """Return a part of a task, or of a list of prompts."""
     if hasattr(prompts, "metric"):
         return replace(prompts, prompts=prompts.prompts[part])
     return prompts[part]
 
 
 def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
-    """Put the captures of the parts of a prompt set together, in order.
+    """Concatenate the captures of the parts of a prompt set, in order.
 
     Every statistic of a capture has the dim prompt, so that its parts stand beside each other, and
     NaN stands beyond the length of a prompt, as in a capture of all. What holds for the model is

@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class BatchState:
-    """What a batch has done, in its folder."""
+    """Progress of a batch, stored in its folder."""
 
     path: Path
     job: Job
@@ -65,7 +65,7 @@ class BatchState:
 
     @contextmanager
     def open(self, *, overwrite: bool = False) -> Iterator[None]:
-        """Take the folder for this process, and clear away what a kill has left half."""
+        """Lock the folder for this process, and remove incomplete files of a killed run."""
         self.check(overwrite=overwrite)
         dataset_file.make_folder(self.path)
         with self._lock():
@@ -80,7 +80,7 @@ class BatchState:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keep other batches out of the folder."""
+        """Lock the folder against other batches."""
         with dataset_file.refusing("out", self.path), (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

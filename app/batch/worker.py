@@ -108,7 +108,7 @@ def capture_options(job: Job, group: Group, model: Model, prompts: Any) -> dict[
 
 
 def join_parts(job: Job, group: Group, parts: Sequence[Outcome | None]) -> Outcome | None:
-    """Put the captures of the parts of a group together, or say what failed first."""
+    """Concatenate the captures of the parts of a group, or return the first failure."""
     from headscope.probes.prompts.reading import read
 
     captures = [part for part in parts if isinstance(part, xr.Dataset)]

@@ -66,7 +66,7 @@ class MarkedFile:
             raise InvalidFile(path, [(*location, f"not YAML: {words}")]) from error
 
     def _read(self, node: yaml.Node, at: Location) -> Any:
-        """Turn a node into data; what cannot be read, and double names, are noted."""
+        """Convert a node into data; unreadable values and duplicate names are recorded."""
         self._nodes[at] = node
         if isinstance(node, yaml.SequenceNode):
             return [self._read(item, (*at, index)) for index, item in enumerate(node.value)]
@@ -100,11 +100,11 @@ class MarkedFile:
         return int(self._nodes[at].start_mark.line) + 1
 
     def add(self, at: Location, text: str, *, name: bool = False) -> None:
-        """Note a problem with a value, or with its name."""
+        """Record a problem with a value, or with its name."""
         self._note(self._names[at] if name else self._nearest(at), text)
 
     def add_errors(self, error: ValidationError, kind: type[BaseModel], at: Location = ()) -> None:
-        """Note what pydantic has against the values of a model that lies at a place."""
+        """Record the errors that pydantic reports for the values of a model at a location."""
         for detail in error.errors(include_url=False):
             if detail["input"] is UNREADABLE:
                 continue
@@ -132,7 +132,7 @@ class MarkedFile:
         return self._nodes.get(at)
 
     def _note(self, node: yaml.Node | None, text: str) -> None:
-        """Note a problem at a node, or at the start of the file."""
+        """Record a problem at a node, or at the start of the file."""
         location = (node.start_mark.line + 1, node.start_mark.column + 1) if node else (1, 1)
         self.problems.add((*location, " ".join(text.split())))
 
@@ -143,7 +143,7 @@ class MarkedFile:
 
 
 def _field(at: Location) -> str:
-    """Name the field of a value: the last name that leads to it, in singular for an entry."""
+    """Return the field of a value: the last name of its path, in singular for an entry."""
     names = [part for part in at if isinstance(part, str)]
     if not names:
         return "job"
@@ -152,7 +152,7 @@ def _field(at: Location) -> str:
 
 
 def near(name: str, names: Collection[str]) -> str:
-    """Name what was probably meant, or all that there is.
+    """Return the name that was probably meant, or all names.
 
     >>> near("sinkz", ("sinks", "span"))
     '; did you mean sinks?'

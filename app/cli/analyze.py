@@ -100,7 +100,7 @@ def analyze(
 
 
 def print_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
-    """Say on standard error what analyses are expected to take, the longest first.
+    """Print on standard error the expected cost of analyses, the longest first.
 
     Their seconds are written into ``stated``.
     """
@@ -115,7 +115,7 @@ def print_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
 
 
 def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:
-    """Say on standard error which analyses gave no result, and return the exit code.
+    """Print on standard error which analyses gave no result, and return the exit code.
 
     It is 1 where one failed by a bug, 2 where one that the user named does not suit the model.
     """

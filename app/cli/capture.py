@@ -70,7 +70,7 @@ def capture(
 
 
 def _prompts(run: Run) -> str:
-    """Say how many prompts a run has, and how its task is worded."""
+    """Return how many prompts a run has, and how its task is worded."""
     count, task = run.manifest["n_prompts"], run.manifest["task"]
     text = f"{count} prompt{'s' * (count != 1)}"
     if not task:

@@ -49,7 +49,7 @@ def import_headvis(
         bool, typer.Option("--same-model", help="the tree is of the run's model, by another name")
     ] = False,
 ) -> None:
-    """Put the metrics of a HeadVis tree beside the results of a run."""
+    """Import the metrics of a HeadVis tree as a result of a run."""
     from headscope.app.exports.headvis import NAME
     from headscope.app.exports.headvis_import import add
     from headscope.probes.storage import run_folder

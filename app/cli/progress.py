@@ -49,7 +49,7 @@ class Phase:
         return 0 < self.total <= self.done
 
     def count(self, done: float, total: float, now: float) -> None:
-        """Take what is done; where it is less than before, the phase begins again."""
+        """Set what is done; where it is less than before, the phase restarts."""
         if done < self.done:
             self.began = now
         self.last = now, done / total if total else 0.0
@@ -69,7 +69,7 @@ class Phase:
         return max(remaining - (now - latest), 0.0)
 
     def describe(self, now: float) -> str:
-        """Say the share that is done, the time that took, and what is left."""
+        """Describe the share that is done, the time that took, and what is left."""
         share, left = self.last[1], self.left(now)
         done = f"{min(share, MOST):.0%} done, " if share else ""
         text = f"{self.name}: {done}{_clock(now - self.began)} elapsed"
@@ -85,7 +85,7 @@ class Phases:
         self.running: list[Phase] = []
 
     def count(self, name: str, done: float, total: float) -> list[Phase]:
-        """Take what a phase reports, and return the phases that have ended with it.
+        """Update a phase, and return the phases that ended with the update.
 
         A phase that reports ends those inside it; a new one is inside those that are not complete,
         and ends when it is.

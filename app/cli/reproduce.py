@@ -39,7 +39,7 @@ def reproduce(
     coded: Annotated[int, typer.Option(min=10, help="prompts of the discrete SAE")] = 250,
     seed: Annotated[int, typer.Option(help="seed of the prompts")] = 0,
 ) -> None:
-    """Make the table of a paper again: its numbers beside those of a model at hand."""
+    """Reproduce the table of a paper: its numbers beside those of a local model."""
     from headscope.analyses.comparison import published
     from headscope.app import reproduction
     from headscope.probes import load_model

@@ -77,7 +77,7 @@ def timeline(
 
 
 def _order(rows: Sequence[dict[str, Any]]) -> str:
-    """Say in one line when heads emerge."""
+    """Describe in one line when heads emerge."""
     from headscope.app.report.timeline import interval
 
     heads = [f"{row['name']} at step {row['step']:g} ({interval(row)})" for row in rows[:SHOWN]]

@@ -67,7 +67,7 @@ def _started() -> Path | None:
 
 
 def is_runs_folder(path: Path | None) -> bool:
-    """Tell whether the dashboard was started with a folder of runs, not with one of them."""
+    """Return whether the dashboard was started with a folder of runs, not with one of them."""
     return path is not None and path != _started()
 
 
@@ -251,7 +251,7 @@ def window(
 
 
 def read_text(key: RunKey, text: str | Pair) -> Tokens:
-    """Turn the user's own text, or pair of texts, into token ids."""
+    """Convert the user's own text, or pair of texts, into token ids."""
     from headscope.probes.prompts.reading import read as read_prompts
 
     prompts = read_prompts(model(key), text)

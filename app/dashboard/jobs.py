@@ -67,12 +67,12 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether it neither waits nor runs."""
+        """Whether it is neither queued nor running."""
         return self.state not in (WAITING, RUNNING)
 
     @property
     def stopping(self) -> bool:
-        """Whether it runs on to the next place where it can be left."""
+        """Whether it was cancelled and runs to the next point where it can stop."""
         return self.state == RUNNING and self._stop.is_set()
 
     @property
@@ -83,17 +83,17 @@ class Job:
         return 0.0
 
     def report(self, phase: str, done: float, total: float) -> None:
-        """Take how far the work is, and leave it where it was cancelled."""
+        """Update the progress, and stop the work if it was cancelled."""
         self.check()
         self.phases.count(phase, done, total)
 
     def check(self, *_: Any) -> None:
-        """Leave the work where it was cancelled."""
+        """Stop the work if it was cancelled."""
         if self._stop.is_set():
             raise Cancelled
 
     def run(self) -> None:
-        """Do the work, and keep its result, or in words why there is none."""
+        """Run the work, and store its result or the reason why there is none."""
         do, self.phases = self._do, Phases()
         assert do is not None
         try:
@@ -115,7 +115,7 @@ class Job:
             self._do = None
 
     def stop(self) -> None:
-        """Have it leave its work; one that waits never begins."""
+        """Cancel the work; a queued job never starts."""
         self._stop.set()
         if self.state == WAITING:
             self.state, self._do = CANCELLED, None

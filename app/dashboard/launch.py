@@ -15,7 +15,7 @@ UPLOAD = 20
 
 
 def is_local(address: str) -> bool:
-    """Tell whether an address is reached from this machine alone.
+    """Return whether an address is reached from this machine alone.
 
     >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0"), is_local("example.org")
     (True, True, False, False)

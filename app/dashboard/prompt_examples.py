@@ -101,7 +101,7 @@ def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]
 
 
 def _elsewhere(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
-    """Leave out the first token: the largest weight of a query on any other one.
+    """Return the largest weight of every query on a key other than the first.
 
     Where the first token has the largest weight, it is the second largest, if the capture keeps
     that; else it is not known, and no more than half.
@@ -114,7 +114,7 @@ def _elsewhere(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
 
 
 def keeps_second(capture: xr.Dataset) -> bool:
-    """Tell whether a capture keeps the second largest weight of every query."""
+    """Return whether a capture keeps the second largest weight of every query."""
     return "topk" in capture and capture.sizes["rank"] > 1
 
 

@@ -22,7 +22,7 @@ MOVES = {"Left": (0, -1), "Right": (0, 1), "Up": (-1, 0), "Down": (1, 0)}
 
 
 def open_address(screen: str) -> None:
-    """Have the widgets take what an address asks for: the first one, a link's, or that of Back."""
+    """Set the widgets from the address: at the start, after a link, or after Back."""
     # Streamlit's own binding of widgets to an address drops it on the way to another screen, and
     # makes an entry of the history for every widget.
     context = get_script_run_ctx()
@@ -40,7 +40,7 @@ def take(
     *,
     decides: bool = False,
 ) -> None:
-    """Give a widget, before it is drawn, what the address asks for, or else its default.
+    """Set a widget, before it is drawn, from the address, or else to its default.
 
     ``options`` are its options, the first of which is the default unless another is given; None is
     free text. A list as the default is a widget of several options. The widget keeps its value
@@ -81,7 +81,7 @@ def _address_values(field: str, allowed: Sequence[Any] | None) -> list[Any]:
 
 
 def keep_address(*, drawn: bool = True) -> None:
-    """Put into the address what is shown: one step of Back, however many widgets have changed.
+    """Write what is shown to the address: one step of Back for all widgets that changed.
 
     Before the screen is ``drawn``, too: until a change is in the address, Back leads to what was
     before the view that the user goes back from. Where others' options depend on the change, they
@@ -172,7 +172,7 @@ def token_view(tokens: int) -> dict[str, Any]:
 
 
 def keep_token_view(view: Mapping[str, Any]) -> None:
-    """Put into the address how the token view stands."""
+    """Write the state of the token view to the address."""
     st.query_params.update(
         {name: [] if view[name] in (None, False) else str(view[name]) for name in TOKEN_VIEW}
     )
@@ -212,7 +212,7 @@ def _window(text: str, length: int) -> list[int] | None:
 
 
 def keep_long_view(view: Mapping[str, Any]) -> None:
-    """Put into the address how the long view stands."""
+    """Write the state of the long view to the address."""
 
     def text(value: Any) -> str | list[str]:
         if not value or value == MAPS[0]:

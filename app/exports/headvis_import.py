@@ -83,7 +83,7 @@ def read(folder: Path) -> xr.Dataset:
 
 
 def add(run: Run, folder: Path, *, same_model: bool = False) -> xr.Dataset:
-    """Put the metrics of a HeadVis tree beside the results of a run, as the result ``headvis``.
+    """Add the metrics of a HeadVis tree to a run as the result ``headvis``.
 
     Metrics that were exported from results of the run itself are left out. A tree of another model,
     or of heads that the run does not have, is refused; ``same_model`` says that a tree of another

@@ -39,7 +39,7 @@ def schema() -> pa.Schema:
 
 
 def rows(results: Mapping[str, xr.Dataset], run: str) -> pa.Table:
-    """Lay the scores of heads in the results of a run out as rows; the rest stays in the results.
+    """Tabulate the scores of heads in the results of a run, one row each.
 
     Columns ``analysis``, ``variable``, ``entry`` (its place along further dims, or ""), ``layer``,
     ``head``, ``name`` (``L5H1``), ``value`` and the ends ``lower`` and ``upper`` of its 95 %
@@ -84,7 +84,7 @@ def _scores(analysis: str, result: xr.Dataset) -> list[tuple[dict[str, Any], dic
 
 
 def meaning(result: xr.Dataset, variable: str) -> dict[str, Any]:
-    """Say of a variable of a result how it is measured, on how many prompts of which model."""
+    """Return how a variable of a result is measured, on how many prompts of which model."""
     attrs = result[variable].attrs
     return {
         "units": str(attrs.get("units", "")),

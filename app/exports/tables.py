@@ -40,7 +40,7 @@ def wide_table(
 def labelled(
     table: pd.DataFrame, meanings: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]
 ) -> pa.Table:
-    """Put what is the same in all rows before the columns, and what each is into its field."""
+    """Prepend the columns that are constant, and describe each column in its field."""
     import pyarrow as pa
 
     table = pd.concat([pd.DataFrame(dict(about), index=table.index), table], axis=1)
@@ -55,7 +55,7 @@ def labelled(
 
 
 def columns(results: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
-    """Say what every column of the wide table is: its title, units, n, evidence, convention.
+    """Return what every column of the wide table is: its title, units, n, evidence, convention.
 
     >>> mass = xr.DataArray([[0.1]], dims=("layer", "head"), attrs={"units": "share"})
     >>> columns({"sinks": xr.Dataset({"sink": mass})})["sinks.sink"]["units"]

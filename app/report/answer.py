@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Flag:
-    """What a reader must know before trusting a result: ``kind`` is a word, ``text`` the reason."""
+    """A caveat of a result: ``kind`` is a label, ``text`` the reason."""
 
     analysis: str
     kind: str
@@ -68,7 +68,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Importance:
-    """What a head importance analysis found."""
+    """Findings of a head importance analysis."""
 
     task: str
     n: int
@@ -103,7 +103,7 @@ def answer(results: Mapping[str, xr.Dataset]) -> Answer:
 
 
 def importance(results: Mapping[str, xr.Dataset]) -> Importance | None:
-    """Say what the analysis `importance` of a run found; None where it has no result."""
+    """Return the findings of the analysis `importance` of a run; None where it has no result."""
     measured = results.get(IMPORTANCE)
     if measured is None or MAIN not in measured:
         return None
@@ -162,7 +162,7 @@ def _row(
     methods: list[str],
     named: Mapping[str, list[str]],
 ) -> Row:
-    """Say what every method says of one head."""
+    """Return the row of one head: the result of every method."""
     name = viz.head_name(int(result["layer"][head[0]]), int(result["head"][head[1]]))
     at = dict(zip(GRID, head, strict=True))
     numbers = []
@@ -241,7 +241,7 @@ def _flags(results: Mapping[str, xr.Dataset]) -> list[Flag]:
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """Cut a text that is too long for a line at the end of a word.
+    """Shorten a text that is too long for a line, at the end of a word.
 
     >>> shortened("L0H0, L0H1, L0H2", 13)
     'L0H0, L0H1 …'

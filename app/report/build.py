@@ -145,7 +145,7 @@ def _plain(array: xr.DataArray) -> dict[str, Any]:
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:
-    """Say in one line what was captured, on which prompts, when."""
+    """Describe in one line what was captured, on which prompts, when."""
     prompts = manifest.get("task") or manifest.get("prompts") or "own prompts"
     if manifest.get("register"):
         prompts += f", {manifest['register']} register"

@@ -10,14 +10,15 @@ SOURCE = re.compile(r"^Sources?:\s*", re.IGNORECASE)
 
 
 def render(docstring: str) -> tuple[str, Markup]:
-    """Turn a numpydoc docstring into its summary and the HTML of the rest.
+    """Convert a numpydoc docstring into its summary and the HTML of the rest.
 
     Paragraphs, lists, ``literals`` and underlined sections are recognised; everything else stays
     text, whatever it contains.
 
     >>> render("Attention sinks.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")[1]
-    Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
-    """  # noqa: E501
+    Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et
+    al.</p>')
+    """
     summary, _, body = inspect.cleandoc(docstring).partition("\n\n")
     blocks = [_block(block) for block in re.split(r"\n\s*\n", body) if block.strip()]
     return " ".join(summary.split()), Markup("\n").join(blocks)
@@ -35,7 +36,7 @@ def inline(text: str) -> Markup:
 
 
 def _block(block: str) -> Markup:
-    """Turn one paragraph, list or section into HTML."""
+    """Convert one paragraph, list or section into HTML."""
     lines = block.splitlines()
     if len(lines) > 1 and set(lines[1].strip()) == {"-"}:
         title = Markup("<h5>{}</h5>").format(inline(lines[0].strip()))

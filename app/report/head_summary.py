@@ -77,7 +77,7 @@ def standing(
 
 
 def leading(scores: Mapping[str, Score]) -> str:
-    """Name the score that a run is opened by: what an intervention has shown, else induction."""
+    """Return the score that a run opens with: causal where one has an effect, else induction."""
     shown = [key for key, score in scores.items() if score.with_effect]
     for key in (*(key for key in (MAIN,) if key in shown), *shown, STAND_IN):
         if key in scores:
@@ -102,7 +102,7 @@ def causal_score(scores: Mapping[str, Score]) -> Score | None:
 def causal_sentence(
     results: Mapping[str, xr.Dataset], scores: Mapping[str, Score], layer: int, head: int
 ) -> str:
-    """Say in one sentence what an intervention on a head does, or that none was made."""
+    """Describe in one sentence what an intervention on a head does, or that none was made."""
     score = causal_score(scores)
     if score is None:
         return "No causal number in this run: no head was ablated or patched."
@@ -142,7 +142,7 @@ def causal_sentence(
 
 
 def _effect(result: xr.Dataset, score: Score, name: str) -> str:
-    """Say whether an effect is above its null, with the null where the result holds it."""
+    """Return whether an effect is above its null, with the null where the result holds it."""
     effect = score.effect(name)
     if effect == TOO_FEW:
         return f"too few prompts (of at least {LEAST_PROMPTS}) to tell it from chance"
@@ -158,7 +158,7 @@ def kinds_of(results: Mapping[str, xr.Dataset], name: str) -> list[Kind]:
 
 
 def disagreement(scores: Mapping[str, Score], layer: int, head: int) -> str:
-    """Say in one line where rankings part for a head; empty where they do not (see ``RULE``)."""
+    """Describe in one line where rankings differ for a head; empty where they agree (``RULE``)."""
     causal = causal_score(scores)
     if causal is None:
         return ""

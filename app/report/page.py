@@ -90,6 +90,6 @@ def sentences(parts: list[Markup]) -> Markup:
 
 
 def is_doubtful(result: xr.Dataset) -> bool:
-    """Tell whether a result contradicts another number, rests on too little, or lacks a part."""
+    """Return whether a result contradicts another number, rests on too little, or lacks a part."""
     doubtful = result.attrs.get("verdict") in ("disagreement", "too_few")
     return doubtful or "WARNING" in str(result.attrs.get("note", ""))

@@ -34,7 +34,7 @@ class Score:
 
     @property
     def title(self) -> str:
-        """What it measures, in words."""
+        """Title of what it measures."""
         return str(self.array.attrs.get("long_name", self.key))
 
     @property
@@ -57,7 +57,7 @@ class Score:
         return frozenset(str(self.array.attrs.get("effect_heads", "")).split())
 
     def effect(self, name: str) -> str:
-        """Say whether a head has an effect; empty where no intervention was made."""
+        """Return whether a head has an effect; empty where no intervention was made."""
         if not self.is_causal:
             return ""
         if self.has_too_few:
@@ -152,7 +152,7 @@ def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def entry_name(analysis: str, variable: str, entry: str = "") -> str:
-    """Name the column of a score in the heads table.
+    """Return the name of the column of a score in the heads table.
 
     >>> entry_name("sinks", "sink"), entry_name("needle_sweep", "looked", "depth 0")
     ('sinks.sink', 'needle_sweep.looked[depth 0]')
@@ -180,6 +180,6 @@ def column(name: str, array: xr.DataArray) -> pd.Series[float]:
 
 
 def indexed(array: xr.DataArray) -> xr.DataArray:
-    """Give layers and heads that have no coordinate their index."""
+    """Add the index as coordinate to layers and heads that have none."""
     bare = [dim for dim in GRID if dim not in array.coords]
     return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in bare})

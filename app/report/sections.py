@@ -150,7 +150,7 @@ def _number(result: xr.Dataset, name: str) -> tuple[str, str, str]:
 
 
 def _is_table(result: xr.Dataset, name: str) -> bool:
-    """Say whether a variable has bars in groups with intervals, which are too thin to write on."""
+    """Return whether a variable has grouped bars with intervals, too thin to write on."""
     array = result[name]
     has_interval = viz.interval(result, name)[0] is not None and viz.choose(array) is bars
     return has_interval and array.ndim == 2 and array.size <= LISTED

@@ -95,6 +95,6 @@ def _variable(timeline: xr.Dataset, name: str) -> tuple[page.Figure, dict[str, A
 
 
 def interval(row: dict[str, Any]) -> str:
-    """Say between which checkpoints a head or score emerges."""
+    """Return between which checkpoints a head or score emerges."""
     lower, upper = ("–" if row[end] is None else f"{row[end]:g}" for end in ("lower", "upper"))
     return f"{lower} and {upper}"

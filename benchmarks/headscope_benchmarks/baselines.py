@@ -118,7 +118,7 @@ def attention_call(name: str, length: int, heads: int) -> Call:
 
 
 def compiled() -> bool | str:
-    """Tell whether the engine ``auto`` is the compiled one on this machine, else why not."""
+    """Return whether the engine ``auto`` is the compiled one on this machine, else why not."""
     try:
         _capture(*cpu_shape(16, 1).inputs(), engine="compiled", column="rows")
     except HeadscopeError as reason:

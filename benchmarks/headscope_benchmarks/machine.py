@@ -62,7 +62,7 @@ def load() -> float:
 
 
 def slug(described: Mapping[str, Any]) -> str:
-    """Name a machine's result file after its processor, the GPU where it has one.
+    """Return the name of a machine's result file after its processor, the GPU where it has one.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def save(result: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
 
 
 def _cpu() -> str:
-    """Name the processor; people read result files."""
+    """Return the name of the processor; people read result files."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

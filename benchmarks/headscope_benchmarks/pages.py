@@ -18,7 +18,7 @@ FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimati
 
 
 class Drawn(NamedTuple):
-    """What a page took: bytes of what it fetched besides, seconds, or why it was not drawn."""
+    """Cost of a page: bytes that it fetched besides, seconds, or why it was not drawn."""
 
     fetched: int
     seconds: float | None

@@ -76,7 +76,7 @@ def measure_peaks(cases: Sequence[Case]) -> Iterator[Bytes | None]:
 
 
 def _request(server: subprocess.Popen[str], case: Case) -> Bytes:
-    """Have the server measure one case."""
+    """Request the server to measure one case."""
     assert server.stdin
     assert server.stdout
     assert server.stderr

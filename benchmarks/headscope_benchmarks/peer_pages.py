@@ -15,7 +15,7 @@ NAMES = ("BertViz", "CircuitsVis")
 
 
 def page(name: str, weights: Any, tokens: list[str]) -> str:
-    """Let one of them write what it shows in a notebook."""
+    """Return the page that one of the libraries shows in a notebook."""
     if name == "BertViz":
         import torch
         from bertviz import head_view  # type: ignore[import-not-found]

@@ -18,7 +18,7 @@ SECOND = 2
 
 @dataclass(frozen=True)
 class Rates:
-    """What a multiprocessor does in a clock cycle.
+    """Rates of a multiprocessor a clock cycle.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ WAIT = 120_000
 
 
 class Visits(NamedTuple):
-    """What came of it: screens opened, errors, and megabytes of the server by seconds."""
+    """Outcome of the visits: screens opened, errors, and megabytes of the server by seconds."""
 
     opened: int
     errors: list[str]
@@ -62,7 +62,7 @@ def serve(folder: Path, script: Path | None = None) -> Iterator[tuple[str, int]]
 
 
 def is_error(message: ConsoleMessage) -> bool:
-    """Tell whether a line of the console is an error of the page.
+    """Return whether a line of the console is an error of the page.
 
     Streamlit looks for its own address below the address of a screen first, which is none.
     """
@@ -76,7 +76,7 @@ def visit(
     texts: Sequence[str],
     seconds: float,
 ) -> Visits:
-    """Let visitors go from screen to screen for a while, each in a browser of its own.
+    """Run visitors that go from screen to screen, each in a browser of its own.
 
     Each looks at a text and a head of its own; that it finds another one's is an error.
     """
@@ -111,7 +111,7 @@ def visit(
 
 
 def _open(page: Page, title: str) -> None:
-    """Go to a screen, and wait until it stands."""
+    """Open a screen, and wait until it is drawn."""
     page.locator(".st-key-navigation").get_by_role("link", name=title).click()
     _settle(page)
 
@@ -123,7 +123,7 @@ def _settle(page: Page) -> None:
 
 
 def _leaks(page: Page, text: str, head: str) -> Iterator[str]:
-    """Say what a visitor sees that is not its own, once it sees a text."""
+    """Return what a visitor sees that is not its own, once it sees a text."""
     page.wait_for_function("document.querySelector('.st-key-text textarea')?.value")
     shown = page.locator(".st-key-text textarea").input_value()
     if shown != text:

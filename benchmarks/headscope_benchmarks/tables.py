@@ -63,13 +63,13 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tables(result: Result) -> Iterator[Table]:
-    """Lay out the result of benchmarks/cpu.py or benchmarks/gpu.py."""
+    """Tabulate the result of benchmarks/cpu.py or benchmarks/gpu.py."""
     yield from _gpu(result) if "gpu" in result["machine"] else _cpu(result)
     yield _targets(result["bars"])
 
 
 def context_tables(result: Result) -> Iterator[Table]:
-    """Lay out the result of benchmarks/context.py, and judge its target."""
+    """Tabulate the result of benchmarks/context.py, and judge its target."""
     rows, setup = result["rows"], result["setup"]
     measured = {
         str(row["length"]): row["extra_bytes"]["capture"] / 1e6
@@ -100,7 +100,7 @@ def context_tables(result: Result) -> Iterator[Table]:
 
 
 def ablation_tables(result: Result) -> Iterator[Table]:
-    """Lay out the result of benchmarks/ablation.py."""
+    """Tabulate the result of benchmarks/ablation.py."""
     yield Table(
         "Against TransformerLens hooks",
         ("prompts", "heads", "headscope, ms", "TransformerLens / headscope", "largest difference"),
@@ -133,7 +133,7 @@ def ablation_tables(result: Result) -> Iterator[Table]:
 
 
 def circuit_tables(result: Result) -> Iterator[Table]:
-    """Lay out the result of benchmarks/circuits.py: method × task × model, then the variants."""
+    """Tabulate the result of benchmarks/circuits.py: method × task × model, then the variants."""
     methods = list(dict.fromkeys(row["method"] for case in result.values() for row in case["rows"]))
     for kind, noun in (("node", "heads"), ("edge", "edges between heads")):
         judged = {
@@ -201,7 +201,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _columns_note(setup: Mapping[str, Any]) -> str:
-    """Say which statistics the columns have."""
+    """Return which statistics the columns have."""
     columns = "; ".join(
         f"{label(name)} is {', '.join(stats)}" for name, stats in setup["columns"].items()
     )
@@ -255,7 +255,7 @@ def _cpu(result: Result) -> Iterator[Table]:
 
 
 def _times(rows: Rows, title: str, names: list[str], caption: str) -> Table:
-    """Lay out times of a CPU as ratios, and from which length on a baseline was not run."""
+    """Tabulate times of a CPU as ratios, and from which length on a baseline was not run."""
     first: dict[tuple[str, str], int] = {}
     for row in rows:
         for name, why in row["not_run"].items():
@@ -342,7 +342,7 @@ def _gigabytes(size: float | None) -> str:
 
 
 def _targets(judged: Rows) -> Table:
-    """Lay out the targets of a result."""
+    """Tabulate the targets of a result."""
 
     def bound(row: Mapping[str, Any], name: str) -> str:
         sign = "≥" if row["bound"] == "at least" else "≤"

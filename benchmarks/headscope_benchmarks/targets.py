@@ -245,7 +245,7 @@ def judge_gpu(rows: Rows) -> list[dict[str, Any]]:
 
 
 def faster_forward(rows: Rows) -> dict[str, str]:
-    """Name the faster way to every statistic by head size: our forward pass, or torch's.
+    """Return the faster engine for every statistic by head size: our forward pass, or torch's.
 
     Returns
     -------

@@ -25,7 +25,7 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Build:
-    """What came of a build."""
+    """Outcome of a build."""
 
     path: Path | None
     note: str
@@ -62,7 +62,7 @@ def find_compiler() -> Path | Build:
 
 
 def cache_folder() -> Path:
-    """Name the folder that built libraries are kept in."""
+    """Return the folder of the built libraries."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "headscope"
 

@@ -103,7 +103,7 @@ def packed_size(terms: int, columns: int, parts: int) -> int:
 
 
 def packer(library: ctypes.CDLL) -> Pack | None:
-    """Take the packing from the library; None without a matrix unit that the system lends."""
+    """Return the packing function of the library; None without a usable matrix unit."""
     if not library.amx_available():
         return None
     function = library.pack_tiles

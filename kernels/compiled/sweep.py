@@ -68,7 +68,7 @@ class Sweep:
         return filled
 
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
-        """Turn the logits of a block into weights."""
+        """Convert the logits of a block into weights."""
         assert self.operands is not None
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
         # Whatever the sweep does not fill in is made from the weights.
@@ -102,7 +102,7 @@ class Sweep:
         return PanelResult(weights, computed.pop("max_logit"), compute_logits, computed)
 
     def pieces(self, block: Block) -> Iterator[slice]:
-        """Cut the rows of a block into whole tiles, few enough for logits of float64."""
+        """Split the rows of a block into whole tiles, few enough for logits of float64."""
         tile = self.request.tile
         return split_range(0, length(block.queries), max(EXACT_ROWS // tile * tile, tile))
 
@@ -115,7 +115,7 @@ class Sweep:
         weights: Float[Tensor, "batch head query key"],
         rows: slice | None = None,
     ) -> bool:
-        """Turn the logits of a panel, or those that the sweep makes itself (None), into weights.
+        """Convert the logits of a panel, or those that the sweep makes itself (None), into weights.
 
         ``filled`` receives the properties of the panel, ``weights`` the weights (a tensor without
         data keeps none). ``rows`` are whole tiles that ``logits`` belong to; None is all rows.

@@ -27,7 +27,7 @@ NEVER = -1e4
 def differentiate(
     panels: Panels, results: Mapping[str, Tensor], upstream: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Carry gradients in the results of an attention call back to its inputs.
+    """Propagate gradients of the results of an attention call to its inputs.
 
     FlashAttention, algorithm 4 (Dao et al. 2022), to which ``lse``, entropy and masses add terms.
     """
@@ -169,5 +169,5 @@ def blank(
 
 
 def flat(panel: Panel, rows: Tensor) -> Float[Tensor, "batch_kv_head row _"]:
-    """Put the query heads that share a KV head, and their queries, one below the other."""
+    """Stack the query heads that share a KV head, and their queries, along one axis."""
     return rows.reshape(len(panel.values), -1, rows.shape[-1])

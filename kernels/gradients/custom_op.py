@@ -52,7 +52,7 @@ def run(
 
 
 def panels(*arguments: Any) -> Panels:
-    """Put the operator's arguments together again."""
+    """Reassemble the operator's arguments."""
     call = dict(zip(NAMES, arguments, strict=True))
     named: dict[str, Any] = dict(zip((*OF_VARIANT, *OF_EDITS), call["fixed"], strict=True))
     edits = {name: named.pop(name) for name in OF_EDITS}

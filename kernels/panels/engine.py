@@ -36,7 +36,7 @@ class PanelEngine:
 def finish(
     chosen: list[Statistic], totals: dict[str, Tensor], plan: PanelPlan
 ) -> dict[str, Tensor]:
-    """Turn what the panels gave together into the statistics."""
+    """Convert the sums over panels into the statistics."""
     finished = {}
     for statistic in chosen:
         total = totals[statistic.name]
@@ -47,7 +47,7 @@ def finish(
 
 
 def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) -> Tensor:
-    """Make room for a statistic of some heads: 0 where panels add, NaN where some are left out."""
+    """Allocate a statistic of some heads: 0 where panels add, NaN where some are left out."""
     (batch, all_heads, queries, _), keys = plan.q.shape, plan.k.shape[2]
     tile = plan.request.tile
     sizes = {

@@ -74,7 +74,7 @@ class Buffers:
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Where the logits of a part of an attention call come from.
+    """Source of the logits of a part of an attention call.
 
     Queries that share a KV head lie together; keys are in the precision of the panels. The products
     times ``scale`` become logits by ``scores``.

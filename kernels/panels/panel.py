@@ -15,7 +15,7 @@ from headscope.kernels.visibility import Visibility
 
 @dataclass(eq=False)
 class Panel:
-    """What a statistic reads: exact attention weights of a few queries, all their keys at once.
+    """Input of a statistic: exact attention weights of a few queries, all their keys at once.
 
     A row is complete, so every formula is the textbook one; nothing is rescaled afterwards. The
     tensors are reused for the next panel: a statistic returns new tensors or views, keeps none, and
@@ -64,7 +64,7 @@ class Panel:
 
     @cached_property
     def lse_minus_max(self) -> Float[Tensor, "batch head query"]:
-        """What the normaliser has above the largest logit, lse - peak: 0 or more over keys only."""
+        """The normaliser less the largest logit, lse - peak: 0 or more over keys only."""
         return -self.max_prob.log()
 
     @property
@@ -151,7 +151,7 @@ class Panel:
         return torch.cat(reduced, dim=2)
 
     def _across(self, columns: Tensor) -> Float[Tensor, "batch head query_tile key_tile tile"]:
-        """Cut the columns into tiles; the last tile is filled up with zeros."""
+        """Split the columns into tiles; the last tile is padded with zeros."""
         tile = self.request.tile
         short = -columns.shape[-1] % tile
         padded = torch.nn.functional.pad(columns, (0, short)) if short else columns

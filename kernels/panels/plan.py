@@ -156,7 +156,7 @@ class PanelPlan:
         return not self.spec.hides and bool(self.visibility.valid_queries.all())
 
     def parts(self) -> Iterator[Part]:
-        """Cut batch and heads so that a panel of one part stays small."""
+        """Split batch and heads so that a panel of one part stays small."""
         batch, kv_heads = self.k.shape[:2]
         heads = max(PANEL_ELEMENTS // self.largest, 1)
         total = batch * self.q.shape[1]

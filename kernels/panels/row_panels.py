@@ -87,11 +87,11 @@ class Panels(PanelPlan):
             yield panel
 
     def _of_part(self, indices: Tensor | None, part: Part) -> Tensor | None:
-        """Take the sequences of a part from a tensor of the request."""
+        """Return the sequences of a part of a tensor of the request."""
         return None if indices is None else indices[part.batch].to(self.q.device, torch.long)
 
     def _logits(self, part: Part, scores: Scores) -> Logits:
-        """Take queries and keys of a part, to be multiplied panel by panel."""
+        """Return the logits of a part, to be computed panel by panel."""
         scale = self.spec.scale
         assert scale is not None
         q = torch.unflatten(self.q, 1, (-1, self.group))[part.batch, part.kv, part.group]

@@ -25,12 +25,12 @@ class Scores:
         return plain(self.spec)
 
     def finish(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
-        """Turn scaled products into logits, hidden keys at -1e30."""
+        """Convert scaled products into logits, hidden keys at -1e30."""
         self.compose(logits, block)
         self.visibility.mask_logits(logits, block)
 
     def compose(self, logits: Float[Tensor, "batch head query key"], block: Block) -> None:
-        """Turn scaled products into logits; those out of order, window and padding stay."""
+        """Convert scaled products into logits; those out of order, window and padding stay."""
         if self.spec.softcap is not None:
             logits.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
         if self.spec.slopes is not None:
@@ -106,7 +106,7 @@ class Scores:
 
 
 def narrow(values: Tensor, *slices: slice) -> Tensor:
-    """Cut the first dims; a dim of size 1 holds for every place."""
+    """Slice the first dims; a dim of size 1 is broadcast."""
     chosen = [
         slice(None) if size == 1 else part
         for size, part in zip(values.shape[: len(slices)], slices, strict=True)

@@ -38,7 +38,7 @@ class Scratch:
     @classmethod
     @contextlib.contextmanager
     def lend(cls) -> "Iterator[Scratch]":
-        """Lend the memory of a call that is over, or new one."""
+        """Yield the memory of a finished call, or new memory."""
         try:
             scratch = _idle.pop()
         except IndexError:
@@ -52,7 +52,7 @@ class Scratch:
             _idle.append(scratch)
 
     def take(self, name: str, count: int) -> Tensor:
-        """Take a piece."""
+        """Return a piece."""
         piece = self._pieces.get(name)
         if piece is None or len(piece) < count:
             self._pieces.pop(name, None)

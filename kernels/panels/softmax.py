@@ -43,7 +43,7 @@ class Softmax:
         return bool(self.reductions & NEED_LOGITS)
 
     def fill(self, block: Block, buffers: Buffers) -> PanelResult:
-        """Turn the logits of a block into weights."""
+        """Convert the logits of a block into weights."""
         logits = buffers.panel
         weights = buffers.spare if self.keeps_logits else logits
         few = buffers.scratch.view(-1, logits.shape[-1])
@@ -75,7 +75,7 @@ class Softmax:
         return PanelResult(weights, computed.pop("max_logit"), compute_logits, computed)
 
     def apply_sinks(self, weights: Tensor, computed: dict[str, Tensor]) -> None:
-        """Give the learned sinks their share of weights that sum to 1 over the keys, in place."""
+        """Apply the learned sinks to weights that sum to 1 over the keys, in place."""
         assert self.sinks is not None
         keys = -computed["max_prob"].log()
         computed["lse_minus_max"] = torch.logaddexp(keys, self.sinks - computed["max_logit"])
@@ -92,7 +92,7 @@ class Softmax:
         return logits
 
     def groups(self, block: Block) -> list[slice]:
-        """Cut the rows of a block into groups."""
+        """Split the rows of a block into groups."""
         return list(split_range(0, length(block.queries), EXACT_ROWS))
 
     def sharp(self, block: Block, max_logit: Float[Tensor, "batch head query"]) -> list[slice]:
@@ -109,7 +109,7 @@ class Softmax:
     def normalize(
         self, logits: Tensor, weights: Tensor, scratch: Tensor, *, sharp: bool = False
     ) -> dict[str, Float[Tensor, "batch head query"]]:
-        """Turn logits into weights, which may take their place, and return by-products."""
+        """Convert logits into weights, which may take their place, and return by-products."""
         if self.sigmoid:
             max_logit = logits.amax(dim=-1)
             torch.sigmoid(logits, out=weights)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Name every statistic, without importing any."""
+    """List every statistic, without importing any."""
     return sorted(entry.name for entry in iter_modules(__path__))
 
 

@@ -18,7 +18,7 @@ def from_panel(panel: Panel) -> Tensor:
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Take the norm of each column and square it."""
+    """Square the norm of each column."""
     norms: Tensor = torch.linalg.vector_norm(dense.weights, dim=-2)
     return norms.square().masked_fill(dense.visible.sum(dim=-2) == 0, torch.nan)
 

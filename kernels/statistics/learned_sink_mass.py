@@ -13,7 +13,7 @@ from headscope.kernels.statistic import Statistic
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Take the last outcome."""
+    """Return the weight of the last outcome."""
     return dense.outcomes.softmax(dim=-1)[..., -1]
 
 

@@ -13,7 +13,7 @@ from headscope.kernels.statistic import Statistic
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Hand over the matrix as it is."""
+    """Return the matrix as it is."""
     return dense.weights
 
 

@@ -22,7 +22,7 @@ def finish(largest: Tensor, visibility: Visibility, request: Request) -> Tensor:
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Cut the matrix into its tiles, one by one."""
+    """Loop over the tiles of the matrix."""
     tile = dense.request.tile
     valid_queries = dense.visible.any(dim=-1)
     rows = []

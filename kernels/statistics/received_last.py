@@ -43,7 +43,7 @@ def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Walk back from the end of each sequence."""
+    """Loop backwards from the end of each sequence."""
     valid_queries = dense.visible[:, 0].any(dim=-1)
     chosen = torch.zeros_like(dense.visible)
     for row in range(len(valid_queries)):

@@ -21,7 +21,7 @@ def spans_of(request: Request, length: int) -> range:
 
 
 def members(spans: Tensor, count: int) -> Tensor:
-    """Tell, for each key and span, whether the key belongs to it."""
+    """Return, for each key and span, whether the key belongs to it."""
     return spans[..., None] == torch.arange(count, device=spans.device)
 
 

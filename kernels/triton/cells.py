@@ -17,7 +17,7 @@ from headscope.kernels.visibility import Visibility
 
 
 class Cells(NamedTuple):
-    """How tokens are laid out in the tiles of the kernel.
+    """Layout of tokens in the tiles of the kernel.
 
     A request tile of ``tile`` tokens is ``parts`` cells of ``step`` tokens, of which the last may
     have fewer; a cell has ``slots`` places, a power of two.
@@ -44,7 +44,7 @@ class Cells(NamedTuple):
 
 
 def cells_of(tile: int, block: int) -> Cells:
-    """Cut request tiles into cells that fit a kernel's tile.
+    """Split request tiles into cells that fit a kernel's tile.
 
     >>> cells_of(200, 128)
     Cells(tile=200, parts=2, step=100, slots=128)

@@ -31,7 +31,7 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled kernel takes of the machine.
+    """Resources of a compiled kernel.
 
     A thread has at most 255 ``registers``; ``stack`` counts its bytes that did not fit there, 0
     when nothing spills, and ``shared`` the bytes of shared memory of a program. ``product`` is the
@@ -94,7 +94,7 @@ def _describe(
     constants: dict[tuple[int, ...], Any],
     hints: dict[tuple[int, ...], list[list[Any]]],
 ) -> Any:
-    """Say what Triton would specialise a launch on: types, 1, multiples of 16, absent terms."""
+    """Return what Triton specialises a launch on: types, 1, multiples of 16, absent terms."""
     if isinstance(value, tuple):
         inner = [_describe(x, (*index, i), constants, hints) for i, x in enumerate(value)]
         return type(value)(*inner)
@@ -126,7 +126,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 
 def loops(sass: str) -> Iterator[list[str]]:
-    """Cut machine code into the bodies of its loops, inner and outer."""
+    """Split machine code into the bodies of its loops, inner and outer."""
     code = [
         (int(match[1], 16), match[2])
         for match in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass)

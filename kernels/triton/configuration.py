@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Configuration:
-    """How one kernel is cut into tiles and scheduled.
+    """Tile sizes and schedule of one kernel.
 
     A tile has so many ``queries`` and ``keys``, shared by ``warps`` of 32 threads; ``stages`` tiles
     are in flight from memory. With ``tma`` the hardware of sm_90 computes the addresses of tiles,

@@ -70,7 +70,7 @@ class TritonEngine:
 
 
 def leave(launch: Launch, first: FirstPass, names: list[str]) -> dict[str, Tensor]:
-    """Name what the forward pass left, in natural units."""
+    """Return what the forward pass computed, in natural units."""
     results = {"z": first.z}
     if "lse" in names:
         results["lse"] = first.lse / LOG2E

@@ -14,13 +14,13 @@ from headscope.kernels.triton.launch import Launch, PerQuery
 
 
 def _room(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Give Triton memory on the GPU for the descriptors of TMA."""
+    """Allocate GPU memory for the TMA descriptors of Triton."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @dataclass(frozen=True, eq=False)
 class FirstPass:
-    """What the forward pass leaves for the statistics and for later passes.
+    """Results of the forward pass for the statistics and for later passes.
 
     ``lse`` is the normaliser of every row in base 2, 1e30 at rows without keys; 0 for sigmoid
     weights. The largest weight and the entropy, in nats, of every row are NaN at rows without keys,

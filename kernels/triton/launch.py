@@ -41,7 +41,7 @@ PerQuery = Float[Tensor, "batch head query"]
 
 
 class Terms(NamedTuple):
-    """What turns q·k into logits, as kernel arguments; a term that is None costs nothing."""
+    """Terms that turn q·k into logits, as kernel arguments; a term that is None costs nothing."""
 
     queries: int
     keys: int
@@ -279,6 +279,6 @@ class Launch:
 
 
 def _tiles(values: Tensor, size: int) -> Tensor:
-    """Cut a vector into rows of ``size``, the last one repeated at the end."""
+    """Split a vector into rows of ``size``, the last one repeated at the end."""
     short = -len(values) % size
     return torch.cat((values, values[-1:].expand(short))).view(-1, size)

@@ -51,7 +51,7 @@ def ways(names: Iterable[str], *, stock: bool = False) -> dict[str, Way]:
 
 
 def declared(triton_pass: TritonPass) -> frozenset[str]:
-    """Name the statistics that declare a pass."""
+    """Return the statistics that declare a pass."""
     return frozenset(
         name for name in statistics.names() if triton_pass in statistics.load(name).triton
     )

@@ -112,7 +112,7 @@ def run(
 def plan(
     launch: Launch, names: Collection[str], request: Request
 ) -> tuple[dict[str, Tensor], list[RowOutputs]]:
-    """Make room for statistics of whole rows, and divide them among launches."""
+    """Allocate statistics of whole rows, and divide them among launches."""
     q = launch.q
     rows = q.shape[:3]
     outputs: dict[str, Tensor] = {}

@@ -171,7 +171,7 @@ def real_keys(terms, key, columns):
 
 @triton.jit
 def along_queries(x, TRANSPOSED: tl.constexpr):
-    """Give a vector over queries the shape of a tile; of pairs, where TRANSPOSED is None."""
+    """Broadcast a vector over queries to a tile; to pairs, where TRANSPOSED is None."""
     if TRANSPOSED is None:
         return x
     elif TRANSPOSED:
@@ -182,7 +182,7 @@ def along_queries(x, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def along_keys(x, TRANSPOSED: tl.constexpr):
-    """Give a vector over keys the shape of a tile; of pairs, where TRANSPOSED is None."""
+    """Broadcast a vector over keys to a tile; to pairs, where TRANSPOSED is None."""
     if TRANSPOSED is None:
         return x
     elif TRANSPOSED:
@@ -215,7 +215,7 @@ def logits(
     scores, query, key, rows, columns, terms, batch, head,
     EDGE: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """Turn q·k into base-2 logits: factor, cap, ALiBi, bias, temperature, edits, hidden keys.
+    """Convert q·k into base-2 logits: factor, cap, ALiBi, bias, temperature, edits, hidden keys.
 
     Parameters: ``scores`` (query, key), or (key, query) where TRANSPOSED, or one for each pair
     where TRANSPOSED is None; ``query`` and ``key`` are indices; ``rows`` and ``columns`` come from
@@ -259,7 +259,7 @@ def logits(
 
 @triton.jit
 def weights(x, lse, SIGMOID: tl.constexpr):
-    """Turn base-2 logits into weights; ``lse`` in base 2, shaped like the tile, 1e30 at dead rows.
+    """Convert base-2 logits into weights; ``lse`` in base 2 by tile, 1e30 at dead rows.
 
     Where SIGMOID, each logit has its own weight and ``lse`` is not read.
     """

@@ -20,7 +20,7 @@ def load_normalisers(lse, terms, batch, head, query, valid, WHOLE: tl.constexpr)
 
 @triton.jit
 def weigh(gap, SIGMOID: tl.constexpr):
-    """Turn logit less normaliser, in base 2, into the weight."""
+    """Convert logit less normaliser, in base 2, into the weight."""
     if SIGMOID:
         e = tl.exp2(-tl.abs(gap))
         return tl.where(gap < 0.0, e, 1.0) / (1.0 + e)

@@ -39,7 +39,7 @@ Take = Callable[[AttentionCall, dict[str, Tensor], Tensor], None]
 
 @dataclass
 class Reader:
-    """Answer every attention call with the engine: statistics, then edits on ``z``."""
+    """Compute every attention call with the engine: statistics, then edits on ``z``."""
 
     request: Request
     edits: Sequence[Edit] = ()
@@ -221,7 +221,7 @@ def logits(
 def unembedding_at(
     model: Model, positions: Int[Tensor, "batch question"]
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Let the unembedding see some positions alone, which spares the logits of all others.
+    """Restrict the unembedding to some positions, which saves the logits of all others.
 
     What is yielded takes the logits of the pass to the positions where a model computed all.
     """

@@ -48,7 +48,7 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What one attention layer hands over: queries, keys and values after their rotation."""
+    """The call of one attention layer: queries, keys and values after their rotation."""
 
     layer: int
     module: nn.Module
@@ -75,7 +75,7 @@ class AttentionCall:
         return attend(*inputs, request, variant)
 
     def variant(self, edits: WeightEdits | None = None) -> AttentionSpec:
-        """Say how the scores of this layer become weights."""
+        """Return how the scores of this layer become weights."""
         # Without causal order the kernels cannot tell that queries and keys are the same tokens.
         unordered = not self.causal and self.query.shape[2] == self.key.shape[2]
         query_mask = self.key_mask if unordered else None
@@ -114,7 +114,7 @@ class _Session:
         return self.numbers[id(module)]
 
     def on_traced(self, module: nn.Module, traced: Attention) -> Tensor:
-        """Answer a module outside the interface, whose steps have been followed."""
+        """Compute a traced attention module outside the interface."""
         kind, layer = self.layer_of(module)
         fields = to_call.fields(traced, module)
         return self.dispatch(
@@ -122,7 +122,7 @@ class _Session:
         )
 
     def dispatch(self, call: AttentionCall) -> Tensor:
-        """Hand a call to the receiver, or compute it as it is where another kind is chosen."""
+        """Pass a call to the receiver, or compute it as it is where another kind is chosen."""
         batch, _, queries, _ = call.query.shape
         backward = torch.is_grad_enabled() and call.query.requires_grad
         work.add(batch * queries, backward=backward)
@@ -163,14 +163,14 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
 
 
 def follows(module: nn.Module) -> bool:
-    """Say whether a Hugging Face model looks its attention up in transformers' interface."""
+    """Return whether a Hugging Face model looks its attention up in transformers' interface."""
     # The bridge replaces the attention modules, so only the class of the model itself is asked.
     kind: Any = type(module)
     return bool(kind._can_set_attn_implementation())
 
 
 def own_implementation(module: nn.Module) -> str | None:
-    """Name the attention that a model is set to, where its user has registered it; else None.
+    """Return the attention that a model is set to, where its user registered it; else None.
 
     Its steps are followed as those of a module outside the interface are: nothing else tells what
     a function does with queries and keys.
@@ -284,7 +284,7 @@ def _mask(
 
 
 def _shape(visible: Tensor, last: Tensor, keys: Tensor, window: Any) -> tuple[bool, int | None]:
-    """Name a mask from its last two rows: a chunked mask agrees with a window on one at most."""
+    """Classify a mask by its last two rows: a chunked mask agrees with a window on one at most."""
     if bool(visible.all()) and visible.shape[1] > 1 and bool((keys > last).any()):
         return False, None
     causal = keys <= last

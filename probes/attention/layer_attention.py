@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def spec(self) -> AttentionSpec:
-        """How the layer's scores become weights, edits included."""
+        """Attention specification of the layer, edits included."""
         return self.call.variant(self.edits)
 
 

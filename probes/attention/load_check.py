@@ -82,7 +82,7 @@ def inspect(model: Model) -> Model:
 
 
 def compared(model: Model) -> tuple[str, ...]:
-    """Name the statistics to compare: rows of sigmoid attention have no entropy."""
+    """Return the statistics to compare: rows of sigmoid attention have no entropy."""
     return STATISTICS if model.geometry.sigmoid else ("entropy", *STATISTICS)
 
 

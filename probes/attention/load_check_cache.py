@@ -54,7 +54,7 @@ def check_cached(model: Model, source: str | os.PathLike[str]) -> Model:
 
 
 def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Name everything that the outcome of the check hangs on."""
+    """Return everything that the outcome of the check depends on."""
     path = Path(locate(source).path)
     files = [file for kind in WEIGHTS for file in path.glob(kind)] if path.is_dir() else []
     config = model.module.config.to_json_string(use_diff=False)
@@ -78,13 +78,13 @@ def _identity(model: Model, source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _stats(files: list[Path]) -> list[list[Any]]:
-    """Name files by what changes when they do; the time of the last change cannot be set back."""
+    """Return what identifies the content of files: names, sizes, times of the last change."""
     stats = ((file, file.stat()) for file in sorted(files))
     return [[file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
 
 
 def _code(module: nn.Module) -> Iterator[str]:
-    """Spell the code that runs a model, as it is now: it may have been changed in memory."""
+    """Return the current code of a model's modules, which may have been changed in memory."""
     kinds = {type(part) for part in module.modules()}
     owners: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
     owners.update({kind.__module__: sys.modules[kind.__module__] for kind in kinds})
@@ -106,7 +106,7 @@ def _spelled(code: CodeType) -> str:
 
 
 def _own_code() -> str:
-    """Tell versions of our own source apart, also while somebody works on it."""
+    """Return a digest of our own source, which may be edited at any time."""
     files = list(Path(__file__).parents[1].rglob("*.py"))
     return _digest(json.dumps(_stats(files)))
 

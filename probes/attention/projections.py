@@ -56,7 +56,7 @@ class Projection:
     normalised: bool
 
     def apply(self, output: Float[Tensor, "... width"]) -> Float[Tensor, "... head size"]:
-        """Cut the output of the module into heads, with the gain, in float64."""
+        """Split the output of the module into heads, with the gain, in float64."""
         return output[..., self.rows].double() * self.gain
 
 
@@ -230,7 +230,7 @@ def _fit(
     target: Float[Tensor, "token head size"],
     tolerance: float,
 ) -> tuple[float, bool] | None:
-    """Say by which factor the two agree, and whether it differs from token to token.
+    """Return by which factor the two agree, and whether it differs from token to token.
 
     None where they do not agree up to a positive factor.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching(model: Model, take: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Hand the residual stream before each block, and after the last, to ``take(boundary, it)``.
+    """Pass the residual stream before each block, and after the last, to ``take(boundary, it)``.
 
     What ``take`` returns, unless it is None, goes on in place of the stream.
     """

@@ -36,7 +36,7 @@ CHANGING = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class Rotation:
-    """What position does to the queries and keys of one layer.
+    """The rotation of the queries and keys of one layer by position.
 
     Attributes
     ----------
@@ -63,13 +63,13 @@ class Rotation:
             return np.asarray(2 * np.pi / self.frequencies)
 
     def undo(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """Turn vectors back; their last dims are position, from 0, and channel."""
+        """Undo the rotation of vectors; their last dims are position, from 0, and channel."""
         return self.apply(vectors, -1.0)
 
     def apply(
         self, vectors: NDArray[Any], sign: float = 1.0, at: int | None = None
     ) -> NDArray[np.float64]:
-        """Turn vectors, or with sign -1 back; their last dims are position, from 0, and channel.
+        """Rotate vectors, or with sign -1 back; their last dims are position, from 0, and channel.
 
         With ``at`` all of them stand at that position.
         """

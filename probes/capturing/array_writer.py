@@ -47,7 +47,7 @@ class ArrayWriter:
         options: CaptureOptions,
         names: Mapping[str, Sequence[str]],
     ) -> None:
-        """Lay out the arrays; ``names`` are those along the dims target and span."""
+        """Plan the arrays; ``names`` are those along the dims target and span."""
         check_bins(options.bins, options.stats, options.keep, crossed=prompts.crossed)
         self.model, self.prompts, self.options, self.names = model, prompts, options, names
         self.longest = max(prompts.longest)
@@ -75,12 +75,12 @@ class ArrayWriter:
         self.arrays: dict[str, npt.NDArray[np.float32]] = {}
 
     def allocate(self) -> None:
-        """Make the arrays in memory, NaN everywhere."""
+        """Allocate the arrays, NaN everywhere."""
         for name, shape in self.shapes.items():
             self.arrays[name] = np.full(shape, np.nan, dtype=np.float32)
 
     def stand_in(self) -> None:
-        """Put NaN of the right shapes, which takes no memory, in place of the arrays."""
+        """Replace the arrays by NaN of the right shapes, which takes no memory."""
         for name, shape in self.shapes.items():
             self.arrays[name] = np.broadcast_to(np.float32(np.nan), shape)
 
@@ -121,7 +121,7 @@ class ArrayWriter:
 
 
 def width_of(bins: int | None, longest: int) -> int:
-    """Say how many tokens a bin holds; 1 where none are wanted or the text has no more tokens.
+    """Return how many tokens a bin holds; 1 where none are wanted or the text has no more tokens.
 
     >>> width_of(100, 1000), width_of(100, 1001), width_of(100, 50), width_of(None, 1000)
     (10, 11, 1, 1)
@@ -152,7 +152,7 @@ def check_bins(
 def collect(
     name: str, values: npt.NDArray[Any], dims: Sequence[str], width: int
 ) -> npt.NDArray[Any]:
-    """Bring queries and keys of one prompt into bins of ``width`` tokens.
+    """Reduce queries and keys of one prompt to bins of ``width`` tokens.
 
     The mean of the tokens that have a number; the largest for a statistic that is a largest over
     queries. NaN where no token of a bin has one.

@@ -157,7 +157,7 @@ def _from_kept(capture: xr.Dataset, read: Callable[[str], Any], rows: Any, colum
 
 
 def visible_keys(read: Callable[[str], Any], rows: Any, columns: Any) -> Any:
-    """Tell which keys each query of a layer sees, by its causal order and its window."""
+    """Return which keys each query of a layer sees, by its causal order and its window."""
     window = float(read("window"))
     visible = np.ones((len(rows), len(columns)), dtype=bool)
     if bool(read("causal")):

@@ -41,7 +41,7 @@ CONVENTION = (
 
 
 def build_dataset(writer: ArrayWriter, layers: LayerCoords, padding: str) -> xr.Dataset:
-    """Lay names, coords and attrs over the arrays of a capture; nothing is copied."""
+    """Build a Dataset of the arrays of a capture; nothing is copied."""
     variables = {
         name: (dims, writer.arrays[name], attrs_of(name)) for name, dims in writer.dims.items()
     }
@@ -124,7 +124,7 @@ def provenance(writer: ArrayWriter, padding: str) -> dict[str, Any]:
 
 
 def token_coords(model: Model, prompts: Prompts) -> dict[str, Any]:
-    """Name the tokens along queries, and along a source where there is one."""
+    """Return the tokens along queries, and along a source where there is one."""
     token, token_id, length = _tokens(model, prompts.ids, prompts.names)
     coords: dict[str, Any] = {
         "token": (("prompt", "query"), token),
@@ -172,7 +172,7 @@ def _tokens(
 
 
 class LayerCoords:
-    """What holds for whole layers, collected from their attention calls.
+    """Properties of whole layers, collected from their attention calls.
 
     With ``keeps_keys`` q and k are kept, so that a position bias must be kept beside them.
     """
@@ -202,7 +202,7 @@ class LayerCoords:
                 self.numbers[name][call.layer] = value
 
     def coords(self) -> dict[str, Any]:
-        """Lay out what was noted along layers, heads and distances."""
+        """Return the collected properties along layers, heads and distances."""
         model = self.model
         coords: dict[str, Any] = {name: ("layer", values) for name, values in self.numbers.items()}
         coords["causal"] = ("layer", self.numbers["causal"] > 0)
@@ -223,7 +223,7 @@ class LayerCoords:
         return coords
 
     def _by_head(self, rows: Mapping[int, Array], missing: float) -> Any:
-        """Lay one row a layer out by layer and head."""
+        """Expand one row a layer to (layer, head)."""
         table = np.full((self.model.layers, self.model.heads), missing, dtype=np.float32)
         for layer, values in rows.items():
             table[layer] = values

@@ -62,7 +62,7 @@ def generate(
     k: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
-    """Let a model continue prompts and record every head's attention at every step.
+    """Generate from prompts, and record every head's attention at every step.
 
     The model keeps its keys and values, so a step costs one row; the rows together are those of a
     capture of the finished text. ``span_mass`` tells the prompt from what was generated: lookback
@@ -216,7 +216,7 @@ class Steps:
         return self
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """Answer one layer at one step, and keep its rows."""
+        """Compute one layer at one step, and record its rows."""
         keys = call.key.shape[2]
         spans = (torch.arange(keys) >= self.start).long()[None]
         request = self.options.request_for(None, spans)

@@ -132,7 +132,7 @@ def _measure_pass(model: Model, prompts: Prompts) -> tuple[int, int]:
 
 
 class _Idle(Reader):
-    """Answer attention with zeros, and note what is in memory at that moment."""
+    """Return zeros for attention, and record the memory in use at that moment."""
 
     memory: PeakTensorBytes
     waiting = 0

@@ -26,7 +26,7 @@ TILES = 64
 
 @dataclass(frozen=True, eq=False)
 class CaptureOptions:
-    """What a capture records of the prompts, whatever they are; fields as the options of `capture`.
+    """Options of a capture, without the prompts; fields as the parameters of `capture`.
 
     ``stats`` holds each statistic once; ``z`` is not among them but in ``keep``. ``request`` holds
     the parameters of those that need no positions of the prompts.
@@ -93,7 +93,7 @@ def default_tile(length: int) -> int:
 
 
 def _number(name: str, value: Any) -> Any:
-    """Turn a parameter into the plain number, or the numbers, that a Request holds."""
+    """Convert a parameter into the plain number, or the numbers, that a Request holds."""
     if value is None:
         return None
     if name in ("offsets", "horizon"):

@@ -82,7 +82,7 @@ class Recorder:
         return rows
 
     def scan_layers(self) -> None:
-        """Note what holds for the layers from a few tokens, before anything is recorded."""
+        """Record what holds for the layers from a few tokens, before anything is recorded."""
         reader = Reader(Request(stats=()), (), lambda call, outputs, z: self.layers.note(call))
         # From a single token no slope can be read.
         brief = replace(

@@ -17,7 +17,7 @@ EMBEDDING, LOGITS = "embedding", "logits"
 
 
 class Edge(NamedTuple):
-    """What one node reads of another.
+    """An edge from one node to an input of another.
 
     Attributes
     ----------

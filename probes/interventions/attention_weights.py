@@ -72,7 +72,7 @@ class KnockOut(HeadEdit):
     queries: Sequence[int] | None = None
 
     def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
-        """Cut the link between a span of queries and a span of keys."""
+        """Hide a span of keys from a span of queries."""
         rows = self.rows(layer)
         if not rows:
             return None
@@ -94,7 +94,7 @@ class KnockOut(HeadEdit):
 
 @dataclass(frozen=True)
 class Window(HeadEdit):
-    """Let some heads see only the first keys and the last ones: a streaming head.
+    """Restrict some heads to the first keys and the last ones: streaming heads.
 
     A head that changes nothing by it needs no long cache (DuoAttention, Xiao et al. 2024).
 
@@ -160,7 +160,7 @@ class Temperature(HeadEdit):
 
 @dataclass(frozen=True)
 class FixPattern(Edit):
-    """Put a fixed pattern in place of the weights of one head, on prompts of its length.
+    """Replace the weights of one head by a fixed pattern, on prompts of its length.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class FixPattern(Edit):
     values: Float[Tensor, "query key"]
 
     def inside(self, layer: int, shape: Shape) -> WeightEdits | None:
-        """Put the pattern in the place of one head's own."""
+        """Replace the pattern of one head."""
         if layer != self.head[0]:
             return None
         if tuple(self.values.shape) != shape[2:]:

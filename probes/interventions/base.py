@@ -40,7 +40,7 @@ class Edit:
             KINDS[cls.__name__] = cls
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
-        """Say what changes inside the attention of one layer, of (batch, heads, queries, keys)."""
+        """Return the changes inside the attention of a layer (batch, head, query, key)."""
         return None
 
     def apply(self, layer: int, z: HeadOutputs) -> HeadOutputs:
@@ -70,7 +70,7 @@ class HeadEdit(Edit):
         check_heads(f"{type(self).__name__}.heads", self.heads, shape)
 
     def describe(self) -> dict[str, object]:
-        """Name the edit and its fields, as JSON, for the provenance of a result.
+        """Describe the edit and its fields, as JSON, for the provenance of a result.
 
         Tensors stand as the SHA-256 of their numbers.
         """
@@ -141,12 +141,12 @@ def check_shape(field: str, values: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn heads, positions and other sequences into lists, as JSON has them."""
+    """Convert heads, positions and other sequences into lists, as JSON has them."""
     single = isinstance(value, str) or not hasattr(value, "__iter__")
     return value if single else [_plain(item) for item in value]
 
 
 def digest(values: Tensor) -> str:
-    """Name the numbers of a tensor by their hash."""
+    """Return a hash of the numbers of a tensor."""
     data = values.detach().cpu().float().contiguous().numpy().tobytes()
     return hashlib.sha256(data).hexdigest()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blocks(Edit):
-    """Let heads see only some blocks of keys from each block of queries, on prompts of one length.
+    """Restrict heads to some blocks of keys for each block of queries, on prompts of one length.
 
     Block-sparse attention (SeerAttention), and context that is encoded in parallel: blocks that see
     themselves alone. A query that sees no key afterwards puts out 0.
@@ -50,7 +50,7 @@ class Blocks(Edit):
             )
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
-        """Cut the links between blocks that one layer's heads shall not see."""
+        """Hide the blocks that one layer's heads may not see."""
         if bool(self.seen[layer].all()):
             return None
         batch, _, queries, keys = shape
@@ -69,7 +69,7 @@ class Blocks(Edit):
         check_shape("Blocks.seen", self.seen, (shape.layers, shape.heads, blocks, blocks))
 
     def describe(self) -> dict[str, object]:
-        """Name the edit, the number of blocks and a digest of the table."""
+        """Describe the edit, the number of blocks and a digest of the table."""
         return {
             "edit": "Blocks",
             "positions": len(self.members),

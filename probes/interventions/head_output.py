@@ -41,7 +41,7 @@ class Gate(Edit):
         check_shape("Gate.values", self.values, (shape.layers, shape.heads))
 
     def describe(self) -> dict[str, object]:
-        """Name the edit and its gates."""
+        """Describe the edit and its gates."""
         return {"edit": "Gate", "values": self.values.detach().cpu().tolist()}
 
 
@@ -64,7 +64,7 @@ class Ablate(HeadEdit):
 
 @dataclass(frozen=True)
 class Replace(VectorEdit):
-    """Put a fixed vector in place of the output of some heads, at every position.
+    """Replace the output of some heads by a fixed vector, at every position.
 
     With the mean of ``z`` over a reference set this is mean ablation. The vectors, ``values``, have
     dims layer, head, size; only the rows of ``heads`` are read.

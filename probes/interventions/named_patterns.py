@@ -29,7 +29,7 @@ MOST = 2**29
 
 @dataclass(frozen=True)
 class Inject(HeadEdit):
-    """Put a pattern known by name in place of the weights of some heads, at any length.
+    """Replace the weights of some heads by a named pattern, at any length.
 
     What a head writes then comes from where the pattern looks; how it reads (its values and output
     projection) stays. Uniform is made by a temperature, so it respects masks and windows, and a
@@ -61,7 +61,7 @@ class Inject(HeadEdit):
             )
 
     def inside(self, layer: int, shape: tuple[int, int, int, int]) -> WeightEdits | None:
-        """Put the pattern in the place of the named heads' own."""
+        """Replace the patterns of the chosen heads."""
         rows = self.rows(layer)
         if not rows:
             return None

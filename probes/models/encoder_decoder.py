@@ -77,7 +77,7 @@ class AttentionIndex:
 
     @contextmanager
     def track_cross_attention(self) -> Iterator[None]:
-        """Note, for as long as this lasts, which calls are handed the encoder's states."""
+        """Record, inside the context, which calls get the encoder's states."""
         with ExitStack() as stack:
             for part in self.module.modules():
                 if self.stacks.get(id(part), ("", 0))[0] != "decoder":

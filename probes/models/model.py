@@ -143,7 +143,7 @@ class Model:
 
     @property
     def reads(self) -> str:
-        """What its prompts are: ``tokens`` or ``images``."""
+        """Kind of its prompts: ``tokens`` or ``images``."""
         return input_kind(self.module)
 
     @property
@@ -185,11 +185,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the tokens go: the device of the input embedding."""
+        """Device of the tokens, which is that of the input embedding."""
         return input_device(self.module)
 
     def encode(self, text: str) -> list[int]:
-        """Turn text into token ids, with the special tokens that the tokenizer puts around it.
+        """Convert text into token ids, with the special tokens that the tokenizer puts around it.
 
         ``bos`` of the model says otherwise. A text that has the beginning-of-sequence token
         already, as chat templates write it, does not get a second one.
@@ -279,7 +279,7 @@ class Model:
 
 
 def input_kind(module: Any) -> str:
-    """Say what a model reads: ``tokens`` or ``images``."""
+    """Return the kind of prompts that a model reads: ``tokens`` or ``images``."""
     name = getattr(module, "main_input_name", "input_ids")
     if name not in INPUTS:
         raise UnsupportedModel(

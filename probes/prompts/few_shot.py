@@ -22,7 +22,7 @@ SHOT = "shot"
 def few_shot(
     task: Task, shots: int, pool: Task | None = None, *, seed: int = 0, distinct_role: str = ""
 ) -> Task:
-    """Put solved prompts before each prompt of a task; the role ``shot`` says where they stand.
+    """Prepend solved prompts to each prompt of a task; the role ``shot`` holds their spans.
 
     Parameters
     ----------

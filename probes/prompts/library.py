@@ -76,7 +76,7 @@ def read_library(held_out: bool) -> list[LibraryFile]:
 
 
 def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[str]:
-    """Cut held-out files of the running Python's library to their first `tokens` tokens.
+    """Return the first `tokens` tokens of held-out files of the running Python's library.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def openings(number: int = 8, tokens: int = 512, tokenizer: Any = None) -> list[
 
 
 def _cut(text: str, tokens: int, tokenizer: Any) -> str | None:
-    """Take as many whole lines as fit, or None where the text is shorter than that."""
+    """Return as many whole lines as fit, or None where the text is shorter than that."""
     text = text[: CHARACTERS_A_TOKEN * tokens]
     if _count(text, tokenizer) <= tokens:
         return None

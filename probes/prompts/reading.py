@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read(model: Model, prompts: PromptsLike) -> Prompts:
-    """Turn what a user gives into token ids, and refuse what the model cannot take."""
+    """Convert prompts of a user into token ids, and refuse those that the model cannot read."""
     if model.reads == "images":
         if isinstance(prompts, Task):
             raise NotApplicable(

@@ -18,7 +18,7 @@ Content = str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Question:
-    """One place of a prompt where the continuation is known.
+    """One position of a prompt where the continuation is known.
 
     Parameters
     ----------

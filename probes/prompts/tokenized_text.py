@@ -72,7 +72,7 @@ def unknown_id(tokenizer: Any) -> int | None:
 def opening(
     tokenizer: Tokenizer, text: str, ids: Sequence[int], bos: bool | None = None
 ) -> tuple[int, Positions]:
-    """Say how many ids to drop from the start of a text, and what to put there instead.
+    """Return how many ids to drop from the start of a text, and what to put there instead.
 
     ``bos`` asks for the beginning-of-sequence token, or for none; None follows the tokenizer. A
     text that has it already, as chat templates write it, does not get a second one.
@@ -89,7 +89,7 @@ def opening(
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], bos: bool | None = None
 ) -> list[TokenizedText]:
-    """Turn texts into tokens, with the special tokens that the tokenizer adds by itself.
+    """Convert texts into tokens, with the special tokens that the tokenizer adds by itself.
 
     ``bos`` is that of `opening`.
 

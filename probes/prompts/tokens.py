@@ -87,7 +87,7 @@ class EncodedTask:
         return replace(self, ids=self.corrupted_ids)
 
     def part(self, prompts: Sequence[int]) -> EncodedTask:
-        """Take some of the prompts."""
+        """Return a part with some of the prompts."""
         names = ("ids", "twins", "questions", "spans")
         parts: Any = {name: tuple(getattr(self, name)[row] for row in prompts) for name in names}
         return replace(self, **parts)
@@ -165,7 +165,7 @@ def encode_prompt(
 
 
 def _encode_ids(prompt: Prompt, tokenizer: Tokenizer | None, bos: bool | None) -> _Encoded:
-    """Put the special tokens of a text around token ids."""
+    """Add the special tokens of a text around token ids."""
     start, end = special_ends(tokenizer, bos)
     shift = len(start)
 

@@ -58,7 +58,7 @@ class Writer:
 
     @property
     def first_word(self) -> Span:
-        """Where the first word of the last piece stands."""
+        """Span of the first word of the last piece."""
         return self.word_after((0, self._start))
 
     def word_after(self, span: Span) -> Span:
@@ -99,7 +99,7 @@ def is_glued(before: str, word: str) -> bool:
 
 
 def continuation(before: str, word: str) -> str:
-    """What a word adds to a text that ends in another, with its space.
+    """Return a word as the continuation of a text that ends in another, with its space.
 
     >>> continuation("the", "cat"), continuation("17", "32")
     (' cat', '32')

@@ -41,7 +41,7 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def _settle(path: str) -> None:
-    """Put the texts of a header in one order: the library writes them in a random one."""
+    """Sort the texts of a header, which the library writes in random order."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -131,7 +131,7 @@ def _map(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name beside a file, and put it in the file's place when all went well."""
+    """Yield a temporary path beside a file, and rename it to the file on success."""
     from safetensors import SafetensorError
 
     target = Path(path)
@@ -151,7 +151,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextmanager
 def refusing(field: str, path: object) -> Iterator[None]:
-    """Name the place and the reason where the system cannot write, instead of its own error."""
+    """Refuse with path and reason where the system cannot write, instead of its own error."""
     try:
         yield
     except OSError as error:
@@ -159,7 +159,7 @@ def refusing(field: str, path: object) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents."""
+    """Create a folder with its parents."""
     with refusing("out", folder):
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -49,7 +49,7 @@ class Stream:
         return self.path.with_name(f".{self.path.name}.journal")
 
     def commit(self, batch: int) -> None:
-        """Note that a batch is in the file, after it is."""
+        """Record that a batch has been written to the file."""
         with dataset_file.refusing("out", self.journal):
             for array in self.arrays.values():
                 if isinstance(array, np.memmap):
@@ -63,7 +63,7 @@ class Stream:
                 os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Rename the complete file to its final name."""
         self.arrays.clear()
         with dataset_file.refusing("out", self.path):
             with self.partial.open("rb") as file:
@@ -92,7 +92,7 @@ def begin(
     *,
     replace: bool = False,
 ) -> Stream:
-    """Lay out a file, NaN wherever a capture will write, or take up one that was interrupted.
+    """Create a file, NaN wherever a capture will write, or resume one that was interrupted.
 
     Parameters
     ----------

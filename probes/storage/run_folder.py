@@ -41,7 +41,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
+        """Return the name of of the folder."""
         return self.path.name
 
     @property
@@ -98,7 +98,7 @@ def create(
     replace: bool = False,
     file: Path | None = None,
 ) -> Run:
-    """Make a run folder from a capture; the manifest comes last, so half a run is none.
+    """Create a run folder from a capture; the manifest is written last, so half a run is none.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def _strangers(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Take an earlier run apart, its manifest first; only files that runs are made of."""
+    """Delete an earlier run, its manifest first; only files that a run consists of."""
     old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
     old += [file for name in (RESULTS, EFFECTS) for file in (folder / name).glob("*.safetensors")]
     old += [*(folder / RESULTS).glob(f"*{ERROR}")]

@@ -68,7 +68,7 @@ def without(model: Any, heads: Heads) -> Any:
 def draw_other_heads(
     model: Any, heads: Heads, excluded: Heads, draws: int, seed: int
 ) -> list[list[tuple[int, int]]]:
-    """As many heads as given, none of them or of the excluded ones, several times."""
+    """Draw as many heads as given, without them and the excluded ones, several times."""
     rng = random.Random(seed)
     layers, width = model.config.num_hidden_layers, model.config.num_attention_heads
     others = [(layer, head) for layer in range(layers) for head in range(width)]

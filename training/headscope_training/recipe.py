@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Recipe(ABC):
-    """How one model is made; everything is seeded, so a step draws the same rows every time.
+    """Recipe of one model; everything is seeded, so a step draws the same rows every time.
 
     `forward` is the function that ``--compile`` compiles. `snapshots` are the steps whose weights
     ship; without any, the last checkpoint does.

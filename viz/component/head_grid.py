@@ -79,7 +79,7 @@ def head_axes(
     picked: Sequence[int] | None,
     shown: npt.NDArray[np.bool_] | None,
 ) -> dict[str, Any]:
-    """Name the layers and heads of an array, and which layers have no attention map."""
+    """Return the layers and heads of an array, and which layers have no attention map."""
     column = next(dim for dim in HEADS if dim in array.dims)
     labels = {
         dim: list(map(str, array[dim].values.tolist() if dim in array.coords else range(size)))

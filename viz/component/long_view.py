@@ -115,7 +115,7 @@ def _joined(name: str, values: Array, rows: npt.NDArray[np.int64], join: int) ->
 
 
 def _margin(overview: xr.Dataset, name: str, length: int, tile: int) -> str | None:
-    """Take the largest that a key of each block receives, or the mean entropy of its queries."""
+    """Return the largest weight that a key of each block receives, or its queries' mean entropy."""
     dim = "key" if name == "received" else "query"
     if name not in overview or overview[name].dims != (dim,) or overview.sizes[dim] < length:
         return None

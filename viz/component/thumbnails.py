@@ -81,7 +81,7 @@ def thumbnail_row(
 
 
 def in_order(maps: xr.DataArray) -> xr.DataArray:
-    """Put the dims in the order layer, head, query, key; refuse others."""
+    """Transpose to layer, head, query, key; refuse other dims."""
     dims = set(map(str, maps.dims))
     for sides in (("query", "key"), ("query_tile", "key_tile")):
         if dims == {"layer", "head", *sides}:
@@ -103,7 +103,7 @@ def trimmed(maps: xr.DataArray) -> npt.NDArray[np.float64]:
 
 
 def _pooled(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
-    """Take the largest of each block along an axis."""
+    """Return the largest of each block along an axis."""
     block = -(-values.shape[axis] // SIDE)
     starts = np.arange(0, values.shape[axis], block)
     return np.asarray(np.fmax.reduceat(values, starts, axis=axis))

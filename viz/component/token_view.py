@@ -136,7 +136,7 @@ def _tokens(array: xr.DataArray, state: dict[str, Any] | None) -> dict[str, Any]
 
 
 def _token_texts(array: xr.DataArray, dim: str, name: str) -> list[str] | None:
-    """Name the tokens along a dim, None where they have no names."""
+    """Return the tokens along a dim, None where they have no names."""
     if name not in array.coords or array[name].dims != (dim,):
         return None
     return [shown_token(token, longest=200) for token in array[name].values.tolist()]

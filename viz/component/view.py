@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class View:
-    """What the browser draws: the kind of view, and its data as JSON.
+    """A view that the browser draws: its kind, and its data as JSON.
 
     A notebook shows it by itself; ``save`` writes it as a page.
     """

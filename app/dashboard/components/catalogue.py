@@ -28,7 +28,7 @@ ESTIMATING = "drawing prompts and timing passes"
 
 @st.cache_data(max_entries=32, show_spinner="Reading the catalogue …")
 def refusals(key: cache.RunKey) -> dict[str, str]:
-    """Say why analyses do not suit the model of a run, by name; those that do are left out."""
+    """Return why analyses do not suit the model of a run, by name; those that do are left out."""
     from headscope.analyses._runtime.applicability import refusal
 
     capture = cache.run(key)[1]
@@ -54,7 +54,7 @@ def rows(key: cache.RunKey, names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def status(key: cache.RunKey, name: str) -> str:
-    """Say whether a run has a result of an analysis."""
+    """Return whether a run has a result of an analysis."""
     result = cache.run(key)[2].get(name)
     if result is None:
         return ""
@@ -62,7 +62,7 @@ def status(key: cache.RunKey, name: str) -> str:
 
 
 def cost_text(cost: Cost | None) -> str:
-    """Say a cost in a few words."""
+    """Format a cost in a few words."""
     from headscope.analyses._runtime.cost import duration
 
     if cost is None:
@@ -98,7 +98,7 @@ def _keep(
 def estimating(
     key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
 ) -> Job:
-    """Make the job that says what analyses will take on a run."""
+    """Return the job that estimates the cost of analyses on a run."""
     by_analysis = {names[0]: dict(options)} if options else {}
 
     def do(report: Report) -> None:
@@ -127,7 +127,7 @@ def estimating(
 def analyzing(
     key: cache.RunKey, names: Sequence[str], options: Mapping[str, Any], n: int | None
 ) -> Job:
-    """Make the job that runs analyses on a run, which holds each result at once."""
+    """Return the job that runs analyses on a run; each result is stored at once."""
     by_analysis = {names[0]: dict(options)} if options else {}
     subject = names[0] if len(names) == 1 else f"{len(names)} analyses"
     job: Job
@@ -169,7 +169,7 @@ def analyzing(
 
 
 def check(name: str, options: Mapping[str, Any]) -> str:
-    """Say what is wrong with options; "" where nothing is."""
+    """Describe what is wrong with options; "" where nothing is."""
     from headscope.analyses._runtime.options import parse
 
     try:

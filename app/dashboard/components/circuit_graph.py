@@ -35,17 +35,17 @@ def graphs(results: Mapping[str, xr.Dataset]) -> dict[str, xr.DataArray]:
 
 
 def variables(result: xr.Dataset) -> list[str]:
-    """Name the variables of the edges of a result, without the ends of intervals."""
+    """List the variables of the edges of a result, without the ends of intervals."""
     return [name for name in viz.variables(result) if result[name].dims == ("edge",)]
 
 
 def _joins_heads(array: xr.DataArray) -> bool:
-    """Tell edges between components from those between the tokens of a text."""
+    """Return whether edges join components, not the tokens of a text."""
     return "source_head" in array.coords and "source_position" not in array.coords
 
 
 def ends(array: xr.DataArray) -> tuple[list[str], list[str]]:
-    """Name both ends of every edge.
+    """Return the names of both ends of every edge.
 
     >>> sides = {f"{side}_{part}": ("edge", [at]) for at, side in enumerate(("source", "target"))
     ...          for part in ("layer", "head")}
@@ -59,7 +59,7 @@ def ends(array: xr.DataArray) -> tuple[list[str], list[str]]:
 
 
 def nodes(array: xr.DataArray) -> list[str]:
-    """Name the nodes, layer by layer."""
+    """List the nodes, layer by layer."""
     placed = {node for side in ("source", "target") for node in graph.ends(array, side)}
     return [graph.node_name(node) for node in sorted(placed)]
 
@@ -134,7 +134,7 @@ def _reached(links: Sequence[tuple[str, str]], start: Sequence[str], *, back: bo
 def summary(
     result: xr.Dataset, name: str, edges: NDArray[np.intp], count: int, pinned: Sequence[str]
 ) -> str:
-    """Say how many edges are drawn, and which are not."""
+    """Return how many edges are drawn, and which are not."""
     array = result[name]
     weakest = float(np.abs(array.values[edges]).min())
     total = int(result.attrs.get("edges", array.size))

@@ -38,7 +38,7 @@ def kinds() -> dict[str, type[Edit]]:
 
 
 def title(kind: type[Edit]) -> str:
-    """Say what an edit does: the first line of its docstring."""
+    """Describe what an edit does: the first line of its docstring."""
     return inspect.cleandoc(kind.__doc__ or kind.__name__).splitlines()[0].rstrip(".")
 
 
@@ -54,7 +54,7 @@ def draw(kind: type[Edit]) -> dict[str, Any]:
 def build(
     kind: type[Edit], heads: Sequence[Head], values: Mapping[str, Any], model: Model, prompts: Any
 ) -> Edit:
-    """Make the edit that a form describes, from the ``values`` that `ask` has returned.
+    """Build the edit that a form describes, from the ``values`` that `draw` returned.
 
     Vectors are the means of ``z`` over the prompts; gates are 1 at the other heads.
     """
@@ -83,12 +83,12 @@ def _hints(kind: type[Edit]) -> dict[str, Any]:
 
 
 def _names_heads(kind: type[Edit]) -> bool:
-    """Tell whether an edit has a field for its heads."""
+    """Return whether an edit has a field for its heads."""
     return "heads" in get_type_hints(kind)
 
 
 def _kind_of(hint: Any) -> str:
-    """Name the widget for a type; "" where there is none."""
+    """Return the kind of widget for a type; "" where there is none."""
     simple = {float: "float", int: "int", str: "str"}
     if hint in (Sequence[int], Sequence[int] | None):
         return "positions"

@@ -24,7 +24,7 @@ EVIDENCE = {
 
 
 def causal(scores: Mapping[str, Score]) -> frozenset[str]:
-    """Name the heads that some intervention shows to have an effect."""
+    """Return the heads that some intervention shows to have an effect."""
     return frozenset().union(*(score.with_effect for score in scores.values()))
 
 
@@ -80,7 +80,7 @@ def _names(grid: xr.DataArray) -> NDArray[Any]:
 
 
 def _multiselect(title: str, key: str, options: list[str], help_text: str) -> list[str]:
-    """Ask for some of the options; those of the link that are not there are named."""
+    """Draw the selection of some options."""
     state.take(key, options, [])
     return st.multiselect(
         title, options, key=key, persist_state="session", help=help_text, placeholder="any"

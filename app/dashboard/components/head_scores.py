@@ -37,7 +37,7 @@ def draw(
 
 
 def scores_answers(capture: xr.Dataset) -> bool:
-    """Tell whether a model predicts the next token of one text, so that answers can be scored."""
+    """Return whether a model predicts the next token of one text, so that answers can be scored."""
     return capture.attrs.get("attention", "self") == "self" and predicts(capture)
 
 

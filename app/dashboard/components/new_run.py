@@ -118,7 +118,7 @@ def _read(name: str, content: bytes) -> Any:
 
 
 def _free(folder: Path, start: str) -> str:
-    """Name a folder that is not there yet."""
+    """Return the name of a new folder."""
     names = [start, *(f"{start}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (folder / name).exists())
 

@@ -64,7 +64,7 @@ def chart(
 
 
 def grid_names(array: Any) -> list[list[str]]:
-    """Name the heads of a grid, layers down."""
+    """List the heads of a grid, layers down."""
     layers, heads = (array[dim].values.tolist() for dim in ("layer", "head"))
     return [[viz.head_name(layer, head) for head in heads] for layer in layers]
 

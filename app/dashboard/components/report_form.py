@@ -73,7 +73,7 @@ def draw(key: cache.RunKey, name: str) -> None:
 
 
 def building(key: cache.RunKey, sections: list[str]) -> Job:
-    """Make the job that builds the report of some analyses of a run."""
+    """Return the job that builds the report of some analyses of a run."""
 
     def do(report: Report) -> Built:
         from headscope.app.report.build import html, write_files

@@ -13,7 +13,7 @@ LEGEND = "◆ causal, from an intervention · ○ correlational"
 
 
 def choose(scores: Mapping[str, Score], leading: str) -> Score:
-    """Ask for a score; the link names it, else it is the leading one of the run."""
+    """Draw the selection of a score; the default is the run's main one."""
     state.take("by", list(scores), leading, decides=True)
     by = st.selectbox(
         "Score", list(scores), key="by", persist_state="session",
@@ -32,5 +32,5 @@ def _label(score: Score) -> str:
 
 
 def caption(score: Score) -> str:
-    """Say what the picked score is, its identifier last."""
+    """Describe what the picked score is, its identifier last."""
     return f"{mark(score)} {plain(score.tooltip)} · {score.key}"

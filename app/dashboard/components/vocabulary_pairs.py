@@ -76,7 +76,7 @@ def draw(key: cache.RunKey, ids: cache.Tokens, layer: int, head: int) -> None:
 
 
 def _job(key: cache.RunKey, layer: int, head: int) -> Job:
-    """Make the job that goes through the whole vocabulary."""
+    """Return the job that goes through the whole vocabulary."""
 
     def do(report: Report) -> dict[str, list[tuple[int, int, float]]]:
         from headscope.analyses._measurements import token_pairs

@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
 
 
 def pages(folder: Path | None) -> dict[str, Any]:
-    """Make the pages of the navigation for what the dashboard was started on, by name."""
+    """Return the pages of the navigation, by name, for what the dashboard was started on."""
     modules = {name: load(name) for name in names()}
     opening = (
         name
@@ -44,7 +44,7 @@ def pages(folder: Path | None) -> dict[str, Any]:
 
 
 def page(name: str, *, default: bool = False) -> Any:
-    """Make the page of a screen; the default one has the address of the dashboard alone."""
+    """Return the page of a screen; the default one has the address of the dashboard itself."""
     import streamlit as st
 
     screen = load(name)

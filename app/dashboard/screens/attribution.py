@@ -60,7 +60,7 @@ def _measured(results: Mapping[str, xr.Dataset], name: str) -> xr.Dataset | None
 
 
 def _methods(result: xr.Dataset) -> None:
-    """Hold all methods against each other on one task."""
+    """Compare all methods on one task."""
     (st.warning if is_doubtful(result) else st.markdown)(plain(result.attrs.get("note", "")))
     tasks = result["task"].values.tolist()
     state.take("task", tasks)

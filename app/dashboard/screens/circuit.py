@@ -170,12 +170,12 @@ def _heads(
 
 
 def _grid_score(result: xr.Dataset) -> str:
-    """Name the first score of heads that a result has."""
+    """Return the name of the first score of heads that a result has."""
     return next((str(name) for name in result.data_vars if result[name].dims == GRID), "")
 
 
 def _nodes(field: str, nodes: Sequence[str], title: str, text: str) -> list[str]:
-    """Let the user choose nodes, which live in the link."""
+    """Draw the selection of nodes, which is in the link."""
     state.take(field, nodes, [])
     return list(st.multiselect(title, nodes, key=field, persist_state="session", help=text))
 

@@ -99,7 +99,7 @@ def _pairs(first: cache.RunKey, second: cache.RunKey) -> dict[str, Pair]:
 
 
 def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
-    """Name the scores, causal ones first."""
+    """List the scores, causal ones first."""
     pairs = _pairs(first, second)
     causal = [key for key, (dataset, _, name) in pairs.items()
               if dataset[name].attrs.get("evidence") == "causal"]  # fmt: skip
@@ -122,7 +122,7 @@ def _across() -> list[str]:
 
 
 def _shapes(keys: tuple[cache.RunKey, cache.RunKey]) -> None:
-    """Say what the two runs are of, where they cannot be compared."""
+    """Show models and shapes of two runs that cannot be compared."""
     st.table(
         pd.DataFrame(
             [
@@ -194,7 +194,7 @@ def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
 
 
 def _summary(compared: Compared, path: Path, other: Path) -> str:
-    """Say what the command line says: agreement, shared heads, and how many changed."""
+    """Describe, as the command line does, agreement, shared heads, and how many changed."""
     row = compared.row
     parts = [
         f"**{plain(compared.first.title)}**: B ({plain(other.name)}) − A ({plain(path.name)})."
@@ -227,7 +227,7 @@ def _grid(score: Score, at: tuple[int, int], names: list[list[str]], key: str) -
 def _card(
     compared: Compared, picked: str, at: tuple[int, int], path: Path, other: Path, by: str
 ) -> None:
-    """Say what the picked head is in both, and list the heads that changed most."""
+    """Show the picked head in both runs, and list the heads that changed most."""
     st.subheader(picked)
     units = str(compared.first.array.attrs.get("units", ""))
     rows = []

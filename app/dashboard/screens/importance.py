@@ -62,7 +62,7 @@ def draw() -> None:
 
 
 def _header(summary: Importance, result: xr.Dataset) -> None:
-    """Say the task, the metric, the prompts, what the intact model makes of it, and the null."""
+    """Show the task, the metric, the prompts, the intact model's score, and the null."""
     units = plain(summary.units)
     null = (
         f" A head counts as important where the interval of its mean ablation lies above "
@@ -131,7 +131,7 @@ def _heads(
 
 
 def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: str) -> None:
-    """Say what every method says of the picked head."""
+    """Show the result of every method for the picked head."""
     [row] = table[table["name"] == picked].to_dict("records")
     st.subheader(picked)
     ranked = int(table["rank"].notna().sum())

@@ -12,7 +12,7 @@ TITLE = "Runs"
 
 
 def opens(folder: Path | None) -> bool:
-    """Tell whether the dashboard was started on a folder of runs."""
+    """Return whether the dashboard was started on a folder of runs."""
     return cache.is_runs_folder(folder)
 
 

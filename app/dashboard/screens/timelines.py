@@ -25,7 +25,7 @@ LINE = "line"
 
 
 def opens(folder: Path | None) -> bool:
-    """Tell whether the dashboard was started on a timeline."""
+    """Return whether the dashboard was started on a timeline."""
     return folder is not None and timeline_folder.holds(folder)
 
 

@@ -66,7 +66,7 @@ def read(mask: Tensor) -> MaskRule:
 
 
 def declared_window(module: nn.Module, rule: MaskRule) -> int | None:
-    """Name the window of a layer, also where a text is too short to show it."""
+    """Return the window that a layer declares, also where a text is too short to show it."""
     if getattr(module, "attention_type", None) != "local":
         return rule.window
     window = int(module.config.window_size)  # type: ignore[union-attr, arg-type]
@@ -121,7 +121,7 @@ class Mask(SymbolicTensor):
         form: str = "added",
         bias: Tensor | None = None,
     ) -> Mask:
-        """Make a mask."""
+        """Create a mask."""
         mask = Mask(shape, dtype, device)
         mask.rule, mask.form, mask.bias = rule, form, bias
         return mask
@@ -141,12 +141,12 @@ class Mask(SymbolicTensor):
         return self if self.form != "added" else self._turned("hidden")
 
     def do_bool(self, mask: Any) -> Mask:
-        """Turn into a boolean."""
+        """Convert to boolean."""
         turned: Mask = self.do_to(self, torch.bool)
         return turned
 
     def do_invert(self, mask: Any) -> Mask:
-        """Turn hidden into seen, and back."""
+        """Invert hidden and visible."""
         if self.form == "added":
             raise Unknown("invert: a mask of numbers is inverted, which is not known")
         return self._turned("seen" if self.form == "hidden" else "hidden")
@@ -158,7 +158,7 @@ class Mask(SymbolicTensor):
         return self._turned("hidden")
 
     def do___getitem__(self, mask: Any, key: Any) -> Mask:
-        """Cut it, where the cut leaves everything."""
+        """Slice the mask, where the slice keeps everything."""
         key = key if isinstance(key, tuple) else (key,)
         ends = zip(key, self.shape, strict=False)
         if all(
@@ -172,7 +172,7 @@ class Mask(SymbolicTensor):
         raise Unknown("__getitem__: a part of a mask is taken, which is not known")
 
     def do_masked_fill(self, target: Any, mask: Any, value: Any) -> Mask:
-        """Put the least number in place of a bias, at hidden keys."""
+        """Set the bias to the least number at hidden keys."""
         if not self.same(mask) or isinstance(target, SymbolicTensor) or self.form != "hidden":
             raise Unknown("masked_fill: a mask is filled in a way that is not known")
         check_least(value, target.dtype)

@@ -102,7 +102,7 @@ class Scores(SymbolicTensor):
         dtype: torch.dtype,
         softened: bool = False,
     ) -> Scores:
-        """Make scores; whoever multiplies their weights with values gets what `receive` says."""
+        """Create scores; their weights times values return the result of `receive`."""
         scores = Scores(shape, dtype, attention.query.device)
         scores.attention, scores.receive, scores.softened = attention, receive, softened
         scores.viewed = False
@@ -110,7 +110,7 @@ class Scores(SymbolicTensor):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """Name in a refusal."""
+        """Return the name for an error message."""
         return "its weights" if self.softened else "its scores"
 
     def _next(self, attention: Attention | None = None, **changes: Any) -> Scores:
@@ -163,7 +163,7 @@ class Scores(SymbolicTensor):
         return self._next(self.attention.plus(term[(None,) * (self.ndim - term.ndim)]))
 
     def do_sub(self, left: Any, other: Any) -> Scores:
-        """Take a number or a bias away."""
+        """Subtract a number or a bias."""
         if not self.same(left) or isinstance(other, SymbolicTensor):
             raise Unknown("sub: its scores are taken away, which is not known")
         return self.do_add(self, -other)
@@ -177,7 +177,7 @@ class Scores(SymbolicTensor):
         return self._next(self.attention.masked_by(_rule(mask, "seen")))
 
     def do_masked_fill(self, scores: Any, hidden: Any, value: Any) -> Scores:
-        """Put the least number where a key is hidden."""
+        """Set hidden keys to the least number."""
         self._refuse_weights("masked_fill")
         check_least(value, self.dtype)
         return self._next(self.attention.masked_by(_rule(hidden, "hidden")))
@@ -213,13 +213,13 @@ class Scores(SymbolicTensor):
         return mask.expand(*self.shape)  # type: ignore[no-any-return]
 
     def do_max(self, scores: Any, bound: Any) -> Scores:
-        """Leave as it is: what is raised to the least number is hidden anyway."""
+        """Return it unchanged: what is raised to the least number is hidden anyway."""
         self._refuse_weights("max")
         check_least(bound, self.dtype)
         return self
 
     def do_gather(self, product: Any, dim: Any, index: Any) -> Tensor:
-        """Make a product whose entries are picked: of positions, on their way to a bias."""
+        """Create a gathered product: of positions, from which a bias is made."""
         attention = self.attention
         touched = attention.bias is not None or attention.rule is not UNSEEN or self.softened
         if touched or not self.same(product):
@@ -228,13 +228,13 @@ class Scores(SymbolicTensor):
         return product_of_positions.gather(dim, index)
 
     def do_contiguous(self, scores: Any) -> Scores:
-        """Leave as it is."""
+        """Return it unchanged."""
         return self
 
     def do_softmax(
         self, scores: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
     ) -> Scores:
-        """Become weights, over the keys."""
+        """Convert to weights by a softmax over the keys."""
         self._refuse_weights("softmax")
         if isinstance(_stacklevel, torch.dtype):
             dtype = _stacklevel
@@ -243,14 +243,14 @@ class Scores(SymbolicTensor):
         return self._next(softened=True, dtype=dtype or self.dtype)
 
     def do_sigmoid(self, scores: Any) -> Scores:
-        """Become weights, each on its own."""
+        """Convert to weights by a sigmoid."""
         self._refuse_weights("sigmoid")
         return self._next(replace(self.attention, sigmoid=True), softened=True)
 
     def do_dropout(
         self, weights: Any, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Scores:
-        """Leave as it is: dropout is off in a capture."""
+        """Return it unchanged: dropout is off in a capture."""
         if training and p:
             raise Unknown("dropout: its scores get dropout; call model.eval() first")
         return self
@@ -262,7 +262,7 @@ class Scores(SymbolicTensor):
         return self.through(values)
 
     def through(self, values: Tensor) -> Tensor:
-        """Hand the complete attention on, and return its outputs."""
+        """Pass the complete attention on, and return its outputs."""
         if self.attention.query.ndim != 4 or values.ndim != self.ndim:
             raise Unknown("matmul: its scores have no dims of their own for batch and head")
         value = values

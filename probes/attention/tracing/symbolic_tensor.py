@@ -29,7 +29,7 @@ NAMES = {
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Name a step, however it is written."""
+    """Return the name of a step, however it is written."""
     raw = getattr(function, "__name__", str(function))
     if raw == "__get__":
         raw = str(getattr(getattr(function, "__self__", None), "__name__", raw))
@@ -60,11 +60,11 @@ class SymbolicTensor(Tensor):
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
-        """Make the empty shell."""
+        """Create the tensor without data."""
         return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        """Take what `__new__` takes."""
+        """Accept the arguments of `__new__`."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,11 +90,11 @@ class SymbolicTensor(Tensor):
         raise Unknown(f"{name}: {kind} go through a step that is not known")
 
     def same(self, tensor: object) -> bool:
-        """Say whether an argument is this one."""
+        """Return whether an argument is this one."""
         return tensor is self
 
     def become(self, other: SymbolicTensor) -> SymbolicTensor:
-        """Take the place of the result of a step that changes a tensor itself."""
+        """Become the result of a step that changes a tensor in place."""
         raise Unknown(f"{self.kind} are changed in place, which is not known")
 
     @classmethod
@@ -105,5 +105,5 @@ class SymbolicTensor(Tensor):
         raise Unknown(f"{func}: a mask or scores go through a step that is not known")
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        """Say what it stands for."""
+        """Describe the operation it represents."""
         return f"<{self.kind}, no numbers>"

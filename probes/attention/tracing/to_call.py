@@ -35,7 +35,7 @@ def fields(traced: Attention, module: nn.Module) -> dict[str, Any]:
 
 
 def unmask(mask: Tensor | None, window: int | None) -> Tensor | None:
-    """Take what a window hides from a single query for keys again, not for padding."""
+    """Restore the keys that a window hides from a single query: they are no padding."""
     if mask is None or window is None or mask.shape[1] <= window:
         return mask
     real = mask.clone()

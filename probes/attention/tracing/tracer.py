@@ -20,7 +20,7 @@ Receive = Callable[[nn.Module, Attention], Tensor]
 
 @contextmanager
 def trace_attention(root: nn.Module, receive: Receive) -> Iterator[None]:
-    """Hand every attention of a model to `receive`, with the module that computes it.
+    """Pass every attention of a model to `receive`, with the module that computes it.
 
     Inside a module whose class is named Attention, the product of queries and keys is not made;
     it stands as `Scores` until it meets the values, and `receive` answers with the heads' outputs.
@@ -70,7 +70,7 @@ class _Tracer(TorchFunctionMode):
 
 
 def _product(receive: Any, left: Tensor, right: Tensor) -> Scores | None:
-    """Take a product of two tensors of many matrices for that of queries and keys."""
+    """Treat a product of two batches of matrices as that of queries and keys."""
     if left.ndim != right.ndim or left.ndim not in (3, 4):
         return None
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -82,7 +82,7 @@ def _product(receive: Any, left: Tensor, right: Tensor) -> Scores | None:
 def _added_product(
     receive: Any, bias: Tensor, batch1: Tensor, batch2: Tensor, beta: Any = 1, alpha: Any = 1
 ) -> Scores:
-    """Take ``baddbmm``: beta · bias + alpha · product."""
+    """Handle ``baddbmm``: beta · bias + alpha · product."""
     attention = Attention(query=batch1, key=batch2.transpose(-1, -2)).times(float(alpha))
     if beta:
         attention = attention.plus(bias * beta)
@@ -101,7 +101,7 @@ def _attend_at_once(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Take ``scaled_dot_product_attention``."""
+    """Handle ``scaled_dot_product_attention``."""
     if query.ndim != 4:
         raise Unknown(f"scaled_dot_product_attention: its queries have {query.ndim} dims")
     if dropout_p:

@@ -19,12 +19,12 @@ KEY, QUERY = "key", "query"
 
 
 def stated(task: Task) -> Task:
-    """Cut every prompt at its first question, whose fact the context states."""
+    """Truncate every prompt at its first question, whose fact the context states."""
     return replace(task, prompts=tuple(_first(prompt) for prompt in task.prompts))
 
 
 def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
-    """Put another key in the place of the asked one wherever the context states it.
+    """Replace the key of the question by another one wherever the context states it.
 
     The twin has as many tokens, the same question and the same stated values, so whatever the model
     answers is not supported. The prompts have one question each, and the roles ``key`` and

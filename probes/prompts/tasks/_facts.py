@@ -23,7 +23,7 @@ Fact = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Wording:
-    """How a fact is stated and asked for, and what follows an answer."""
+    """Templates that state a fact and ask for it, and what follows an answer."""
 
     fact: str
     ask: str

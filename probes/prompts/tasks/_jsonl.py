@@ -42,7 +42,7 @@ def _choices(name: str, value: Any) -> list[str]:
 
 
 def spaced(before: str, continuation: str) -> str:
-    """Put a space before a continuation that brings none, where one belongs between words.
+    """Prepend a space to a continuation without one, where a space belongs between words.
 
     None belongs at the start or behind a space, before a sign, between digits, behind an opening
     bracket, or beside the letters of a script that is written without spaces.

@@ -75,7 +75,7 @@ def generate(
 
 
 def _write_text(half: Sequence[str], other: Sequence[str], wrong: Sequence[str]) -> Prompt:
-    """Say the words of a half twice; `wrong` are for its words but the first."""
+    """Return a prompt of a half twice; `wrong` are for its words but the first."""
     clean, spans = join_words((*half, *half))
     corrupted, new_spans = join_words((*other, *half))
     # With the space before the second half, which stands between digits in one of the two alone.

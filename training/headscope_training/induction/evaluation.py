@@ -52,7 +52,7 @@ def second_time(model: LlamaForCausalLM, again: Tensor) -> dict[str, float]:
 
 
 def measure(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Every number of one checkpoint: losses in nats a word, accuracies and weights 0 to 1."""
+    """Measure one checkpoint: losses in nats a word, accuracies and weights 0 to 1."""
     rows, again = held_out()
     scores = head_scores(model, again)
     return {

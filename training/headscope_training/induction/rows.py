@@ -20,7 +20,7 @@ SUCCESSORS = 8
 
 @cache
 def successors() -> tuple[Tensor, Tensor]:
-    """What may follow each word (word, rank), and how often by rank: Zipf's law, twice.
+    """Return successors of each word (word, rank), and their frequency by rank: Zipf's law, twice.
 
     Few words follow any given one, and the first of them most often; frequent words follow many.
     """
