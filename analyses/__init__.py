@@ -2,7 +2,7 @@
 
 In a family (`sink_behavior`, `head_roles`, ...) ``name.py`` is an analysis and ``_name.py`` a
 helper of that family alone. Folders that begin with an underscore are what families share;
-`comparison` and `series` are public tools that look at several runs or checkpoints.
+`comparison` and `series` are public tools that compare several runs or checkpoints.
 
 A module has a docstring whose first line is what users see, ``NEEDS`` (the statistics that its
 capture must hold), and ``run``. Positional parameters of ``run`` are what the suite supplies

@@ -137,7 +137,7 @@ def needed(model: Model) -> tuple[str, ...]:
 
     modules = [analyses.load(name) for name in analyses.names()]
     needs = [stat for module in modules if not hasattr(module, "TASK") for stat in module.NEEDS]
-    # Whole maps are made again for the few prompts that an analysis looks at.
+    # Whole maps are made again for the few prompts that an analysis reads.
     stats = dict.fromkeys((*DEFAULT, *(stat for stat in needs if stat != "pattern")))
     return applicable_stats(tuple(stats), model)
 

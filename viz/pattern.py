@@ -1,4 +1,4 @@
-"""Pattern: who looks at whom, query tokens down and key tokens across."""
+"""Pattern: who attends to whom, query tokens down and key tokens across."""
 
 from typing import Any
 
@@ -61,9 +61,9 @@ def figure(
         array,
         height=140 + min(max(13 * drawn[0].shape[0], 380), 640),
         notes=notes,
-        xaxis=_axis(f"looked at ({looked})", [side[1] for side in sides]),
+        xaxis=_axis(f"attended to ({looked})", [side[1] for side in sides]),
         yaxis={
-            **_axis(f"looks ({looks})", [side[0] for side in sides]),
+            **_axis(f"query ({looks})", [side[0] for side in sides]),
             "autorange": "reversed",
             "tickangle": 0,
         },
@@ -73,7 +73,7 @@ def figure(
     # Of a single map the layer of missing cells is left out where none is missing: it is as large.
     if len(panels) > 1 or not np.isfinite(values).all():
         fig.add_trace(missing(values, columns, rows))
-    hover = "%{y} looks at<br>%{x}"
+    hover = "%{y} attends to<br>%{x}"
     fig.add_trace(heatmap(array, values.astype(np.float32), fit, hover, x=columns, y=rows))
     if len(panels) > 1:
         changes = [

@@ -1,10 +1,10 @@
-"""What a head's weights say of tokens alone: what each promotes (OV), and looks for (QK).
+"""What a head's weights say of tokens alone: what each promotes (OV) and attends to (QK).
 
 The residual stream that a token brings to the first block, alone and at the first position, is put
 before the block of the head; what arrives there as query, key and value is the token's. A value
 through the output projection, the final norm and the unembedding (as in `vocabulary`) gives the
 tokens that the head promotes where it attends to the token. The product of query and key, scaled,
-is the logit of one token that looks at another at the same position, without what earlier blocks
+is the logit of one token that attends to another at the same position, without what earlier blocks
 add.
 
 Source: Elhage et al., A Mathematical Framework for Transformer Circuits (2021).

@@ -47,7 +47,7 @@ def execute(
     name
         Name of the analysis.
     model
-        Model that it looks at.
+        Model to analyze.
     prompts
         Texts, token ids or a task: the prompts of analyses that declare no task of their own.
     capture

@@ -1,10 +1,9 @@
-"""Block influence: how much every block changes what passes through it, and what skipping it costs.
+"""Block influence: how much every block changes the residual stream, and what skipping it costs.
 
 Block influence is 1 − cos between the residual stream before and after a block, averaged over
-tokens: a block that hardly turns its input is a candidate to be skipped or fused with the next one.
-Whether it may be is another question, so beside it stand what the loss becomes without the block,
-by how much the last hidden state turns without it, and the same loss with only its attention
-ablated.
+tokens: a block that hardly rotates its input is a candidate for skipping or for fusion with the
+next one. Whether that is safe is another question, so the loss without the block, the change of the
+last hidden state, and the loss with only its attention ablated are reported too.
 
 Sources: Men et al., ShortGPT (2403.03853); Pei et al., FuseGPT (2411.14507).
 """
@@ -39,7 +38,7 @@ def run(
     causal_tokens: Annotated[int, AtLeast(2)] = 512,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure how far every block turns its input, and the loss when it is skipped.
+    """Measure how far every block rotates its input, and the loss when it is skipped.
 
     Parameters
     ----------

@@ -4,8 +4,9 @@ The output of a layer's attention is the sum of its heads, ``o = Σ_h z_h W_O^h`
 token, ``‖z_h W_O^h‖`` says how much a head writes, and ``⟨z_h W_O^h, o⟩ / ‖o‖²`` what share of the
 sum that is: shares sum to 1, and are negative where a head writes against the others. In a mixture
 of attention heads these norms rank the heads that a token is routed to; how evenly they are spread
-is the load balance. Size is no importance, so the loss without the head stands beside it; in a
-model of many heads, of those that write most, that gradients rank first, and a random sample.
+is the load balance. Size is not importance, so the loss without the head is measured too; in a
+model of many heads, only for those that write most, those that gradients rank first, and a random
+sample.
 
 Sources: Jin et al., MoH: Multi-Head Attention as Mixture-of-Head Attention (2410.11842); Zhang et
 al., Mixture of Attention Heads (2210.05144); Kobayashi et al., Attention is Not Only a Weight
@@ -45,7 +46,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure what share of its layer's output every head writes, and what it costs to lose it.
+    """Measure the share of its layer's output that every head writes, and the loss without it.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
-"""Faithfulness: which method of token relevance follows what the model uses.
+"""Faithfulness: which method of token relevance finds the tokens that the model uses.
 
 Every method orders the tokens of a prompt by how much the answer comes from them. Deletion replaces
-tokens in that order and loses the answer at once where the order is faithful; insertion brings them
-back in that order and regains it at once. Beside both stands the rank correlation with what is lost
-when each token alone is replaced. Orders at random and that of the replacements themselves say what
-is little and what is much. An explanation by attention can be far from what the model uses: where
-raw attention is no better than an order at random, the result says so.
+tokens in that order and loses the answer early where the order is faithful; insertion restores them
+in that order and regains it early. The rank correlation with the loss when each token alone is
+replaced is a third measure. Random orders and the order of the replacements themselves are the
+lower and upper reference. An explanation by attention can be far from what the model uses: where
+raw attention is no better than a random order, the result says so.
 
 Sources: Samek et al. (1509.06321) and DeYoung et al., ERASER (1911.03429), for the curves; Jain &
 Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to Deceive with

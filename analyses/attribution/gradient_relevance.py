@@ -2,8 +2,8 @@
 
 Two rule sets. ``gradient_attention``: ``R ← R + Ā R`` with ``Ā = mean_h (∇A ⊙ A)⁺``.
 ``transformer_attribution``: the same product over I + Ā with ``Ā = mean_h (∇A ⊙ R_A)⁺``, R_A the
-LRP relevance of a weight. A head's relevance is what its links add to the sum of the answer's row,
-and beside it stands what the answer loses when the head is ablated. `of_pair` has the rules for
+LRP relevance of a weight. A head's relevance is what its links add to the sum of the answer's row;
+the loss of the answer when the head is ablated is reported beside it. `of_pair` has the rules for
 encoder and decoder.
 
 Source: Chefer et al., Generic Attention-model Explainability (2103.15679) and Transformer

@@ -1,12 +1,12 @@
-"""Logit attribution: what every head writes straight towards the answer.
+"""Logit attribution: what every head writes directly towards the answer.
 
 What a head puts into the residual stream at the question, ``z_h W_O^h``, goes through the last
 norm, its scale frozen, and the unembedding: so many logits for the answer over the wrong one. With
 the embeddings, what else each layer writes (MLP and biases) and the biases at the end, the heads
-sum to the logit difference exactly. Each head's share is cut by the token that it is from,
-``A_ij v_j W_O^h``. The same parts without the last norm sum to what the residual stream gives. The
-words that a head's write promotes name it. What a head does through later layers is not in its
-direct share, so the loss without the head stands beside it.
+sum to the logit difference exactly. Each head's share is split by source token, ``A_ij v_j W_O^h``.
+The same parts without the last norm sum to what the residual stream gives. A head is described by
+the words that its write promotes. What a head does through later layers is not in its direct share,
+so the loss without the head is reported too.
 
 Sources: Elhage et al., A Mathematical Framework for Transformer Circuits (2021); Wang et al.,
 Interpretability in the Wild (2211.00593); Gandelsman et al. (2310.05916) for layer, head and token.

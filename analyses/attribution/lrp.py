@@ -1,9 +1,10 @@
-"""LRP: the answer's score handed back through the layers, per token and per head, nothing lost.
+"""LRP: the answer's score propagated back through the layers, per token and per head, conserved.
 
-The ε rule in linear layers; attention weights, the scales of norms and gates held constant;
-activations passed by. Tokens, biases and what ε takes sum to the score, and what is missing is
-stated. Beside the relevance of a head stands what the answer loses when it is ablated. AttnLRP,
-which goes through the softmax as well, is the method ``attn_lrp``, by the optional package lxt.
+The ε rule applies in linear layers; attention weights, the scales of norms and gates are constant;
+activations pass relevance unchanged. Tokens, biases and what ε absorbs sum to the score, and the
+rest is stated. The loss of the answer when a head is ablated is reported beside its relevance.
+AttnLRP, which goes through the softmax as well, is the method ``attn_lrp``, by the optional package
+lxt.
 
 Source: Bach et al. 2015; Ali et al., XAI for Transformers: Better Explanations through Conservative
 Propagation (2202.07304).

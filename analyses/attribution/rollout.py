@@ -1,12 +1,12 @@
-"""Rollout and flow: attention followed through all layers from output to input.
+"""Rollout and flow: attention multiplied through all layers, from output to input.
 
 Rollout multiplies the head-averaged maps of all layers, the residual stream mixed in; flow is the
 maximum flow through the same network. Both say how much of an input token could have reached an
-output. Beside them stands what the token does: the change of the prediction when the token is
-replaced, and the gradient in its embedding, each rank-correlated with the last row of raw
-attention, rollout and flow. The paper's claim is that both correlate better than raw attention; in
-a model whose heads park their weight on the first token, products of many layers end there, so
-rollout without the first key stands beside.
+output. The causal reference is the change of the prediction when the token is replaced, and the
+gradient in its embedding, each rank-correlated with the last row of raw attention, rollout and
+flow. The paper's claim is that both correlate better than raw attention; in a model whose heads put
+their weight on the first token, products of many layers end there, so rollout without the first key
+is computed too.
 
 Sources: Abnar & Zuidema, Quantifying Attention Flow in Transformers (2005.00928); fusion and
 discarding of rollout for vision transformers (jacobgil/vit-explain).

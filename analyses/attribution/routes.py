@@ -1,9 +1,10 @@
-"""Information flow routes: through which heads and tokens the answer's stream came together.
+"""Information flow routes: the heads and tokens through which information reaches the answer.
 
-From one forward pass, top down: what heads write from every key, what the MLP writes and the stream
-itself share each sum by how much nearer they bring it, in L1 distance. Shares up to a threshold are
-cut, the rest renormalised, and the importance of the answer's position is handed down along them.
-Over prompts this says how much each head is used; the loss without the head stands beside it.
+From one forward pass, top down: each sum is divided among what heads write from every key, what the
+MLP writes and the stream itself, by how much nearer they bring it, in L1 distance. Shares up to a
+threshold are dropped, the rest renormalised, and the importance of the answer's position is
+propagated along them. Over prompts this says how much each head is used; the loss without the head
+is reported beside it.
 
 Source: Ferrando & Voita, Information Flow Routes (2403.00824).
 """

@@ -99,7 +99,7 @@ def key_weights(capture: xr.Dataset, task: EncodedTask) -> Float[np.ndarray, "pr
 
 
 def chosen(capture: xr.Dataset, model: Model, task: EncodedTask, name: str) -> tuple[Head, str]:
-    """Return the head of a name, or the one that the task needs and that looks at some token.
+    """Return the head of a name, or the one that the task needs and that attends to some token.
 
     Without a name it is the head, behind the first layer, with the largest product of its mean gate
     gradient and its mean weight on the key of the pair. The sentence says how it was chosen.

@@ -1,15 +1,15 @@
-"""Circuit methods: which of the methods that find circuits is right, on this model and known ones.
+"""Circuit methods: which methods find the true circuit, on this model and on constructed ones.
 
-Each method ranks the heads of a task's circuit, and the edges between heads; the ROC AUC holds its
-ranking against the true ones. On constructed models these are known; on this model a head or edge
-is true when patching it moves a share of the task's metric. Methods that read only what heads
-write on clean and corrupted prompts (the discrete SAE and its baselines, the difference of means, a
-linear probe) stand beside those that follow the metric (attribution, EAP, EAP-IG) and, where the
-truth is not itself found by patching, patching and ACDC. An AUC of .5 is chance.
+Each method ranks the heads of a task's circuit, and the edges between heads; the ROC AUC compares
+its ranking with the true ones. On constructed models these are known; on this model a head or edge
+is true when patching it moves a share of the task's metric. Methods that read only what heads write
+on clean and corrupted prompts (the discrete SAE and its baselines, the difference of means, a
+linear probe) are compared with those that follow the metric (attribution, EAP, EAP-IG) and, where
+the truth is not itself found by patching, with patching and ACDC. An AUC of .5 is chance.
 
 A method that reads only what heads write counts a head that the metric does not use like one that
 it does, and misses heads whose outputs are distributed alike on both sides. The linear probe says
-how far that goes: it scores a head by how well its outputs alone tell the two sides apart.
+how far that goes: it scores a head by how well its outputs alone separate the two sides.
 
 Sources: O'Neill & Bui (2405.12522) for the discrete SAE and the table; Syed et al. (2310.10348);
 Hanna et al. (2403.17806); Conmy et al. (2304.14997).
@@ -86,7 +86,7 @@ def run(
     Parameters
     ----------
     capture, model, task
-        Model and task whose circuit is looked for. Of the capture only the provenance is used. The
+        Model and task whose circuit is searched. Of the capture only the provenance is used. The
         first prompts are patched for the truth; the others are divided among the trials.
     known
         Measure the constructed models too, whose circuits are known.

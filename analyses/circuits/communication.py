@@ -1,10 +1,10 @@
-"""Communication graph: along which few directions heads tell a later head where to attend.
+"""Communication graph: the few directions through which earlier heads steer a later head.
 
-What compares the query and the key of a head has singular directions, and the score is the exact
-sum of a term for each. Where few of them make it, they carry a signal: what earlier heads wrote
-along them, at the query or at the key. The writers with the largest signals are traced in turn.
-How many directions share the score is held against random bases of what the head reads; taking the
-signals out of what the head reads is held against random vectors as long.
+The query–key matrix of a head has singular directions, and the score is the exact sum of a term for
+each. Where few of them make up the score, they carry a signal: what earlier heads wrote along them,
+at the query or at the key. The writers with the largest signals are traced in turn. The number of
+directions that share the score is compared with random bases of what the head reads; removing the
+signals from what the head reads is compared with removing random vectors as long.
 
 Source: Franco & Crovella, Sparse Attention Decomposition Applied to Circuit Tracing (2410.00340).
 """

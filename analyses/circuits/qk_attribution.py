@@ -3,10 +3,11 @@
 The score of a query and a key, before the softmax, is a sum over pairs: what the embeddings, each
 earlier head, each MLP and the biases give at the query, against what they give at the key, norms'
 scales frozen, queries and keys turned by their positions. The terms sum to the score. Attention
-knows only by how much a key's score exceeds others', so the margin over the runner-up is split,
+depends only on how far a key's score exceeds others', so the margin over the runner-up is split,
 too. A sparse autoencoder on the head outputs of a layer splits its heads further, into features.
-Beside the largest parts of the margin stands what is lost when the head no longer reads that write:
-of the margin, with the norms following, of the attention, and of the task's metric.
+For the largest parts of the margin, the causal check removes that write from what the head reads
+and measures the loss of the margin (with the norms recomputed), of the attention, and of the task's
+metric.
 
 Source: Kamath et al., Tracing Attention Computation Through Feature Interactions (2025).
 """
@@ -96,7 +97,7 @@ def run(
     edges
         Largest margins of a source at one side, over all of the other, that are checked causally.
     draws
-        Other sources, drawn at random and scaled to the same length, that each is held against.
+        Other sources, drawn at random and scaled to the same length, that each is compared with.
     seed
         Seed of the bootstrap over prompts and of the draws.
 

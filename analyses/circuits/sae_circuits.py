@@ -1,14 +1,14 @@
-"""Discrete-SAE circuits: heads and edges found from codes that only the task brings out.
+"""Discrete-SAE circuits: heads and edges found from codes that occur only on the task.
 
 A small sparse autoencoder is trained on the heads' outputs of ten prompts; the code of a head on a
 prompt is its strongest feature. A head belongs to the circuit when it shows codes on the task's
 prompts that it never shows on corrupted ones, an edge when two heads' codes co-occur only there.
 The ground truth is causal: heads whose output on the corrupted prompt, put in place of their own,
-moves the task's metric; it takes away just what the codes are read for. In a model of many heads
-those that gradients rank first are patched, and a random sample of the others, which stands for all
-of them. Beside the result stand the baselines: the dictionary before training, codes without one
-(the largest coordinate), the trained codes with shuffled labels, their information on the label
-above chance, the difference of mean outputs, and attribution (gradient × difference).
+moves the task's metric; it removes just what the codes are read for. In a model of many heads those
+that gradients rank first are patched, and a random sample of the others, which stands for all of
+them. The baselines are the dictionary before training, codes without one (the largest coordinate),
+the trained codes with shuffled labels, their information on the label above chance, the difference
+of mean outputs, and attribution (gradient × difference).
 
 What limits the method, measured on constructed models and SmolLM2 (page of benchmarks; AUC for
 heads): it finds circuits (IOI .97, greater-than .87, IOI of SmolLM2 .88, docstring .72 and .65) and
@@ -19,7 +19,7 @@ the number of codes a head shows, so that with repeated random words shuffled la
 Codes cannot tell heads whose outputs are distributed alike on both sides, such as previous-token
 heads of random words, nor heads that vary with the task and are not read. More examples, more
 features or another λ change none of this. Attribution, which knows the metric, finds all of these
-circuits (.98 and more); `circuit_methods` holds all methods against each other on a model of yours.
+circuits (.98 and more); `circuit_methods` compares all methods on your model.
 
 Source: O'Neill & Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit Identification in
 Language Models (2405.12522).
@@ -88,7 +88,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Score heads and edges by the codes that only the task brings out.
+    """Score heads and edges by the codes that occur only on the task.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Sparse autoencoder features: what a layer's head outputs are sums of, and what each one does.
+"""Sparse autoencoder features of a layer's head outputs, and what each one does.
 
 An autoencoder on the outputs z of all heads of a layer, given or trained on the first half of the
 prompts, is measured on the second half: variance explained and, spliced into the model, the loss
@@ -72,7 +72,7 @@ def run(
         Capture of the prompts, for their tokens, and its model.
     sae
         Autoencoder, such as `saelens.load` reads; without one it is trained on the first half of
-        the prompts, which is a quick look and no more.
+        the prompts, which is quick and rough.
     layer
         Layer whose head outputs it is trained on; −1 is the middle one.
     kind
@@ -88,8 +88,8 @@ def run(
     chosen
         Features to describe, as 3,17; without any, those of most energy (summed squares).
     most_density
-        Share of tokens beyond which a feature stands behind all others in that order: what fires
-        nearly everywhere has no examples to speak of.
+        Share of tokens beyond which a feature comes after all others in that order: a feature that
+        fires nearly everywhere has no telling examples.
     shown
         How many features are described.
     examples
@@ -199,7 +199,7 @@ def run(
         "written", GRID, _features_by_head(model, sae, alive), "Features written by head",
         "features", "sequential", 0,
         convention="of those that fire, how many have the largest part of their decoder row in the "
-        f"head; other layers were not looked at; exact count, no interval; {about}",
+        f"head; other layers were not measured; exact count, no interval; {about}",
     )  # fmt: skip
     results.add_mean("density", ("feature",), fires.density, "Share of tokens it fires on", *SHARE)
     pages.add(results, *lost)

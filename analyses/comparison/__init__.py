@@ -1,6 +1,6 @@
 """Comparison: two results, two circuits, or one model with and without edits.
 
-These functions look at two things at once, so they are no analyses of a run: `compare` holds two
+These functions read two inputs at once, so they are no analyses of a run: `compare` holds two
 results or captures against each other head by head, `Circuit` is a set of heads or edges with its
 scores and where it came from, `overlap` says how much two of them share, `export` writes one for
 graph programs, `restore` edits the attention of chosen heads back, `what_if` answers what a task or

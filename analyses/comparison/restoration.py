@@ -1,4 +1,4 @@
-"""Restoration: the attention of chosen heads is edited back, and the task says what returns."""
+"""Restoration: the attention of chosen heads is repaired, and the recovered metric measured."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ def restore(
     draws: int = 5,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Edit the attention of chosen heads of a broken model back, and see the metric recover.
+    """Repair the attention of chosen heads of a broken model, and measure how its metric recovers.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def restore(
         Heads that are repaired, as (layer, head) pairs.
     pattern
         A pattern known by name (``previous``, ``first``, ``itself``, ``uniform``), or ``own``: what
-        the same heads look at, prompt by prompt, in the reference, or without ``broken``.
+        the same heads attend to, prompt by prompt, in the reference, or without ``broken``.
     broken
         Edits that break the model; the repair comes after them.
     reference
@@ -118,7 +118,7 @@ def restore(
     intact = reference if reference is not None else (model if broken else None)
     if pattern == OWN and intact is None:
         raise InvalidInput(
-            "pattern: own is what heads look at in a whole model, and there is none; give broken "
+            "pattern: own is what heads attend to in a whole model, and there is none; give broken "
             "edits or a reference, or name a pattern"
         )
     if intact is not None and (intact.layers, intact.heads) != (model.layers, model.heads):

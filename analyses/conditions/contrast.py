@@ -3,8 +3,8 @@
 Condition A, the prompts of a task, is compared with condition B: their counterfactuals, or another
 task. A statistic of every head, read where the prompts ask, gives an effect size (Cohen's d) with
 an interval and a p value adjusted over the heads. The heads that stand out in A are then ablated:
-it should cost A more than B, and more than as many other heads. Beside it stands the weight that
-heads of A give to the rarest tokens of their context, against what a uniform head would give.
+it should cost A more than B, and more than as many other heads. Also measured is the weight of
+heads in A on the rarest tokens of their context, against that of a uniform head.
 
 Sources: Localizing Paragraph Memorization (a head that attends to rare tokens; contrast of
 memorized and other paragraphs), Temporal Heads (ablation hurts one condition only).

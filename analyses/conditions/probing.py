@@ -2,10 +2,10 @@
 
 A linear classifier sees the weights of all heads between two tokens, in both directions where the
 model attends both ways, and nothing else; it has to find the one token that a query is linked to,
-such as the stated value that a question asks for, on prompts that it was not trained on. Beside it
-stand the best single head, the best fixed distance, a classifier trained on shuffled links and one
-on the same model with random weights. The causal number: how far the output at the query moves when
-the link is cut in the heads of the largest coefficients, against as many others.
+such as the stated value that a question asks for, on prompts that it was not trained on. The
+baselines are the best single head, the best fixed distance, a classifier trained on shuffled links
+and one on the same model with random weights. The causal number: how far the output at the query
+moves when the link is cut in the heads of the largest coefficients, against as many others.
 
 Source: Clark et al., What Does BERT Look At? (1906.04341), whose probe is a softmax over the words
 of a sentence; this one is a logistic regression on pairs, ranked.

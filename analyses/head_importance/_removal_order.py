@@ -12,7 +12,7 @@ from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
 
 Unit = tuple[Head, ...]
-# Counts along an order between which the smallest set is looked for, where not all are measured.
+# Counts along an order between which the smallest set is searched, where not all are measured.
 COARSE = 12
 
 
@@ -82,7 +82,7 @@ def smallest(
     The longest beginning of the order that may go is ablated; then every other unit, in order,
     that can still go alone. What is left cannot lose one more. None where the metric of the whole
     model is below ``least``. With ``tries``, so many units alone are tried, and the beginning is
-    looked for at a few counts and between two of them.
+    searched at a few counts and between two of them.
     """
     encoded = encode_task(model, task)
     kept: list[Unit] = []

@@ -1,14 +1,14 @@
 """Head importance: what a task loses when one head is ablated.
 
 Every head in turn is set to zero, to its mean output, and to its output on the corrupted prompt
-(resampled); the drop of the task's metric is the causal importance. The three differ: zero takes
-away everything a head writes, the mean leaves what it always writes, and resampling takes away only
-what tells the clean prompt from the corrupted one. Two variants of the mean: leaving the first
-token alone, where many models keep a sink that all later heads rest on, and ablating all query
-heads of a KV group at once. Beside them stand two gradients of gates ξ_h that multiply the heads'
+(resampled); the drop of the task's metric is the causal importance. The three differ: zero removes
+everything a head writes, the mean leaves what it always writes, and resampling removes only the
+difference between the clean and the corrupted prompt. Two variants of the mean: leaving the first
+token alone, where many models have a sink that all later heads use, and ablating all query heads of
+a KV group at once. They are compared with two gradients of gates ξ_h that multiply the heads'
 outputs: the gate gradient ``I_h = E_x |∂m/∂ξ_h|`` at ξ = 1, one backward pass in place of one
-forward pass a head, absolute value per prompt, before the mean; and its integral from no heads
-(ξ = 0) to all (ξ = 1), which sums over heads to the metric that all heads bring.
+forward pass a head, absolute value per prompt, before the mean; and its integral from no heads (ξ =
+0) to all (ξ = 1), which sums over heads to the metric that all heads bring.
 
 A head is called important only where the interval of its mean ablation lies above what the largest
 head reaches when every prompt is asked for the answer of another one.

@@ -1,11 +1,11 @@
-"""Injection: a head is given another pattern, and the task says whether its own was needed.
+"""Injection: the pattern of a head is replaced, to test whether the task needs its own.
 
 In every head in turn the attention weights are replaced by a map known beforehand (each query on
 the token before, on the first token, on all alike) or edited (the last keys only, the first key
 hidden), while values and output projection stay the head's own. A head whose task survives the
-previous-token map does with its attention what that map does, whatever its weights look like; one
-that survives the uniform map does not use its attention at all. Beside them stands the head without
-any output. The weights of all heads, put back as a fixed map, change nothing, which is checked.
+previous-token map does with its attention what that map does, whatever its weights are; one that
+survives the uniform map does not use its attention at all. The reference is the head without any
+output. The weights of all heads, put back as a fixed map, change nothing, which is checked.
 
 Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns; TAB
 (Transformer Attention Bottlenecks); DAM (dynamic attention masks).

@@ -1,12 +1,11 @@
-"""Patching: one head's output carried between the clean and the corrupted prompt.
+"""Patching: one head's output swapped between the clean and the corrupted prompt.
 
-Noising runs the clean prompt with the head's output of the corrupted one: what is lost says what
-the head is needed for. Denoising runs the corrupted prompt with the head's clean output: what comes
-back says what the head alone is enough for. The two differ where heads back each other up (neither
-is needed) or work in series (neither is enough). Beside both stands attribution patching, their
-linear estimate ``(z_clean − z_corrupted) · ∂m/∂z``, with the gradient on the clean prompt for
-noising and on the corrupted one for denoising: one backward pass for all heads. It is exact on a
-linear model.
+Noising runs the clean prompt with the head's output of the corrupted one: the loss says what the
+head is needed for. Denoising runs the corrupted prompt with the head's clean output: the gain says
+what the head alone is enough for. The two differ where heads back each other up (neither is needed)
+or work in series (neither is enough). Both are compared with attribution patching, their linear
+estimate ``(z_clean − z_corrupted) · ∂m/∂z``, with the gradient on the clean prompt for noising and
+on the corrupted one for denoising: one backward pass for all heads. It is exact on a linear model.
 
 Sources: Heimersheim & Nanda, How to use and interpret activation patching (2404.15255); Nanda,
 Attribution Patching (2023); Syed et al., Attribution Patching Outperforms ACDC (2310.10348).

@@ -1,13 +1,13 @@
-"""Pruning: how many heads a task can do without, and which few it cannot.
+"""Pruning: how many heads a task can lose, and which few it needs.
 
 Heads are ablated one after the other, the dispensable first, and the task's metric is followed.
-Four orders stand side by side: greedy (ranked anew while heads go), one shot (ranked once, each
-head alone), the gate gradient (ranked once, no ablation), and random orders as the control. Orders
-are found on one half of the prompts and curves are measured on the other half, so no curve is
-better than it would be on new prompts. Beside the curves: every layer left with one head only,
-whole KV groups (the unit that saves cache), and the smallest set along the greedy order that keeps
-a given share of the metric. In a model of many heads a ranking is of those alone that the gate
-gradient calls most dispensable.
+Four orders are compared: greedy (ranked anew while heads go), one shot (ranked once, each head
+alone), the gate gradient (ranked once, no ablation), and random orders as the control. Orders are
+found on one half of the prompts and curves are measured on the other half, so no curve is better
+than it would be on new prompts. Also measured: every layer left with one head only, whole KV groups
+(the unit that saves cache), and the smallest set along the greedy order that keeps a given share of
+the metric. In a model of many heads a ranking is of those alone that the gate gradient calls most
+dispensable.
 
 Source: Michel et al., Are Sixteen Heads Really Better than One? (1905.10650).
 """

@@ -2,9 +2,9 @@
 
 Every method that ranks heads is asked four things. Does it agree with the others (rank correlation
 over heads)? Would other prompts say the same (split-half reliability, stepped up by Spearman and
-Brown's formula)? Would other names and templates of the same task (a second draw)? And is there
-more than where there is nothing to find: with every prompt asked for the answer of another one, and
-in a model of the same config with random weights? A head is called important only where the
+Brown's formula)? Would other names and templates of the same task (a second draw)? And do scores
+exceed those where there is nothing to find: with every prompt asked for the answer of another one,
+and in a model of the same config with random weights? A head is called important only where the
 interval of its mean ablation lies above what the largest head reaches in both.
 
 Sources: Michel et al. (1905.10650); Spearman (1910) and Brown (1910); Adebayo et al., Sanity Checks
@@ -64,7 +64,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Compare the methods that rank heads, with each other, with themselves and with nothing.
+    """Compare the methods that rank heads with each other, on other prompts, and with nulls.
 
     Parameters
     ----------

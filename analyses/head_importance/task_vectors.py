@@ -3,8 +3,8 @@
 The outputs of every head at the last token of few-shot prompts are averaged over prompts. Added to
 the head's output at the last token of a prompt without shots, each times a weight of its own, they
 are the task vector. The weights are learned on one half of the prompts, the model itself stays as
-it is; on the other half the vector is held against no shots, the shots themselves, and the same
-weights given to other heads.
+it is; on the other half the vector is compared with no shots, with the shots themselves, and with
+the same weights given to other heads.
 
 Source: Saglam et al., Learning Task Representations from In-Context Learning (weighted sums of head
 outputs, learned); added head by head, each in its own layer.

@@ -1,4 +1,4 @@
-"""Tuning: a few heads learn a weight or an offset for a task, and whose heads they are counts.
+"""Tuning: a few heads learn a weight or an offset for a task; selected heads against others.
 
 First every head learns a factor for its output that makes wanted words likely (the model itself
 stays as it is); the heads whose factor moves furthest from 1 are the task's. Then those few heads
@@ -59,7 +59,7 @@ def run(
     penalty: Annotated[float, AtLeast(0)] = 1.0,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Learn weights and offsets of a few heads for a task, and compare whose heads are taken.
+    """Learn weights and offsets of a few heads for a task, and compare selections of heads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Candidate words of a question: how heads look at them, copy them and suppress them."""
+"""Candidate words of a question: how heads attend to them, copy them and suppress them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ turn first needs a map of its own. The trained lens is that map: linear, fitted 
 to the end of the residual stream, and judged on prompts that it has not seen, against the same fit
 to targets of other positions and against the mean prediction. Behind every layer the same two
 lenses read the whole stream (logit lens, tuned lens). A lens says what can be read from a head, not
-what the model reads: the loss without the head stands beside it.
+what the model reads: the loss without the head is reported beside it.
 
 The first words of a trained lens are mostly those of the mean prediction, whatever the head: it is
 fitted to the deviation from it. So its words are those that it raises most over the mean prediction

@@ -7,8 +7,8 @@ and what share of the variance they explain is measured on the other, against as
 random, chosen from as many in the same way, and against principal components, the most that any
 directions explain. In the causal check all heads keep their words alone: what their spaces have of
 the words' directions, since a head writes no direction outside its space. A label says along which
-word a head varies, and only that check whether the output hangs on it more than on any direction;
-what it gave on this run stands with the labels.
+word a head varies; only that check says whether the output depends on it more than on any
+direction, and its result is reported with the labels.
 
 Source: Gandelsman et al., Interpreting CLIP's Image Representation via Text-Based Decomposition
 (2310.05916), whose texts are the single tokens of the vocabulary here.

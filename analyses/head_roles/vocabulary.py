@@ -4,9 +4,9 @@ A head copies a word when its value at the word, sent through its output project
 and the unembedding, has that word among its k largest logits; it suppresses the word when it is
 among the k smallest. The score of a name mover is by how much more it attends to the answer than to
 the wrong answers, where it copies the answer; of copy suppression, its attention to candidates,
-right or wrong, that it suppresses. Beside both stands the causal number: the logit difference lost
-without the head, positive for a mover, and for a suppressor negative where it suppresses the answer
-more than the wrong ones, else positive.
+right or wrong, that it suppresses. The causal number is the logit difference lost without the head,
+positive for a mover, and for a suppressor negative where it suppresses the answer more than the
+wrong ones, else positive.
 
 Sources: Wang et al., Interpretability in the Wild (2211.00593), for the heads; MAPS (2412.11965)
 for both signs of the logits; Attention Heads of Large Language Models: A Survey, for the stages.
@@ -111,9 +111,9 @@ def run(
          "name-mover-like", "mass on the answer's tokens in the text"),
         ("to_wrong", "Attention from the question to wrong answers", "share", scores.to_wrong,
          "name-mover-like", "mass on all wrong answers in the text"),
-        ("copying", "Copies the answer it could look at", "share of prompts", scores.copies,
+        ("copying", "Copies the answer it could attend to", "share of prompts", scores.copies,
          "name-mover-like", f"answer among the {k} largest logits of v·W_O"),
-        ("suppression", "Suppresses the answer it could look at", "share of prompts",
+        ("suppression", "Suppresses the answer it could attend to", "share of prompts",
          scores.suppresses, "copy-suppression", f"answer among the {k} smallest logits of v·W_O"),
         ("name_mover", "Name-mover-like score", "share", moved, "name-mover-like",
          "(weight on the answer − weight on wrong answers) × whether it is copied"),

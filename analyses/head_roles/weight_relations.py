@@ -1,12 +1,12 @@
-"""Weight relations: which relations between words a head's weights hold, by no text at all.
+"""Weight relations: which relations between words a head's weights hold, without any text.
 
 A head's value and output weights, between the embedding and the unembedding, map every word to
 logits of all others: M = W_E' W_V W_O W_U. A head has a relation where M puts the right word among
 the first for its source: the capital for a country, the plural for a noun, the word itself for a
-head that copies. On −M the same pairs tell heads that suppress it. The null are targets of other
+head that copies. On −M the same pairs find heads that suppress it. The null are targets of other
 pairs, shuffled many times: a head that raises all capitals whatever the country has no relation.
 What it writes most from, among all words, describes a head. Weights say what a head would write if
-it looked at a word, not whether it looks: no number here is causal, and vocabulary has heads that
+it attended to a word, not whether it does: no number here is causal, and vocabulary has heads that
 copy in a text, with what the task loses without them.
 
 Source: Elhelo & Geva, Inferring Functionality of Attention Heads from their Parameters (MAPS,

@@ -8,11 +8,11 @@ effective temperature is that of n Gaussian logits whose softmax has the same en
 is ``α = n · max_k Σ_i P_ik²``, the largest squared column norm: small where no key gets attention
 from all queries, and then attention can be sampled; α / n² is 1 where all attend to one key.
 
-What rows tell is there without the first token, too, of the weights renormalised over the other
-keys: these numbers come first, and name the spiky heads, where the first token has 25 % more of all
-mass than in even rows. Columns are keys, of which ``skip_keys`` leaves out the first. The causal
-number: what the loss becomes when the spikiest heads of each layer are spread out by a temperature,
-and when as many of its least spiky ones are.
+The numbers of rows are also computed without the first token, from the weights renormalised over
+the other keys: these come first, and name the spiky heads, where the first token has 25 % more of
+all mass than in even rows. Columns are keys, of which ``skip_keys`` leaves out the first. The
+causal number: what the loss becomes when the spikiest heads of each layer are spread out by a
+temperature, and when as many of its least spiky ones are.
 
 Sources: The Hedgehog & the Porcupine (spikiness); The Devil in Linear Transformer (dilution);
 Linear Log-Normal Attention (temperature); HyperAttention (column norms); Selective Attention.

@@ -46,7 +46,7 @@ def run(
     prompts: Annotated[int, AtLeast(1)] = 16,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure attention over relative position, and what each part is worth to the question.
+    """Measure attention over relative position, and the loss when each part is hidden.
 
     Parameters
     ----------

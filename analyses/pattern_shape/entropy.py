@@ -5,11 +5,11 @@ is possible, ``H_i / log n_i`` for n_i visible keys (0: all on one key, 1: even)
 with the text, so only the share compares heads across lengths. Queries that see one key have no
 entropy and are left out. Learned sinks are one more outcome, of which log(n_i + 1) is the largest.
 
-A head that parks its weight on the first token has next to no entropy, whatever it does with the
-rest. So each number is there without the first token, too: the entropy of the weights renormalised
+A head with most weight on the first token has next to no entropy, whatever it does with the rest.
+So each number is also computed without the first token: the entropy of the weights renormalised
 over the other keys, ``(H + p log p) / (1 − p) + log(1 − p)`` for a mass p on the first token, as a
-share of log(n_i − 1). Where the first token has 25 % more of all mass than in even rows, these
-come first and name heads.
+share of log(n_i − 1). Where the first token has 25 % more of all mass than in even rows, these come
+first and name heads.
 
 Source: Zhang et al., Attention Entropy is a Key Factor; what context that is encoded in parallel
 does to it is `parallel_context`.

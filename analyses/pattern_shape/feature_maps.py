@@ -1,4 +1,4 @@
-"""Feature maps: what linear attention would make of each head, by spikiness and monotonicity.
+"""Feature maps: the weights of each head under linear attention, by spikiness and monotonicity.
 
 Linear attention puts ``φ(q)·φ(k) / Σ φ(q)·φ(k')`` in the place of the softmax. From the queries and
 keys of each head the weights under several maps φ are computed at a few queries. Spikiness is

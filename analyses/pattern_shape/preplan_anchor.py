@@ -1,15 +1,14 @@
 """Preplan and anchor: lagged coupling of peaks in attention distance and in later influence.
 
 Windowed average attention distance, ``WAAD_t = Σ_s P_ts min(t − s, W)`` averaged over local heads,
-peaks where a query reaches out of its neighbourhood (preplan). Future attention influence, the mean
+peaks where a query attends beyond its neighbourhood (preplan). Future attention influence, the mean
 weight that a token gets from later queries inside a horizon, averaged over global heads, peaks at
-tokens that the text keeps coming back to (anchors). Local heads are those of the smallest mean
+tokens that later queries keep attending to (anchors). Local heads are those of the smallest mean
 distance, global ones of the largest; where the first token has 25 % more of all mass than in even
 rows, distances are those of the weights renormalised over the other keys, so that a sink does not
-make a head global. The coupling at a lag is the share of WAAD peaks with an FAI
-peak that many tokens later; by chance it is what stays when each prompt's FAI is circularly
-shifted. The causal number: the loss with the anchors hidden from the global heads, and with as many
-others.
+make a head global. The coupling at a lag is the share of WAAD peaks with an FAI peak that many
+tokens later; by chance it is what stays when each prompt's FAI is circularly shifted. The causal
+number: the loss with the anchors hidden from the global heads, and with as many others.
 
 Source: Attention Illuminates LLM Reasoning: The Preplan-and-Anchor Rhythm (Li et al.).
 """
@@ -119,10 +118,10 @@ def run(
     clip = float(capture.attrs.get("clip") or np.inf)
     first_dominates = without_first.first_dominates(capture)
     distances = [
-        ("distance", GRID, mean(whole), "Mean distance looked back", ("tokens", "sequential", 0)),
+        ("distance", GRID, mean(whole), "Mean attention distance", ("tokens", "sequential", 0)),
         (f"distance{without_first.SUFFIX}", GRID,
          mean(without_first.distance(whole, sunk, clip)),
-         f"Mean distance looked back{without_first.TITLE}", ("tokens", "sequential", 0)),
+         f"Mean attention distance{without_first.TITLE}", ("tokens", "sequential", 0)),
     ]  # fmt: skip
     distance = distances[first_dominates][2]
     if first_dominates:

@@ -5,12 +5,12 @@ growth is the slope of log span over log n, n the tokens so far, over octaves of
 fixed span, 1 for an elastic one whose span is a share of the text. In causal order a query does not
 know how long the text goes on, so one capture holds every length up to its own; a bidirectional
 model is captured again on prompts cut short. With the slope come the two numbers of MoA's rule,
-span = α + β n. A head that parks on the first token is elastic here: that token recedes (`sinks`
-names such heads). So each number is there without the first token, too: the span of the weights
-renormalised over the other keys. Where the first token has 25 % more of all mass than in even rows,
-these come first and tell fixed from elastic. The causal number: what the loss becomes when heads of
-fixed span see nothing beyond it (but the first token, where that is left out of the span), and when
-as many elastic heads are cut as short.
+span = α + β n. A head with its weight on the first token is elastic here: that token recedes
+(`sinks` names such heads). So each number is also computed without the first token: the span of the
+weights renormalised over the other keys. Where the first token has 25 % more of all mass than in
+even rows, these come first and tell fixed from elastic. The causal number: what the loss becomes
+when heads of fixed span see nothing beyond it (but the first token, where that is left out of the
+span), and when as many elastic heads are cut as short.
 
 Sources: MoA: Mixture of Sparse Attention (elastic rules of span and length); MSWA.
 """

@@ -1,4 +1,4 @@
-"""Signatures: what the rows of every head look like, in few numbers at any length."""
+"""Signatures: the rows of every head in few numbers, at any length."""
 
 import numpy as np
 import xarray as xr

@@ -1,12 +1,12 @@
 """Atlas of heads: a map of all attention patterns, with what pruning each head costs.
 
 Heads are put in the plane twice: by the principal components of their pooled patterns, where heads
-with one way of looking stand together, and by how far they look against how strongly. On both maps,
-side by side, stands the rank of each head by several measures of what its removal costs: the task's
+of similar patterns lie together, and by distance of attention against its strength. Both maps, side
+by side, show the rank of each head by several measures of what its removal costs: the task's
 metric, the log-probability of the answers, the divergence of the whole output distribution; and by
 the gate gradient, which removes nothing. The measures need not agree, so their rank correlations
-stand beside them. In a model of many heads those that gradients rank first are removed, and a
-random sample of the others; ranks are among these.
+are reported too. In a model of many heads those that gradients rank first are removed, and a random
+sample of the others; ranks are among these.
 
 Sources: How Does Attention Work in Vision Transformers? (importance by pruning, strength against
 distance, atlas of patterns); Michel et al. 1905.10650 for the gate gradient.

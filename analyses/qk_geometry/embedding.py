@@ -1,10 +1,10 @@
-"""Joint embedding of queries and keys: one picture a head in which near means attended.
+"""Joint embedding of queries and keys: a map of each head in which near means attended.
 
-Queries and keys live in one space but seldom in one place. Two changes leave every attention weight
+Queries and keys share a space but seldom a region of it. Two changes leave every attention weight
 as it is: moving all keys by one vector adds the same to every logit of a row, and dividing queries
 by c while multiplying keys by c leaves their products. So the keys are moved onto the centroid of
 the queries and c brings both to one size; then principal components draw them. How far to trust the
-picture stands beside it: the correlation of closeness with the logits.
+picture is measured by the correlation of closeness with the logits.
 
 The distribution gap is measured before either change: the mean Mahalanobis distance of the queries
 from the distribution of the keys, over that of other keys from it. 1: queries look like keys.

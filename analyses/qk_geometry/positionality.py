@@ -1,13 +1,13 @@
-"""Positionality: heads that look at the same places whatever the text says.
+"""Positionality: heads that attend to the same positions whatever the text.
 
 A head is positional when its weights A[i, j] vary little across prompts at fixed positions. For a
 query i, ``P = mean over pairs of prompts of Σ_j A[i, j] A'[i, j]`` divided by the mean of
-``Σ_j A[i, j]²``: 1 where every prompt has the same row, near 0 where no two prompts look at the
-same place. A head that rests on the first token has one row for all prompts, whatever it does with
-the rest: both numbers are there without the first token, too, and these come first where it has
-25 % more of all mass than in even rows. The causal number beside it: how far the output moves when
-the most positional heads get the mean pattern of the other prompts in place of their own, against
-how far it moves without these heads; and the same for the least positional ones.
+``Σ_j A[i, j]²``: 1 where every prompt has the same row, near 0 where no two prompts attend to
+the same position. A head with its weight on the first token has one row for all prompts, whatever
+it does with the rest: both numbers are also computed without the first token, and these come first
+where it has 25 % more of all mass than in even rows. The causal number beside it: how far the
+output moves when the most positional heads get the mean pattern of the other prompts in place of
+their own, against how far it moves without these heads; and the same for the least positional ones.
 
 Source: Positional Attention (low variance of the weights across inputs at fixed positions).
 """

@@ -1,8 +1,8 @@
-"""Similarity of heads: which look at the same keys, and which write the same things.
+"""Similarity of heads: which attend to the same keys, and which write the same things.
 
-Two heads are near when the Jensen–Shannon divergence of their rows is small, and alike in what they
-do when their outputs in the residual stream point the same way; the two need not agree. The heads
-are grouped by the first, with the silhouette that says whether there are groups at all. The causal
+Two heads are near when the Jensen–Shannon divergence of their rows is small, and similar in effect
+when their outputs in the residual stream point the same way; the two need not agree. The heads are
+grouped by the first, with the silhouette that says whether there are groups at all. The causal
 number: how far the output moves when heads get the pattern of the head nearest to them, and when
 they get that of a random other head.
 

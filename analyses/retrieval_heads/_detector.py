@@ -44,7 +44,7 @@ def windowed(values: Array, width: int) -> Array:
 
 
 def log_odds(values: Array) -> Array:
-    """Return log(c / n) of ratios c / (c + n): heads that all but always look back still differ.
+    """Return log(c / n) of ratios c / (c + n): heads that all but always attend back still differ.
 
     >>> log_odds(np.array([0.5])).tolist()
     [0.0]
@@ -55,7 +55,7 @@ def log_odds(values: Array) -> Array:
 
 
 class Detector:
-    """Logistic regression on what all heads look back at.
+    """Logistic regression on the lookback of all heads.
 
     Features are ratios or log odds (sample, layer, head), ``standardized`` ones divided by their
     spread over the training samples; heads without a number (no attention) are left out. Where all
@@ -86,7 +86,7 @@ class Detector:
 
     @property
     def weights(self) -> Array:
-        """Coefficient of every head (layer, head): positive where looking back is suspicious."""
+        """Coefficient of every head (layer, head): positive where attending back is suspicious."""
         weights = np.full(self.known.shape, np.nan)
         if self.model is not None:
             weights[self.known] = self.model[-1].coef_[0]

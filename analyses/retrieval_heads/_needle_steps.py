@@ -134,7 +134,7 @@ def score(
 ) -> Scores:
     """Score one prompt: set and multiset score, share recalled, share of steps that look right.
 
-    The scores and the last are by (layer, head); layers that look nowhere (-1) have none. Of the
+    The scores and the last are by (layer, head); layers that attend nowhere (-1) have none. Of the
     needle, the evidence of all questions, the model generates the share recalled: questions that it
     answers, or the ROUGE-1 recall of its greedy answer.
     """

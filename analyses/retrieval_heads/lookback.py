@@ -1,4 +1,4 @@
-"""Lookback: do heads look at the context or at their own answer, and does it betray hallucination?
+"""Lookback: do heads attend to the context or to their answer, and does that show hallucination?
 
 The lookback ratio of a generated token is c / (c + n): the mean weight of a context position
 against that of a position of the answer so far. It is read step by step while the model writes,
@@ -144,7 +144,7 @@ def run(
     results.add(
         "weight", GRID, detectors[BEST].weights, "Weight of the head in the detector",
         "log odds per spread", "diverging",
-        convention=f"{BEST}; positive: looking back is suspicious",
+        convention=f"{BEST}; positive: attending back is suspicious",
     )  # fmt: skip
     tested = inputs[ALONG][:, sides["test"]]
     risk = detectors[ALONG].probability(tested.reshape(-1, *tested.shape[3:]))

@@ -1,7 +1,7 @@
 """Needle sweep: which heads copy a planted fact at every length and depth, and what they carry.
 
-A fact is planted at several depths of haystacks of several lengths. In each cell of the grid stand
-the model's accuracy and every head's retrieval score, by both conventions (set: the paper's text;
+A fact is planted at several depths of haystacks of several lengths. Each cell of the grid has the
+model's accuracy and every head's retrieval score, by both conventions (set: the paper's text;
 multiset: its released code). Always-on heads copy in at least half of the cells. The masking curve
 masks the K best heads, and K random others.
 

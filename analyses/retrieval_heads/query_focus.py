@@ -52,7 +52,7 @@ def run(
     draws: Annotated[int, AtLeast(1)] = 5,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Score every head by how much more a question looks at its document than a null question.
+    """Score every head by how much more a question attends to its document than a null question.
 
     Parameters
     ----------

@@ -7,8 +7,8 @@ paper's text) or the number of copying steps over the needle's length (multiset,
 code, which can exceed 1). Decode steps are the questions, with the right words before them (teacher
 forcing), or those of the model's own greedy answer, which then counts by its ROUGE-1 recall of the
 needle, as in the paper. The recall score is the mean weight that a head sends from each question
-of multi-query recall to the stated value. Beside each stands the causal check: the accuracy without
-the top heads, and without as many random others.
+of multi-query recall to the stated value. The causal check of each is the accuracy without the top
+heads, and without as many random others.
 
 Sources: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (2404.15574);
 Arora et al., Zoology (2312.04927), for multi-query recall.

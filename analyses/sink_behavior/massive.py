@@ -1,11 +1,11 @@
 """Massive activations: a few huge numbers in the residual stream, and the sinks they make.
 
 An activation is massive when its magnitude is above 100 and at least 1,000 times the median
-magnitude of the residual stream at that place between two blocks (one prompt, all tokens and
-channels). They stand at the same few channels of the first token and of a few others, which are
-the tokens that heads sink into; the values at such a token are small, so a head that attends to it
-adds little. The causal number is the loss with them set to zero, and to their mean over the
-prompts, where they are first massive: they act as a constant where only the first does harm.
+magnitude of the residual stream at that boundary between two blocks (one prompt, all tokens and
+channels). They occur at the same few channels of the first token and of a few others, which are the
+tokens that heads sink into; the values at such a token are small, so a head that attends to it adds
+little. The causal number is the loss with them set to zero, and to their mean over the prompts,
+where they are first massive: they act as a constant where only the first does harm.
 
 Sources: Sun et al., Massive Activations in Large Language Models (2402.17762); See What You Are
 Told: Visual Attention Sink; Gu et al. (2410.10781) for the norm of the values at the sink.
@@ -67,7 +67,7 @@ def run(
     least_queries
         Keys seen by fewer queries than this do not count as sinks.
     seed
-        Seed of the bootstrap over prompts and of the other places that are set to zero.
+        Seed of the bootstrap over prompts and of the other activations that are set to zero.
 
     Returns
     -------

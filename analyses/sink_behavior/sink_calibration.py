@@ -51,7 +51,7 @@ def run(
     exhaustive: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Scale the weight that each head parks on its sinks, and measure what the loss does.
+    """Scale the weight of each head on its sinks, and measure the change of the loss.
 
     Parameters
     ----------

@@ -1,14 +1,14 @@
-"""Distractors: does a head keep its eye on the asked fact as other facts are added?
+"""Distractors: does a head keep attending to the asked fact as other facts are added?
 
 Facts are stated and one of them is asked for; their number grows. For each number the mass of the
 asking token is read on the asked fact, on the others, on the question itself. The relevance of a
 head is the ratio of its mass on the asked fact to that on a mean other one; its dispersion is minus
 the slope of the log of the asked fact's share of the facts' mass over the log of their number: 0
-for a head that keeps its eye on it, 1 for one that looks at all facts alike. Solved examples before
-the prompt (shots) distract in the same way: then they grow in number, and each is held, per token,
-against the asked fact. The causal numbers: the answer's accuracy and loss
-as the facts grow, and with the asked fact hidden, another fact of the same size hidden, or the
-asked fact hidden from the heads that look at it most, and from as many others.
+for a head that keeps attending to it, 1 for one that attends to all facts alike. Solved examples
+before the prompt (shots) distract in the same way: then they grow in number, and each is held, per
+token, against the asked fact. The causal numbers: the answer's accuracy and loss as the facts grow,
+and with the asked fact hidden, another fact of the same size hidden, or the asked fact hidden from
+the heads that attend to it most, and from as many others.
 
 Sources: Focused Transformer (distraction); OpAmp (relevant against irrelevant documents); Focused
 Large Language Models are Stable Many-Shot Learners (dispersion over shots).
@@ -70,7 +70,7 @@ def run(
     Parameters
     ----------
     model
-        Model to look at.
+        Model to measure.
     task
         The task ``recall``: its seed, and how many prompts; they are drawn anew for every number.
     facts
@@ -167,8 +167,8 @@ def run(
          f"{convention}"),
         ("dispersion", GRID, dispersion, f"Dispersion over distracting {axis}",
          ("slope", "diverging"),
-         f"−d log(asked fact's share of the mass per token) / d log({competing}): 0 keeps its "
-         f"eye on it, 1 looks at all alike; {convention}"),
+         f"−d log(asked fact's share of the mass per token) / d log({competing}): 0 keeps "
+         f"attending to it, 1 attends to all alike; {convention}"),
         ("group_mass", (axis, "group"), groups, "Mass of the asking token, mean of heads",
          SHARE),
     )  # fmt: skip
@@ -276,5 +276,5 @@ def _verdict(
     fact_matters, _ = exceeds_zero(over)
     reason = "; the asked fact matters no more than another"
     if fact_matters:
-        reason = "; the heads that look at it matter no more than others"
+        reason = "; the heads that attend to it matter no more than others"
     return causal_verdict(over, effects, reason) & Verdict("supported", text)

@@ -1,13 +1,13 @@
 """Lifetimes: how long a token keeps being attended, head by head.
 
-After the text has gone on for a window, does a head still look back at a token, and does it until
-the end? A token is `window` in a head where nobody farther than the window looks at it, `global`
-where the last queries of the text still do, and `local` in between: looked at from afar for a
-while. Being looked at means a mean weight, times the keys that these queries see, of ``alive`` or
-more: an even spread gives 1 to every token, and so does one query in n that looks at nothing else.
-What is kept in a cache can be read off: window tokens leave it as the window passes, local ones
-later, global ones never. The causal number: the loss with heads whose weight is on window tokens
-limited to the window, which should change nothing, and with as many other heads limited so.
+After the text has gone on for a window, does a head still attend back to a token, and does it until
+the end? A token is `window` in a head where nobody farther than the window attends to it, `global`
+where the last queries of the text still do, and `local` in between: attended to from a distance for
+a while. Being attended to means a mean weight, times the keys that these queries see, of ``alive``
+or more: an even spread gives 1 to every token, and so does one query in n that attends to nothing
+else. What is kept in a cache can be read off: window tokens leave it as the window passes, local
+ones later, global ones never. The causal number: the loss with heads whose weight is on window
+tokens limited to the window, which should change nothing, and with as many other heads limited so.
 
 Sources: Neural Attention Search (global, local and sliding-window tokens, learned there);
 LLM-Microscope; Scissorhands (persistence of importance).
@@ -69,7 +69,7 @@ def run(
         Tokens of the window, the query's own included; the last queries of a text are as many. 0
         takes an eighth of the shortest prompt, 64 at most.
     alive
-        Mean weight, times the keys seen, from which a token counts as looked at; an even spread
+        Mean weight, times the keys seen, from which a token counts as attended to; an even spread
         gives 1.
     least_mass
         Share of a head's weight within the window from which it is limited in the causal check.
@@ -90,7 +90,7 @@ def run(
     require(capture, NEEDS, "lifetimes", ("self",))
     if "pixels" in capture.coords or not predicts(capture):
         raise NotApplicable(
-            "model: lifetimes follows what later tokens look at; it needs causal order"
+            "model: lifetimes follows what later tokens attend to; it needs causal order"
         )
     prompts = tokens(capture)
     shortest = min(map(len, prompts))
@@ -116,7 +116,7 @@ def run(
         kinds.append(kind)
 
     convention = (
-        f"window of {window} tokens; looked at: mean weight × keys seen ≥ {alive:g}; tokens "
+        f"window of {window} tokens; attended to: mean weight × keys seen ≥ {alive:g}; tokens "
         f"with {behind} or more behind them; {len(prompts)} prompt(s)"
     )
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)

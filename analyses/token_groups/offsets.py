@@ -1,10 +1,10 @@
-"""Offsets and delimiters: heads that look at a fixed distance, at [CLS], [SEP] or punctuation.
+"""Offsets and delimiters: heads that attend at a fixed distance, to [CLS], [SEP] or punctuation.
 
 A head of the first kind sends its weight to the token before, the token after, or another token at
 one distance from the query, whatever the text says. A head of the second kind rests on delimiters.
 The causal numbers: how far the output moves when the surest heads of the first kind see nothing but
 their offset, against the same for the least sure; and when delimiters are hidden from the heads
-that look at them most, against as many other tokens. Weight on a delimiter may well do nothing.
+that attend to them most, against as many other tokens. Weight on a delimiter may well do nothing.
 
 Source: Clark et al., What Does BERT Look At? (1906.04341).
 """
@@ -149,7 +149,7 @@ def run(
 
 
 def _surest(means: Array, shifts: list[int]) -> tuple[Array, Array]:
-    """Return the offset that a head looks at most, and the weight there (layer, head)."""
+    """Return the offset that a head attends to most, and the weight there (layer, head)."""
     absent = np.isnan(means).all(0)
     present = np.where(np.isnan(means), -1.0, means)
     at = np.asarray(shifts, dtype=float)[present.argmax(0)]
@@ -197,7 +197,7 @@ def _moved(
 
 
 def _shifted(length: int, shift: int) -> Array:
-    """Return the pattern that looks at one offset only; at the ends, at the nearest key."""
+    """Return the pattern that attends to one offset only; at the ends, at the nearest key."""
     pattern = np.zeros((length, length))
     rows = np.arange(length)
     pattern[rows, np.clip(rows - shift, 0, length - 1)] = 1.0
@@ -212,7 +212,7 @@ def _verdict(moved: Array, size: int) -> Verdict:
         return verdict
     hidden, other = moved[:, 4], moved[:, 5]
     text = (
-        f"hiding the delimiters from the {size} heads that look at them most moves the output "
+        f"hiding the delimiters from the {size} heads that attend to them most moves the output "
         f"by {amount(hidden.mean())} nats, hiding as many other tokens by {amount(other.mean())}"
     )
     remark = ", so the weight on delimiters does not show what these heads do"

@@ -1,4 +1,4 @@
-"""Segments: how much every group of tokens looks at every other one.
+"""Segments: how much every group of tokens attends to every other one.
 
 The tokens of each prompt are grouped: pieces of the text, the two texts of an encoder, kinds of
 tokens, patches of an image, the roles of a task, or labels of your own (documents, speakers,

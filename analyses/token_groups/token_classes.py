@@ -5,7 +5,7 @@ stop word, a rare word, or another; of an image, a patch or what the model puts 
 A class with many tokens gets much from any head, so beside its mass stands the enrichment: the mass
 over the share of the visible keys that are of the class, 1 for an even spread. The causal number:
 what changes when every head is kept from seeing the class, and when it is kept from seeing as many
-random tokens of other classes. Small words that look empty often carry much of the context.
+random tokens of other classes. Small words that seem empty often carry much of the context.
 
 Sources: LLM-Microscope (punctuation and stop words); RefAM (stop words as magnets of attention);
 Don't Miss the Forest for the Trees (tokens of images).

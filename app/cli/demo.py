@@ -16,7 +16,7 @@ STORY = (
     "sinks", "sink_controls", "entropy", "head_types", "retrieval", "needle_sweep", "vocabulary",
     "importance", "rollout", "sae_circuits",
 )  # fmt: skip
-"""What the demo runs: which heads are sinks, look back, copy and retrieve, and what they matter."""
+"""What the demo runs: sinks, previous-token, copying and retrieval heads, and what they matter."""
 
 
 def demo(

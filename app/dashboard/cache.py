@@ -91,7 +91,7 @@ def run(key: RunKey) -> tuple[Run, xr.Dataset, dict[str, xr.Dataset]]:
 
     opened = run_folder.open(key.path)
     capture, results = opened.capture, opened.results()
-    if not collect(results):  # so that a run without scores can be looked at, too
+    if not collect(results):  # so that a run without scores can be opened, too
         results = {**results, capture_scores.NAME: capture_scores.summarize(capture)}
     return opened, capture, results
 
@@ -109,7 +109,7 @@ def table(key: RunKey) -> pd.DataFrame:
 
 
 def model(key: RunKey) -> Model:
-    """Load the model of a run, which all sessions look at."""
+    """Load the model of a run, which all sessions share."""
     from headscope.app.pipeline import open_model
 
     return open_model(run(key)[0], load=lambda *source, **options: _models(*source, **options)[0])

@@ -1,7 +1,7 @@
 """Streamlit's scripts, compressed once and kept, and those of the first screen announced early.
 
 Streamlit sends them as they are, 2.7 MB for an empty app, because compressing them at every request
-costs more than it saves. Compressed once they are a third of that, which whoever looks at a run
+costs more than it saves. Compressed once they are a third of that, which whoever opens a run
 through a tunnel waits for. A browser finds out what a screen needs only when the first messages
 arrive; named in a header of the page, the scripts are there by then.
 """

@@ -48,7 +48,7 @@ def command(run: Path, port: int = 8501, address: str = ADDRESS) -> list[str]:
         f"--server.port={port}",
         "--server.headless=true",
         f"--server.maxUploadSize={UPLOAD}",
-        # Streamlit collects garbage after every look at a job: a pause for all sessions.
+        # Streamlit collects garbage after every poll of a job: a pause for all sessions.
         "--runner.postScriptGC=false",
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",

@@ -91,7 +91,7 @@ class Sweep:
                 self.reduce(block, filled, float("inf"), prepared, weights, rows)
 
         def compute_logits() -> Tensor:
-            # The sweep keeps none; few statistics look at logits.
+            # The sweep keeps none; few statistics read logits.
             if not sharp:
                 return logits.put(block, buffers.spare)
             for rows in self.pieces(block):

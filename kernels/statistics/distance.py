@@ -1,4 +1,4 @@
-"""Mean distance that a query looks back.
+"""Mean distance back that a query attends to.
 
 Distance between query and key weighted by attention, in tokens, clipped at ``clip``: windowed
 average attention distance (WAAD). Without causal order, the distance to either side.

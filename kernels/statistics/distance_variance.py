@@ -1,4 +1,4 @@
-"""Variance of the distance that a query looks back.
+"""Variance of the distance back that a query attends to.
 
 0 for a head that attends at one fixed distance, large for one that splits between near and far.
 """

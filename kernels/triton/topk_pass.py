@@ -17,7 +17,7 @@ from headscope.kernels.triton.launch import HIDDEN, Launch, PerQuery
 from headscope.kernels.triton.topk_rows import select_top_rows
 
 LARGEST_COUNT = 32
-"""Largest k that is looked for among candidates; for more, all rows are ranked in full."""
+"""Largest k that is searched among candidates; for more, all rows are ranked in full."""
 ROOM = 64
 """Candidates of a row that may lie above the threshold. Expected are hardly more than k."""
 PANEL = 64

@@ -104,7 +104,7 @@ class Recorder:
     ) -> None:
         """Run all prompts, in batches of one length, and fill the arrays.
 
-        Where there is nothing to fill, the layers alone are looked at.
+        Where there is nothing to fill, only the layers are scanned.
         """
         if stream is not None:
             self.writer.arrays = stream.arrays

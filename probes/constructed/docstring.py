@@ -2,7 +2,7 @@
 
 L0H0 and L1H2 each write half of the argument before, at every argument of the definition. L0H1
 copies the last described argument one place on; L1H0 takes it from there to the end, L1H1 from
-where it stands, each half. The argument movers L2H0, L3H0 and L3H1 look for the argument whose
+where it stands, each half. The argument movers L2H0, L3H0 and L3H1 attend to the argument whose
 argument before is that one, and copy it into the logits (Heimersheim & Janiak 2023).
 """
 
@@ -56,7 +56,7 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         scores = [*model.pairs("last", "before", ARGUMENTS), model.rest(30.0)]
         model.head(head, scores, token, out)
     # Of no use to the task: the last argument where nothing reads it, all arguments and adjectives
-    # alike, and heads that look somewhere and write nothing.
+    # alike, and heads that attend somewhere and write nothing.
     words = model.at(TOKEN, ADJECTIVES), model.at("other", ADJECTIVES)
     model.head((0, 2), [*model.shift(END - LAST, [END]), model.rest()], token, aside)
     model.head((0, 3), [], *words)

@@ -100,7 +100,7 @@ class HandSet:
         return [Score([query_at], [key_at], strength) for query_at, key_at in coordinates]
 
     def shift(self, steps: int, queries: Iterable[int], strength: float = SHARP) -> list[Score]:
-        """Return the terms by which queries at some places look so many places back."""
+        """Return the terms by which queries at some positions attend so many positions back."""
         return [
             Score(self.at(POSITION, [position]), self.at(POSITION, [position - steps]), strength)
             for position in queries
@@ -111,7 +111,7 @@ class HandSet:
         return Score([], self.at(POSITION, [0]), level)
 
     def not_itself(self) -> list[Score]:
-        """Return the terms by which no query looks at its own place."""
+        """Return the terms by which no query attends to its own position."""
         return [Score([position], [position], -SHARP) for position in self.at(POSITION)]
 
     def head(

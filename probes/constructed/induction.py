@@ -1,6 +1,6 @@
-"""Induction: previous-token heads write what came before, and later heads look for their own token.
+"""Induction: previous-token heads write what came before, and later heads match their own token.
 
-L0H0 and L0H1 each write half of the token before. L1H0, L2H0 and L2H1 look for the place whose
+L0H0 and L0H1 each write half of the token before. L1H0, L2H0 and L2H1 attend to the position whose
 token before is theirs, and copy what stands there into the logits (Elhage et al. 2021).
 """
 
@@ -40,7 +40,7 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         scores = [*model.pairs(TOKEN, "previous", WORDS), model.rest(30.0)]
         model.head(head, scores, token, out)
     # Of no use to the task: the token two places back, the first word, what L0H2 wrote, all words
-    # alike, and heads that look somewhere and write nothing.
+    # alike, and heads that attend somewhere and write nothing.
     model.head((0, 2), model.shift(2, range(2, POSITIONS)), token, aside)
     model.head((0, 3), model.pairs(TOKEN, TOKEN, WORDS))
     model.head((1, 1), before, aside, model.at("other"))

@@ -3,7 +3,7 @@
 L0H0 and L1H1 are duplicate-token heads: at the second subject they find the first. L0H1 is a
 previous-token head, and L1H0 an induction head that finds the place behind the first subject; all
 three write a third of the repeated name. The S-inhibition heads L2H0 and L2H1 carry it to the end,
-where the name movers L3H0 and L3H1 look at both names, less at the repeated one, and copy what
+where the name movers L3H0 and L3H1 attend to both names, less at the repeated one, and copy what
 they find into the logits (Wang et al. 2211.00593).
 """
 
@@ -69,7 +69,7 @@ def build() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         less = model.pairs("inhibited", TOKEN, NAMES, -4.0)
         model.head(head, [Score([], model.at(POSITION, NAMED), SHARP), *less], token, out)
     # Of no use to the task: the first name, what L0H2 wrote, all names alike, the place and thing
-    # into logits that no answer has, and heads that look somewhere and write nothing.
+    # into logits that no answer has, and heads that attend somewhere and write nothing.
     things = (*PLACED, *THINGS)
     model.head((0, 2), [Score([], model.at(POSITION, NAMED[:1]))], token, aside)
     model.head((0, 3), [], token, other)

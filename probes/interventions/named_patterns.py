@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Geometry
 
 PATTERNS = {
-    "previous": "each query looks at the token before it, the first one at itself",
-    "first": "each query looks at the first token",
-    "itself": "each query looks at itself",
-    "uniform": "each query looks at all keys that it sees alike",
+    "previous": "each query attends to the token before it, the first one to itself",
+    "first": "each query attends to the first token",
+    "itself": "each query attends to itself",
+    "uniform": "each query attends to all keys that it sees alike",
 }
 # Logits divided by this are equal to every digit that float32 holds of a weight.
 FLAT = 1e6

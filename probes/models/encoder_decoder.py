@@ -1,7 +1,7 @@
 """Encoder–decoder models: their stacks, and which attention modules are cross-attention.
 
 Nothing is guessed from names: a stack is what the model itself calls its encoder or decoder, and an
-attention of the decoder looks across to the source in exactly those calls that hand it the
+attention of the decoder attends to the source in exactly those calls that hand it the
 encoder's states.
 """
 

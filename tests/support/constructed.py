@@ -65,10 +65,10 @@ def silent_gpt2(**shape: int) -> transformers.GPT2LMHeadModel:
 def circuit() -> Model:
     """Two layers of GPT-2 with five heads that do something, and three that are uniform.
 
-    L0H0 looks at the token before and writes it down; L0H1 looks at the first token; L0H2 looks
-    everywhere alike; L0H3 looks at earlier copies of its token, shared equally; L1H0 looks at the
-    token after an earlier copy (at the first token where there is none) and copies it into the
-    logits. Only L0H0 and L1H0 write anything.
+    L0H0 attends to the token before and writes it down; L0H1 attends to the first token; L0H2
+    attends everywhere alike; L0H3 attends to earlier copies of its token, shared equally; L1H0
+    attends to the token after an earlier copy (to the first token where there is none) and copies
+    it into the logits. Only L0H0 and L1H0 write anything.
     """
     module = silent_gpt2(n_positions=POSITIONS, n_embd=HEADS * SIZE, n_layer=2, n_head=HEADS)
     words, positions = torch.arange(len(WORDS)), torch.arange(POSITIONS)
@@ -201,7 +201,7 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
 def encoder() -> transformers.BertForMaskedLM:
     """Two layers of BERT: one head each for the next token, `[SEP]`, and the token before.
 
-    L0H0 looks at the token after, L0H1 at `[SEP]`, L0H3 at the token before; L0H2 and layer 1 are
+    L0H0 attends to the token after, L0H1 to `[SEP]`, L0H3 to the token before; L0H2 and layer 1 are
     uniform. Only L0H2 writes, a little, into a place that nothing reads.
     """
     count, size, place, out = len(ENCODER_WORDS), 256, 512, 640
@@ -236,7 +236,7 @@ def encoder() -> transformers.BertForMaskedLM:
 def vision() -> transformers.ViTModel:
     """One layer of ViT on 4 × 4 patches: a head for the next token, one for `[CLS]`.
 
-    L0H0 looks at the patch after (from `[CLS]` at r0c0), L0H1 at `[CLS]`; L0H2 and L0H3 are
+    L0H0 attends to the patch after (from `[CLS]` to r0c0), L0H1 to `[CLS]`; L0H2 and L0H3 are
     uniform, and L0H2 writes what the patches show.
     """
     size, positions = 32, torch.arange(17)

@@ -27,7 +27,7 @@ RAISED = 8
 def turning() -> Model:
     """Two layers of GPT-2 that predict the next word of the ring `NEXT`.
 
-    L0H0 looks at its own token and writes it where the unembedding reads it as the word itself;
+    L0H0 attends to its own token and writes it where the unembedding reads it as the word itself;
     L1H0 turns this into the word that follows, and writes it larger. All other heads write nothing.
     """
     module = constructed.silent_gpt2(

@@ -138,13 +138,13 @@ def _write_attention(attention: torch.nn.Module) -> None:
     place = torch.arange(ADDRESSES)
     into[COUNTER.start + place, query + place] = 40.0
     into[place, key + place] = 8.0
-    # Rows without a counter look at <bos>, which holds nothing to fetch.
+    # Rows without a counter attend to <bos>, which holds nothing to fetch.
     bias[query + ADDRESSES] = 20.0
     into[BOS, key + ADDRESSES] = 8.0
     fetched = torch.tensor(FETCHED)
     into[fetched, value + torch.arange(len(fetched))] = 1.0
     attention.c_proj.weight[FETCH * SIZE + torch.arange(len(fetched)), fetched] = 1.0
-    # Head 2 looks at the token before, and writes nothing.
+    # Head 2 attends to the token before, and writes nothing.
     query, key = 2 * SIZE, WIDTH + 2 * SIZE
     into[place[1:], query + place[:-1]] = 40.0
     into[place, key + place] = 8.0

@@ -35,7 +35,7 @@ def evidence(scores: Mapping[str, Score], heads: int) -> list[str]:
 
 
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:
-    """Ask which heads to look at; returns their grid, or None for all."""
+    """Draw the filters of heads; return the grid of those chosen, or None for all."""
     kinds = collect(results)
     grid = next(iter(scores.values())).array
     all_stages = {kind.stage for kind in kinds.values()}

@@ -22,9 +22,9 @@ from headscope.app.report.page import is_doubtful
 TITLE = "Circuit"
 # What is offered where a run has no graph yet, and what it would show.
 OFFERED = {
-    "edge_circuits": "The smallest circuit of edges that keeps the task was not looked for yet.",
+    "edge_circuits": "The smallest circuit of edges that keeps the task was not searched yet.",
     "edge_attribution": "Edges between heads, MLPs and embedding were not scored on this run.",
-    "sae_circuits": "Heads that say something only in the task were not looked for.",
+    "sae_circuits": "Heads that say something only in the task were not searched.",
 }
 COUNTS = (10, 20, 40, 60)
 

@@ -26,7 +26,7 @@ def result(circuit, task):
 def test_a_map_stands_in_only_for_the_head_that_does_what_it_does(result):
     needed = np.zeros((2, 4))
     needed[PREVIOUS] = needed[INDUCTION] = 1.0
-    # L0H0 looks at the token before, L1H0 at the token after an earlier copy.
+    # L0H0 attends to the token before, L1H0 to the token after an earlier copy.
     only_induction = np.zeros((2, 4))
     only_induction[INDUCTION] = 1.0
     np.testing.assert_allclose(result["previous"], only_induction, atol=1e-6)

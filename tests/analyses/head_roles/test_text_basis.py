@@ -33,7 +33,7 @@ def model():
         module.lm_head.weight[words, 180 + words] = 1.0
         attention = module.transformer.h[0].attn
         for head in (0, 1):
-            # Every token looks at itself.
+            # Every token attends to itself.
             attention.c_attn.weight[100 + places, head * SIZE + places] = 2.0
             attention.c_attn.weight[100 + places, width + head * SIZE + places] = 1.0
             attention.c_attn.weight[words, 2 * width + head * SIZE + words] = 1.0

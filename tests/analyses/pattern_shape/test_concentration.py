@@ -38,7 +38,7 @@ def test_even_and_saturated_heads_have_the_closed_forms(result):
         assert scores["spikiness"][head] > 0.99
         freezing = np.sqrt(2 * np.log(np.arange(2, LENGTH + 1))).mean()
         np.testing.assert_allclose(scores["inverse_temperature"][head], freezing, rtol=0.01)
-    # Everybody looks at the first token, or each at a key of its own (two look at the first).
+    # Everybody attends to the first token, or each to a key of its own (two attend to the first).
     np.testing.assert_allclose(scores["column_share"][SINK], 1, atol=1e-3)
     np.testing.assert_allclose(scores["column_hardness"][PREVIOUS], 2 * LENGTH, rtol=2e-3)
 

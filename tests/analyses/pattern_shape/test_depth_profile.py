@@ -24,7 +24,7 @@ def test_planted_heads_have_flat_curves_of_known_height(circuit):
     even = (size / np.arange(start + 1, LENGTH + 1)).mean()
     np.testing.assert_allclose(mass[UNIFORM], even, rtol=1e-4)
     np.testing.assert_allclose(mass[SINK], 0, atol=1e-3)
-    # Of the question's queries only the first looks back into the text before it.
+    # Of the question's queries only the first attends back into the text before it.
     before = np.array([0, 0, 0, 1 / (LENGTH - start)])
     np.testing.assert_allclose(mass[PREVIOUS], before, atol=1e-3)
     for name in ("tilt", "u_shape", "depth_wave"):

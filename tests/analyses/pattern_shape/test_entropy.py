@@ -65,7 +65,7 @@ def test_a_layer_without_a_map_is_missing_and_a_learned_sink_is_an_outcome():
 @pytest.fixture(scope="module")
 def starts():
     """Two layers: L0H0 writes where it looked (at the token before, at itself where it sees no
-    other), L1H0 looks at the tokens that looked at themselves: at every start of a text.
+    other), L1H0 attends to the tokens that attended to themselves: at every start of a text.
     """
     token, place, here, looked, out, size = 0, 36, 77, 78, 80, 128
     module = silent_gpt2(n_positions=LENGTH, n_embd=size, n_layer=2, n_head=1)

@@ -38,8 +38,8 @@ def test_planted_heads_are_split_into_relevance_and_position(result):
     relevance, bias = result["relevance"].values, result["bias"].values
     # <bos>, the facts of four words each, and the two words of the question.
     size = 1 + 4 * SLOTS + 2
-    # Copies of the asked key, and the value after it, are looked at wherever they stand. Without
-    # one the induction head rests on <bos>, and the other looks at every other word alike.
+    # Copies of the asked key, and the value after it, are attended to wherever they stand. Without
+    # one the induction head rests on <bos>, and the other attends to every other word alike.
     for head, even in ((INDUCTION, 0), (DUPLICATE, 2 / (size - 1))):
         np.testing.assert_allclose(result["asked_mass"].values[head], 1, atol=0.01)
         np.testing.assert_allclose(bias[head], even, atol=0.01)

@@ -58,7 +58,7 @@ def test_fixed_heads_lose_nothing_beyond_their_span_and_elastic_ones_do(bundled)
     assert elastic - intact > 4 * (fixed - intact)
     assert elastic - intact > 0.2
     assert result.attrs["verdict"] == "supported"
-    # The heads that find the needle must reach back as far as it is; L1H3 looks at what is near.
+    # The heads that find the needle must reach back as far as it is; L1H3 attends to what is near.
     assert set(result.attrs["heads_by_type"]["elastic"]) & {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
 
 

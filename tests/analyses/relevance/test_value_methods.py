@@ -98,7 +98,7 @@ def test_norms_are_those_of_the_output_projection(family, monkeypatch):
 
 
 def test_norms_know_that_a_sink_carries_nothing(circuit):
-    """L0H1 looks at the first token and writes nothing; the copy of L1H0 carries the answer."""
+    """L0H1 attends to the first token and writes nothing; the copy of L1H0 carries the answer."""
     task = encode_task(circuit, repeated(n=1, length=4))
     trace = Trace(circuit, target.of_task(task)[0])
     first, second = norm_attention.norms(trace)

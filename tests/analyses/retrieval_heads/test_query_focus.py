@@ -34,10 +34,10 @@ def test_the_planted_head_follows_the_question(circuit):
     score, plain = result["qr_score"].values, result["qr_plain"].values
     assert score[INDUCTION] > 0.999
     assert abs(score[SINK]) < 1e-3
-    # The duplicate head looks at the key in the same document, and carries nothing.
+    # The duplicate head attends to the key in the same document, and carries nothing.
     assert score[DUPLICATE] > 0.5
     assert np.abs(np.delete(score.ravel(), [3, 4])).max() < 0.01
-    # The uniform heads look at its 4 of <bos>, 4 × 4 and 2 words, whatever the question is.
+    # The uniform heads attend to its 4 of <bos>, 4 × 4 and 2 words, whatever the question is.
     assert plain[1, 1] == pytest.approx(4 / 19, rel=1e-3)
     assert result["found"].values[0] == 1.0
     assert result["accuracy"].values[:2].tolist() == [1.0, 0.0]

@@ -1,4 +1,4 @@
-"""Sink topology: closed forms on planted maps, and an encoder that looks at both ends."""
+"""Sink topology: closed forms on planted maps, and an encoder that attends to both ends."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_kinds_and_reference_points(random_llama, columns, causal, kind, points)
 
 @torch.no_grad()
 def encoder(last: bool):
-    """A BERT of one layer that looks at <cls> (token 0), and at <sep> (token 1) where asked."""
+    """A BERT of one layer that attends to <cls> (token 0), and to <sep> (token 1) where asked."""
     config = BertConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, max_position_embeddings=64,

@@ -25,7 +25,7 @@ def test_an_even_head_disperses_with_slope_one(planted):
 
 
 @pytest.mark.requirement("A19")
-def test_the_head_that_reads_the_asked_fact_keeps_its_eye_on_it(planted):
+def test_the_head_that_reads_the_asked_fact_keeps_attending_to_it(planted):
     head = dict(zip(("layer", "head"), INDUCTION, strict=True))
     np.testing.assert_allclose(planted["asked_mass"].sel(head), 1.0, atol=1e-2)
     assert abs(float(planted["dispersion"].sel(head))) < 0.01

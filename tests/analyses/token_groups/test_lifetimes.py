@@ -54,7 +54,7 @@ def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives)
     # the first half rests on the first token.
     assert float(found.sel(lifetime="local")) == pytest.approx(11 / 19, abs=1e-6)
     assert float(found.sel(lifetime="global")) == pytest.approx(2 / 19, abs=1e-6)
-    # Only the sink and the even heads look at the first token until the end.
+    # Only the sink and the even heads attend to the first token until the end.
     assert float(lives["token_global"][0]) == pytest.approx(5 / 8)
 
 

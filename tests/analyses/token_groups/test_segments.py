@@ -71,7 +71,7 @@ def test_the_link_that_the_circuit_reads_is_the_one_that_costs(circuit, tmp_path
     rows = [["", *["one"] * 9, *["two"] * 9]] * 3
     result = execute("segments", circuit, task, options={"labels": label(tmp_path, rows)})
     mass = result["segment_mass"].sel(layer=INDUCTION[0], head=INDUCTION[1])
-    # Of nine words in the second half eight look at what followed in the first; the last word was
+    # Of nine words in the second half eight attend to what followed in the first; the last word was
     # followed by the second half itself.
     assert float(mass.sel({"from": "two", "to": "one"})) == pytest.approx(8 / 9, abs=1e-3)
     effect = result["link_effect"]
@@ -131,7 +131,7 @@ def test_patches_and_the_class_token_are_segments_of_an_image():
     np.testing.assert_allclose(result["enrichment"].sel(layer=0, head=3), 1.0, atol=1e-3)
     on_class = result["segment_mass"].sel(layer=0, head=1, to="[CLS]")
     np.testing.assert_allclose(on_class, 1.0, atol=1e-3)
-    # Only the even head L0H2 writes, and the patches are nearly all that it looks at.
+    # Only the even head L0H2 writes, and the patches are nearly all that it attends to.
     effect = result["link_effect"].sel(one="patch")
     assert float(effect.sel(other="patch")) > float(effect.sel(other="[CLS]")) > 0
     check_refusal("by", execute, "segments", model, images, options={"by": "pieces"})

@@ -17,5 +17,5 @@ assert {"embedding", "logits"} <= set(circuit.nodes)
 
 # %% ioi-roles
 movers = named[named["IO"] > named[["S1", "S2"]].max(axis=1)]
-assert len(movers)  # heads of the circuit that look at the name to say
+assert len(movers)  # heads of the circuit that attend to the name to say
 assert (named[["previous_token", "duplicate_token", "induction"]].max() > 0.4).any()

@@ -118,7 +118,7 @@ def test_the_bundled_model_looks_back_at_its_prompt(bundled):
     generator = np.random.default_rng(0)
     half = [0, *generator.choice(np.arange(300, 380), 20, replace=False).tolist()]
     found = generate(bundled, [half + half[1:12]], ("span_mass",), new_tokens=8)
-    # A repeated half is continued by copying, and copying looks back at the prompt.
+    # A repeated half is continued by copying, and copying attends back to the prompt.
     assert written(found)[0][32:40] == half[12:20]
     late = found["span_mass"].isel(prompt=0).where(found["generated"].isel(prompt=0))
     lookback = late.sel(span="prompt") / late.sum("span")
