@@ -1,5 +1,6 @@
 from types import ModuleType
 from typing import Any
+
 from headscope.analyses._runtime.options import Option
 from headscope.analyses.attribution import block_influence as block_influence
 from headscope.analyses.attribution import contributions as contributions
@@ -63,8 +64,16 @@ from headscope.analyses.token_groups import lifetimes as lifetimes
 from headscope.analyses.token_groups import offsets as offsets
 from headscope.analyses.token_groups import segments as segments
 from headscope.analyses.token_groups import token_classes as token_classes
-TOOLS = ('comparison', 'series')
-RENAMED = {'depth': 'depth_profile', 'hardness': 'concentration', 'literal': 'latent_retrieval', 'ranks': 'head_rank', 'rhythm': 'preplan_anchor', 'slots': 'position_bias'}
+
+TOOLS = ("comparison", "series")
+RENAMED = {
+    "depth": "depth_profile",
+    "hardness": "concentration",
+    "literal": "latent_retrieval",
+    "ranks": "head_rank",
+    "rhythm": "preplan_anchor",
+    "slots": "position_bias",
+}
 
 def names() -> list[str]:
     """List the analyses, without importing them.

@@ -56,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_command) -> Path:
 
 def test_the_planted_heads_are_found(folder):
     results = run_folder.open(folder).results()
-    found = results["head_types"].attrs["heads_by_type"]
+    result = results["head_types"].attrs["heads_by_type"]
     nowhere = {name: [] for name in ("duplicate_token", "induction", "bos")}
-    assert found == {"previous_token": ["L0H3"], "next_token": ["L0H0"], **nowhere}
+    assert result == {"previous_token": ["L0H3"], "next_token": ["L0H0"], **nowhere}
     scores = heads_table(results).set_index("name")
     assert scores.loc["L0H0", "head_types.next_token"] > 0.999
     assert scores.loc["L0H3", "head_types.previous_token"] > 0.999
@@ -87,13 +87,13 @@ def test_what_needs_answers_is_refused_in_one_line_of_the_report(folder):
     results = run_folder.open(folder).results()
     assert set(results) == set(analyses.names())
     skipped = {name: one.attrs.get("skipped") for name, one in results.items()}
-    refused = {name: said for name, said in skipped.items() if said}
+    refused = {name: output for name, output in skipped.items() if output}
     assert set(refused) == PREDICTING | set(OTHERS)
     declared = {name: analyses.load(name).SUPPORTS for name in analyses.names()}
     assert set(refused) == {name for name, kinds in declared.items() if "encoder" not in kinds}
     assert {refused[name][: len(BOTH_WAYS)] for name in PREDICTING} == {BOTH_WAYS}
     assert all(part in refused[name] for name, part in OTHERS.items())
-    assert not [said for said in refused.values() if "\n" in said]
+    assert not [output for output in refused.values() if "\n" in output]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count(f"Not run: {BOTH_WAYS}") == len(PREDICTING)
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))

@@ -32,8 +32,8 @@ def test_files_have_no_number_where_there_is_no_attention(folder):
     table = heads_table(results).set_index("layer").drop(columns=["name", "head"])
     assert table.loc[[0, 2]].isna().all(axis=None)
     assert table.loc[[1, 3], "importance.zero_ablation"].notna().all()
-    assert {each.layer for each in findings(results, top=8)} <= {1, 3}
-    assert all(each.of == 8 for each in findings(results))
+    assert {finding.layer for finding in findings(results, top=8)} <= {1, 3}
+    assert all(finding.of == 8 for finding in findings(results))
     assert results["rollout"].attrs["skipped"] == (
         "attention_map: rollout follows attention through every layer, but there is none in "
         "layer 0, 2"
@@ -67,14 +67,14 @@ def test_the_dashboard_opens_at_a_layer_with_heads(folder, dashboard):
     assert not app.exception
     assert not app.warning
     assert app.main.subheader[1].value == "L2H0"
-    said = [one.value for one in app.main.info]
-    assert [one.partition(",")[0] for one in said] == [f"L2H0: {viz.ABSENT}"]
+    output = [one.value for one in app.main.info]
+    assert [one.partition(",")[0] for one in output] == [f"L2H0: {viz.ABSENT}"]
     for view in ("scatter", "table"):
         assert dashboard(folder, view=view, layer="0", head="0").main.subheader[1].value == "L0H0"
 
 
 def test_a_pattern_of_a_layer_without_one_is_refused(folder):
     model = load_model(run_folder.open(folder).manifest["options"]["source"])
-    found = capture(model, run_folder.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
-    assert pattern(found, layer=1, head=0).sizes["query"] == found.sizes["query"]
-    check_refusal("layer", pattern, found, layer=2, head=0)
+    result = capture(model, run_folder.open(folder).prompts()[:1], stats=(), keep=("q", "k"))
+    assert pattern(result, layer=1, head=0).sizes["query"] == result.sizes["query"]
+    check_refusal("layer", pattern, result, layer=2, head=0)

@@ -40,8 +40,8 @@ def test_a_bug_leaves_its_traceback_and_the_others_run(run, headscope, fail, mon
     fail("span", ZeroDivisionError("by nothing\nat all"))
     code, _, lines = headscope("analyze", run.path, "sinks", "span", "entropy")
     trace = run.error_file("span")
-    said = f"failed: span: ZeroDivisionError: by nothing; please report it with {trace}"
-    assert (code, told(lines)) == (1, [said])
+    output = f"failed: span: ZeroDivisionError: by nothing; please report it with {trace}"
+    assert (code, told(lines)) == (1, [output])
     assert "in broken" in trace.read_text()
     assert "at all" in trace.read_text()
     results = run.results()

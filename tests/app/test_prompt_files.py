@@ -42,6 +42,6 @@ def test_a_file_is_read_by_its_ending(name, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_of_another_kind_is_refused_in_one_line(name, tmp_path):
-    content, said = REFUSED[name]
+    content, output = REFUSED[name]
     (tmp_path / name).write_bytes(content.encode())
-    assert said in str(refusal(read_prompts, tmp_path / name))
+    assert output in str(refusal(read_prompts, tmp_path / name))

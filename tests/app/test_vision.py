@@ -44,7 +44,7 @@ def test_the_planted_heads_are_found_among_the_patches(folder):
     assert float(sinks["sink"].sel(layer=0, head=3)) == pytest.approx(1 / 17, abs=1e-5)
     assert sinks["token"].values[[0, 1, 5, 16]].tolist() == ["[CLS]", "r0c0", "r1c0", "r3c3"]
     assert sinks.attrs["sink_tokens"][0]["token"] == "[CLS]"
-    measured = {name for name, one in results.items() if "skipped" not in one.attrs}
+    measured = {name for name, result in results.items() if "skipped" not in result.attrs}
     assert measured == {
         "blocks", "embedding", "entropy", "feature_maps", "concentration", "offsets", "segments",
         "sink_topology", "sinks", "token_classes",
@@ -52,14 +52,14 @@ def test_the_planted_heads_are_found_among_the_patches(folder):
     # The patch after: row by row, as the patches are numbered.
     assert results["offsets"].attrs["heads_by_type"] == {"offset -1": ["L0H0"]}
     assert measured | set(results) == set(analyses.names())
-    refused = [one.attrs["skipped"] for one in results.values() if "skipped" in one.attrs]
-    assert all(said and "\n" not in said for said in refused)
+    refused = [result.attrs["skipped"] for result in results.values() if "skipped" in result.attrs]
+    assert all(output and "\n" not in output for output in refused)
 
 
 def test_a_run_keeps_its_images_and_their_hash(folder):
     opened = run_folder.open(folder)
     images = opened.prompts()
-    assert [one.shape for one in images] == [(3, 16, 16)] * 2
+    assert [image.shape for image in images] == [(3, 16, 16)] * 2
     model = open_model(opened)
     again = capture(model, images, stats=("received",), keep=("q", "k"))
     assert again.attrs["prompts_sha256"] == opened.manifest["prompts_sha256"]

@@ -102,9 +102,9 @@ def test_wrong_outputs_at_the_measured_shape_stop_the_benchmark():
             return call
 
         def last_head_is_off() -> dict[str, torch.Tensor]:
-            found = call()
-            found["z"][-1, -1] *= 1.1
-            return found
+            result = call()
+            result["z"][-1, -1] *= 1.1
+            return result
 
         return last_head_is_off
 

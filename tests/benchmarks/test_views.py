@@ -35,17 +35,17 @@ def test_scripts_are_found_in_packages_that_were_fetched(tmp_path):
         file.write_text("//")
     base = "https://cdnjs.cloudflare.com/ajax/libs"
     assert pages.local(f"{base}/d3/5.7.0/d3.min.js", tmp_path).name == "d3.min.js"
-    found = pages.local(f"{base}/require.js/2.3.6/require.min.js", tmp_path)
-    assert found == tmp_path / "require.js-2.3.6/package/require.js"
+    result = pages.local(f"{base}/require.js/2.3.6/require.min.js", tmp_path)
+    assert result == tmp_path / "require.js-2.3.6/package/require.js"
     assert pages.local("https://example.org/d3.js", tmp_path) is None
 
 
 def test_bars_are_medians_of_what_was_measured():
     visits = [{"seconds": 1.0 + at, "http_bytes": 1000 * at} for at in range(3)]
     empty = [{"seconds": 9.0, "http_bytes": 400}]
-    found = views.bars({"clicks": [0.1, 0.2, 5.0], "warm": visits, "empty, compressed": empty})
-    assert [value for value, _ in found.values()] == [0.2, 2.0, 600.0]
-    assert list(found) == list(views.BARS)
+    result = views.bars({"clicks": [0.1, 0.2, 5.0], "warm": visits, "empty, compressed": empty})
+    assert [value for value, _ in result.values()] == [0.2, 2.0, 600.0]
+    assert list(result) == list(views.BARS)
 
 
 def test_committed_results_say_why_a_view_was_not_drawn():

@@ -91,7 +91,7 @@ def chips(page: Page, field: str) -> Locator:
     return page.locator(f".st-key-{field} [data-tag]")
 
 
-def asked(page: Page, words: str) -> None:
+def expect_address(page: Page, words: str) -> None:
     page.wait_for_function(f"location.search.includes('{words}')")
 
 
@@ -103,7 +103,7 @@ def test_nodes_and_edges_are_picked_off_their_middle(width, new_page, address, h
     for head, (right, down) in zip((heads[0], heads[-1]), ((9, -7), (-9, 7)), strict=True):
         click(page, head, right, down)
         expect(chips(page, "pin").filter(has_text=head)).to_have_count(1)
-        asked(page, f"pin={head}")
+        expect_address(page, f"pin={head}")
         settle(page)
         assert head in ringed(page)
     # A second and a third click on the same node take it out and pin it again.
@@ -133,7 +133,7 @@ def test_an_edge_says_its_weight_under_the_mouse_and_pins_its_source(
     expect(label).to_contain_text(f"Edge attribution: {float(score[at]):.2f} logits")
     expect(label).to_contain_text("95 % interval")
     page.mouse.click(x + 3, y - 3)
-    asked(page, f"pin={source}")
+    expect_address(page, f"pin={source}")
 
 
 def test_keys_alone_pick_nodes_edges_and_the_graph(new_page, address, heads, settle):
@@ -145,7 +145,7 @@ def test_keys_alone_pick_nodes_edges_and_the_graph(new_page, address, heads, set
         box.focus()
         page.keyboard.type(head)
         page.keyboard.press("Enter")
-        asked(page, f"{field}={head}")
+        expect_address(page, f"{field}={head}")
         settle(page)
     assert ringed(page) == [heads[-1]]
     page.locator(".st-key-pin input").focus()
@@ -154,11 +154,11 @@ def test_keys_alone_pick_nodes_edges_and_the_graph(new_page, address, heads, set
     settle(page)
     page.locator(".st-key-edges [role=radio], .st-key-edges button").first.focus()
     page.keyboard.press("Space")
-    asked(page, "edges=10")
+    expect_address(page, "edges=10")
     page.locator(".st-key-graph input").focus()
     page.keyboard.type("Edge attribution: ")
     page.keyboard.press("Enter")
-    asked(page, "graph=edge_attribution.edge_score")
+    expect_address(page, "graph=edge_attribution.edge_score")
 
 
 def test_a_link_opens_the_same_view_and_back_is_one_step(new_page, address, heads, settle):

@@ -27,7 +27,7 @@ def shows(page: Page, head: str) -> None:
     expect(page.get_by_role("heading", name=head, exact=True)).to_be_visible()
 
 
-def asked(page: Page, field: str) -> list[str]:
+def query_values(page: Page, field: str) -> list[str]:
     return parse_qs(urlsplit(page.url).query).get(field, [])
 
 
@@ -66,7 +66,7 @@ def test_pinned_heads_are_in_the_link_and_open_by_their_patterns(page, address):
     page.locator(".st-key-pin button").click()
     expect(page.locator(".st-key-compare_tray")).to_contain_text("Pinned heads (2 of 6)")
     page.wait_for_function("location.search.includes('pins=L2H5')")
-    assert asked(page, "pins") == ["L2H5", other]
+    assert query_values(page, "pins") == ["L2H5", other]
     picked = page.locator(".st-key-pinned .picked")
     page.locator(".st-key-pinned canvas").scroll_into_view_if_needed()
     box = picked.bounding_box()
@@ -92,7 +92,7 @@ def test_an_example_opens_its_prompt_with_the_token_locked(page, address):
     expect(subject).to_have_text(marked)
     expect(subject).to_have_attribute("id", f"token-{token}")
     page.wait_for_function(f"location.search.includes('token={token}')")
-    assert asked(page, "prompt") == ([prompt] if prompt != "0" else [])
+    assert query_values(page, "prompt") == ([prompt] if prompt != "0" else [])
 
 
 def test_scores_are_searched_by_their_titles(page, address):
@@ -115,7 +115,7 @@ def test_tabs_and_the_key_of_a_query_are_in_the_link(page, address):
     page.wait_for_function("location.search.includes('tab=Query-key')")
     rows(page, "query_keys").nth(2).click()
     page.wait_for_function("location.search.includes('key_token=')")
-    key = asked(page, "key_token")
+    key = query_values(page, "key_token")
     link = page.url
     page.goto("about:blank")
     page.goto(link)

@@ -88,9 +88,9 @@ def tokens(page: Page) -> list[str]:
 
 def pointed(page: Page) -> tuple[list[int], list[int]]:
     """Read the tokens of the block under the mouse, as its tip says them."""
-    said = page.locator(".st-key-long_view .tip").text_content()
-    found = re.findall(r"(?:queries|keys) (\d+)–(\d+)", said)
-    return tuple([int(first), int(last)] for first, last in found)
+    output = page.locator(".st-key-long_view .tip").text_content()
+    result = re.findall(r"(?:queries|keys) (\d+)–(\d+)", output)
+    return tuple([int(first), int(last)] for first, last in result)
 
 
 @pytest.mark.parametrize("width", [900, 1280, 1920])
@@ -145,14 +145,14 @@ def test_a_window_of_a_long_text_is_dragged_and_kept_in_the_link(
 def test_words_of_a_long_text_are_found(page, address, long_text):
     page.goto(f"{address}/?layer=1&head=3&{urlencode({'text': long_text})}")
     view = page.locator(".st-key-long_view")
-    wanted = " ".join(long_text.split()[400:402])
+    expected = " ".join(long_text.split()[400:402])
     find = view.get_by_label("Find")
     find.fill("nothing")
     # Keys that are typed are not those of the page.
     find.press("ArrowLeft")
-    find.fill(wanted)
+    find.fill(expected)
     find.press("Enter")
-    count = f" {long_text} ".count(f" {wanted} ")
+    count = f" {long_text} ".count(f" {expected} ")
     expect(view.locator(".found")).to_contain_text(f"1 of {count}: token ")
     page.wait_for_function("location.search.includes('find=')")
     expect(view.locator(".found")).to_contain_text(f"1 of {count}: token ")
@@ -188,19 +188,19 @@ def test_how_the_token_view_stands_is_in_the_link(page, address):
     page.wait_for_function("location.search.includes('mode=Lines')")
     view.get_by_label("Hide first token (<bos>)").check()
     page.wait_for_function("location.search.includes('hide=True')")
-    said = view.locator(".said.out").text_content()
-    assert said.startswith("4 ")
+    output = view.locator(".said.out").text_content()
+    assert output.startswith("4 ")
     link = page.url
     click_head(page, 3, 1)
     expect(page.get_by_role("heading", name="L3H1")).to_be_visible()
-    expect(view.locator(".said.out")).not_to_have_text(said)
+    expect(view.locator(".said.out")).not_to_have_text(output)
     assert "token=4" in page.url
 
     page.goto("about:blank")
     page.goto(link)
     settled(page)
     expect(view.get_by_role("tab", name="Lines")).to_have_attribute("aria-selected", "true")
-    expect(view.locator(".said.out")).to_have_text(said)
+    expect(view.locator(".said.out")).to_have_text(output)
     expect(view.get_by_label("Hide first token (<bos>)")).to_be_checked()
 
 

@@ -154,7 +154,7 @@ def test_eight_visitors_at_once_see_no_error_and_memory_stays_flat(server, brows
     words = first_words.split()
     texts = [" ".join([*words[at % 4 :], *words[: at // 4 + 1]]) for at in range(8)]
     assert len(set(texts)) == 8
-    found = visit_all(browser, *server, texts, seconds=20)
-    assert found.errors == []
-    assert found.opened >= 8
-    assert found.grown < 0.1 * found.megabytes[-1][1], found.megabytes
+    result = visit_all(browser, *server, texts, seconds=20)
+    assert result.errors == []
+    assert result.opened >= 8
+    assert result.grown < 0.1 * result.megabytes[-1][1], result.megabytes

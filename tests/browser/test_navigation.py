@@ -10,7 +10,7 @@ pytestmark = pytest.mark.browser
 HEADS = "/?by=head_types.induction&layer=2&head=5&prompt=1"
 
 
-def asked(page: Page) -> dict[str, str]:
+def query_of(page: Page) -> dict[str, str]:
     """Read what the address says."""
     return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
@@ -25,7 +25,7 @@ def shows_the_head(page: Page) -> None:
     expect(chosen(page, "by")).to_have_value(re.compile("token after an earlier copy"))
     expect(chosen(page, "prompt")).to_have_value("1")
     view = {"by": "head_types.induction", "layer": "2", "head": "5", "prompt": "1"}
-    assert asked(page).items() >= view.items()
+    assert query_of(page).items() >= view.items()
 
 
 def chosen(page: Page, key: str) -> Locator:
@@ -79,7 +79,7 @@ def test_a_pick_of_another_row_and_column_is_one_step_back(new_page, runs_addres
     settle(page)
     page.go_back()
     shows(page, "L1H1")
-    assert asked(page)["by"] == "sinks.sink"
+    assert query_of(page)["by"] == "sinks.sink"
     page.go_forward()
     shows(page, "L2H4")
 
@@ -96,7 +96,7 @@ def test_back_while_a_screen_is_drawn_leads_to_the_view_before(new_page, runs_ad
     shows(page, "L1H1")
     settle(page)
     shows(page, "L1H1")
-    assert asked(page).items() >= {"layer": "1", "head": "1"}.items()
+    assert query_of(page).items() >= {"layer": "1", "head": "1"}.items()
     assert page.evaluate("history.length") == start + 1
 
 
@@ -110,7 +110,7 @@ def test_keys_that_follow_each_other_quickly_end_where_they_lead(new_page, runs_
         page.wait_for_timeout(150)
     settle(page)
     title = page.locator("h3", has_text=re.compile(r"^L\d+H\d+$")).inner_text()
-    assert title == "L{}H{}".format(*(asked(page).get(name, "0") for name in ("layer", "head")))
+    assert title == "L{}H{}".format(*(query_of(page).get(name, "0") for name in ("layer", "head")))
     assert title != "L0H0"
 
 
@@ -122,14 +122,14 @@ def test_links_between_screens_stay_in_the_tab(new_page, runs_address, settle):
     page.get_by_test_id("stMain").get_by_role("link", name="Analyse it").click()
     shows(page, "Analyses")
     settle(page)
-    assert asked(page)["run"] == "other"
+    assert query_of(page)["run"] == "other"
     page.go_back()
     shows(page, "Runs")
     settle(page)
     page.get_by_test_id("stMain").get_by_role("link", name="Browse its heads").click()
     expect(chosen(page, "run")).to_have_value("other")
     expect(page.locator(".st-key-head_grid .picked")).to_be_visible()
-    assert asked(page)["run"] == "other"
+    assert query_of(page)["run"] == "other"
     assert len(page.context.pages) == 1
     page.go_back()
     shows(page, "Runs")
@@ -161,7 +161,7 @@ def test_analyses_by_link_mouse_keyboard_and_back(new_page, runs_address, settle
     choose(page, "analysis", "sinks")
     shows(page, "sinks")
     settle(page)
-    assert asked(page).items() >= {"analysis": "sinks", "question": "sink_behavior"}.items()
+    assert query_of(page).items() >= {"analysis": "sinks", "question": "sink_behavior"}.items()
     page.go_back()
     shows(page, "massive")
 

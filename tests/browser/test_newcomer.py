@@ -114,10 +114,10 @@ def test_a_report_on_a_real_model_says_what_the_readme_says(clone, new_page):
     assert len([row for row in rows if row]) == 4
     for row in filter(None, rows):
         # Alike to the last digit but one, wherever it was computed.
-        found = re.search(r"\s+".join(rf"{head} ([\d.]+)" for head, _ in row), printed)
-        assert found, row
-        wanted = [float(value) for _, value in row]
-        assert [float(value) for value in found.groups()] == pytest.approx(wanted, rel=0.02)
+        result = re.search(r"\s+".join(rf"{head} ([\d.]+)" for head, _ in row), printed)
+        assert result, row
+        expected = [float(value) for _, value in row]
+        assert [float(value) for value in result.groups()] == pytest.approx(expected, rel=0.02)
     page = new_page(1280, 900)
     page.goto((clone / "runs" / "smollm2" / "report.html").as_uri())
     strongest = next(row[0][0] for row in rows if row and row[0][0] == "L23H3")

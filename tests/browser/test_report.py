@@ -33,7 +33,9 @@ def test_every_figure_is_drawn_from_disk(scheme, report, browser):
     errors: list[str] = []
     page = browser.new_page(color_scheme=scheme)
     page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console", lambda output: errors.append(output.text) if output.type == "error" else None
+    )
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(report)
     assert page.locator(".plot .main-svg").count() == 0, "figures are drawn where they are seen"

@@ -98,8 +98,8 @@ def planted_overview(*places: tuple[int, int], margins: bool = False) -> xr.Data
         weights[4 * row + 1, 4 * column + 2] = 1.0
     words = [f" w{at % 100}" for at in range(600)]
     words[250:253] = [" <b>", "Needle", "\n"]
-    found = dense_overview(weights, 4).assign_coords(token=("query", words))
-    return found if margins else found.drop_vars(["received", "entropy"])
+    result = dense_overview(weights, 4).assign_coords(token=("query", words))
+    return result if margins else result.drop_vars(["received", "entropy"])
 
 
 def middle(page: Page, place: tuple[int, int], tmp_path) -> tuple[float, float]:

@@ -52,10 +52,10 @@ def ran(name: str, bundled, given: tuple[Task, xr.Dataset | None]) -> Any:
     [stated] = cost.estimate([name], bundled, task, options={name: options}, **given)
     told: list[tuple[str, float, float]] = []
     report = {"progress": lambda *step: told.append(step)}
-    found = runner.execute(name, bundled, task, options=options, **given, **report)
+    result = runner.execute(name, bundled, task, options=options, **given, **report)
     if held is not None:
         xr.testing.assert_identical(held, before)
-    return found, told, stated
+    return result, told, stated
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,10 @@ def test_costs_say_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
 
 
 def test_the_catalogue_states_the_evidence_of_every_analysis(result, name):
-    kinds = {result[each].attrs.get("evidence", "correlational") for each in viz.variables(result)}
+    kinds = {
+        result[variable].attrs.get("evidence", "correlational")
+        for variable in viz.variables(result)
+    }
     assert evidence.table().get(name) == sorted(kinds), "mend analyses/_runtime/evidence.json"
 
 
@@ -180,4 +183,4 @@ def test_what_a_capture_lacks_is_named(name, bundled, given):
     for lacking in (*module.NEEDS, *getattr(module, "KEEP", ())):
         supplied["capture"] = held.drop_vars(lacking)
         with pytest.raises(HeadscopeError, match=rf"^capture: .*\b{lacking}\b"):
-            module.run(*(supplied[one] for one in inputs.positionals(name)))
+            module.run(*(supplied[parameter] for parameter in inputs.positionals(name)))

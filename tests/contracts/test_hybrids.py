@@ -87,19 +87,19 @@ def test_no_head_of_such_a_layer_is_named(outcome):
     _, result = outcome
     if isinstance(result, HeadscopeError):
         return
-    said = repr({key: each for key, each in result.attrs.items() if key != "prompts_sha256"})
-    assert "L0H" not in said
-    assert "L2H" not in said
+    output = repr({key: each for key, each in result.attrs.items() if key != "prompts_sha256"})
+    assert "L0H" not in output
+    assert "L2H" not in output
 
 
 def test_shares_are_of_the_heads_that_attend(hybrid):
     # ε = 0: every head that has a number is above it, so a share counts nothing else or is below 1.
-    found = capture(hybrid, [[0, *range(5, 40)]], stats=("received", "lse"), keep=("q", "k"))
-    result = sinks.run(found, epsilon=0.0)
+    actual = capture(hybrid, [[0, *range(5, 40)]], stats=("received", "lse"), keep=("q", "k"))
+    result = sinks.run(actual, epsilon=0.0)
     assert float(result["sink_rate"]) == 100.0
     assert float(result["key_share"].max()) == float(result["token_share"].max()) == 1.0
-    only = sinks.run(found.isel(layer=ATTENDING).drop_vars("attention_map"), epsilon=0.3)
-    whole = sinks.run(found, epsilon=0.3)
+    only = sinks.run(actual.isel(layer=ATTENDING).drop_vars("attention_map"), epsilon=0.3)
+    whole = sinks.run(actual, epsilon=0.3)
     for name in ("sink_rate", "key_received", "key_share", "token_received"):
         np.testing.assert_array_equal(whole[name].values, only[name].values)
     np.testing.assert_array_equal(whole["sink"].values[ATTENDING], only["sink"].values)
@@ -111,8 +111,8 @@ def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid
     intact = evaluate(hybrid, task)
     for layer, head in ((1, 2), (3, 0)):
         lost = float((intact - evaluate(hybrid, task, (Ablate(heads=((layer, head),)),))).mean())
-        found = result["zero_ablation"].sel(layer=layer, head=head)
-        assert float(found) == pytest.approx(lost, abs=1e-6)
+        actual = result["zero_ablation"].sel(layer=layer, head=head)
+        assert float(actual) == pytest.approx(lost, abs=1e-6)
     # Ranks are correlated over 8 heads; 8 zeros on either side would agree with each other.
     pair = [np.abs(result[one].values[ATTENDING]) for one in ("gate_gradient", "zero_ablation")]
     ranks = [np.argsort(np.argsort(one.ravel())).astype(float) for one in pair]

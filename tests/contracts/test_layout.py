@@ -71,12 +71,12 @@ def test_kernels_are_used_through_their_api(part):
 
 def test_the_wheel_lists_every_package_of_the_tree():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {
+    result = {
         "headscope." + ".".join(path.parent.relative_to(ROOT).parts)
         for part in PARTS
         for path in modules(part)
     }
-    assert sorted(listed) == sorted(found)
+    assert sorted(listed) == sorted(result)
 
 
 def test_kernels_is_no_regular_package():

@@ -83,11 +83,11 @@ def analyses_run(notebook: Any) -> list[str]:
 
 
 def homes() -> dict[str, list[str]]:
-    found = defaultdict(list)
+    result = defaultdict(list)
     for path in NOTEBOOKS:
         for name in analyses_run(read(path)) if path not in REAL else ():
-            found[name].append(path.stem)
-    return found
+            result[name].append(path.stem)
+    return result
 
 
 def misplaced(names: Iterable[str], places: Mapping[str, list[str]]) -> list[str]:
@@ -209,8 +209,8 @@ def test_notebooks_run_and_their_checks_hold(path, shell, request):
                 result = shell.run_cell(cell.source)
             assert result.success, f"{path.stem}, {cell.id}:\n{shown.stdout}"
             exec(compile(after.get(cell.id, ""), f"{path.stem}, {cell.id}", "exec"), shell.user_ns)
-            figures += sum(FIGURE in each.data for each in shown.outputs)
-            cell.outputs = [new_output("display_data", each.data) for each in shown.outputs]
+            figures += sum(FIGURE in output.data for output in shown.outputs)
+            cell.outputs = [new_output("display_data", output.data) for output in shown.outputs]
             if isinstance(result.result, View):
                 cell.outputs.append(new_output("display_data", {PAGE: result.result.page()}))
             elif result.result is not None:

@@ -23,13 +23,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def commands() -> list[str]:
     """Every command of headscope in a block of shell."""
-    found = []
+    result = []
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
             for line in re.split(r"\n|&&", re.sub(r" #.*", "", block)):
                 if line.strip().startswith("headscope "):
-                    found.append(line.strip())
-    return sorted(set(found))
+                    result.append(line.strip())
+    return sorted(set(result))
 
 
 @pytest.mark.parametrize("line", commands())

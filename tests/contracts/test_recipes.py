@@ -23,9 +23,9 @@ FOLDERS = {"pattern_shape": pattern_shape, "statistics": statistics, "viz": viz}
 
 def recipe(path: str) -> str:
     """The code block that follows the mention of a file."""
-    found = re.search(re.escape(f"`{path}`") + r".*?```python\n(.*?)```", TEXT, re.DOTALL)
-    assert found, path
-    return found.group(1)
+    result = re.search(re.escape(f"`{path}`") + r".*?```python\n(.*?)```", TEXT, re.DOTALL)
+    assert result, path
+    return result.group(1)
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def test_statistic_recipe(drop_in, bundled):
     name = drop_in("kernels/statistics/mean_position.py")
     assert name in statistics.names()
     ids = list(range(3, 25))
-    found = capture(bundled, [ids], stats=(name, "pattern"))
-    weights = found["pattern"].values.astype(np.float64)
-    np.testing.assert_allclose(found[name].values, weights @ np.arange(len(ids)), atol=1e-4)
-    assert found[name].attrs["units"] == "tokens"
+    result = capture(bundled, [ids], stats=(name, "pattern"))
+    weights = result["pattern"].values.astype(np.float64)
+    np.testing.assert_allclose(result[name].values, weights @ np.arange(len(ids)), atol=1e-4)
+    assert result[name].attrs["units"] == "tokens"
 
 
 def test_view_recipe(drop_in):

@@ -133,12 +133,12 @@ def test_a_planted_sigmoid_sink_is_found_by_every_analysis_that_reads_such_rows(
     ids = [[0, *np.random.default_rng(seed).permutation(24) + 1] for seed in (0, 1)]
     ids = np.array(ids).tolist()
     cap = capture(model, ids, stats=("received", "received_share"))
-    found = sinks.run(cap, least_queries=4)
-    assert found.attrs["heads_by_type"]["sink"] == ["L0H0"]
+    result = sinks.run(cap, least_queries=4)
+    assert result.attrs["heads_by_type"]["sink"] == ["L0H0"]
     # <bos> has weight 1 in the sink's head; every other weight is σ(−ln 48) = 1/49.
     rows = np.arange(len(ids[0]))
     expected = [(1 / (1 + rows / (LENGTH + 1))).mean(), (1 / (1 + rows)).mean()]
-    np.testing.assert_allclose(found["sink"][0], expected, atol=2e-3)
+    np.testing.assert_allclose(result["sink"][0], expected, atol=2e-3)
     assert sink_topology.run(cap, model, least_queries=4).attrs["topology"] == "centralised"
     assert massive.run(cap, model).attrs["massive"] == []
     controls = sink_controls.run(cap, model, tokens=24, prompts=2)
@@ -187,10 +187,10 @@ def test_sigmoid_steps_outside_the_interface_are_followed():
     model = load_model(module)
     assert model.geometry.sigmoid
     ids = list(range(3, 40))
-    found = capture(model, [ids], stats=("received", "pattern"))
+    result = capture(model, [ids], stats=("received", "pattern"))
     maps = torch.stack(architectures.eager(module, torch.tensor([ids]))[1])[:, 0].double().numpy()
-    np.testing.assert_allclose(found["pattern"][0], maps, atol=1e-5)
-    np.testing.assert_allclose(found["received"][0], received(maps), atol=1e-5)
+    np.testing.assert_allclose(result["pattern"][0], maps, atol=1e-5)
+    np.testing.assert_allclose(result["received"][0], received(maps), atol=1e-5)
 
 
 def test_a_registered_attention_that_is_softmax_is_one(prompts):

@@ -62,11 +62,11 @@ def test_demo_runs_from_the_wheel(site, tmp_path):
         "import headscope.app.cli as cli; print(cli.__file__)\n"
         "sys.argv = ['headscope', 'demo', '--out', 'run']; cli.main()"
     )
-    said = [line.rstrip() for line in run(site, tmp_path, program).splitlines()]
+    output = [line.rstrip() for line in run(site, tmp_path, program).splitlines()]
     tutorial = (ROOT / "docs" / "tutorial.md").read_text()
     shown = tutorial.split("```text\n")[1].split("```")[0].splitlines()
     assert len(shown) > 10
-    assert set(shown) <= set(said), "docs/tutorial.md shows what the demo prints"
+    assert set(shown) <= set(output), "docs/tutorial.md shows what the demo prints"
     for name in ("report.html", "heads.parquet", "heads.csv", "report.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 

@@ -30,13 +30,13 @@ def check(inputs: Inputs, got: dict[str, Tensor]) -> None:
     lse = dense.get("lse", torch.zeros(1))
     logit = max([1.0, *lse[lse.isfinite()].abs().amax(dim=0, keepdim=True).flatten().tolist()])
     for name, expected in dense.items():
-        found = got[name]
-        assert torch.equal(found.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
+        result = got[name]
+        assert torch.equal(result.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
         near = 2e-6 + logit * 2**-20
         if name in CHOICES:
-            CHOICES[name](found, dense, inputs, near)
+            CHOICES[name](result, dense, inputs, near)
             continue
-        check_within(name, found, expected, near + ROUNDING[inputs.q.dtype] * (name == "z"))
+        check_within(name, result, expected, near + ROUNDING[inputs.q.dtype] * (name == "z"))
 
 
 @pytest.mark.parametrize("length", [1, 63, 100, 300])
@@ -64,12 +64,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_configuration_of_this_gpu(shape, dtype, device):
-    wanted = {"queries": 700, "keys": 700, "dtype": dtype, **SHAPES[shape]}
+    expected = {"queries": 700, "keys": 700, "dtype": dtype, **SHAPES[shape]}
     if dtype == torch.float32:
-        wanted |= {name: min(wanted[name], 128) for name in ("size", "value_size")}
-    if "key_mask" in wanted:
-        wanted["key_mask"] = wanted["key_mask"].expand(2, -1)
-    inputs = Inputs(**wanted)
+        expected |= {name: min(expected[name], 128) for name in ("size", "value_size")}
+    if "key_mask" in expected:
+        expected["key_mask"] = expected["key_mask"].expand(2, -1)
+    inputs = Inputs(**expected)
     check(inputs, on(device, inputs))
 
 

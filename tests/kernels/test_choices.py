@@ -74,10 +74,10 @@ def test_the_largest_link_is_found_in_every_way(draw):
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.77])
 def test_even_attention_spans_its_share_of_the_keys(share):
     # An exact multiple would hang on the last bit of the sum.
-    wanted = share * VISIBLE
-    keeps_logits = (wanted - wanted.round()).abs() > 1e-6
-    found = even(("effective_span",), share=share)["effective_span"]
-    close(found[keeps_logits], wanted.ceil()[keeps_logits])
+    expected = share * VISIBLE
+    keeps_logits = (expected - expected.round()).abs() > 1e-6
+    result = even(("effective_span",), share=share)["effective_span"]
+    close(result[keeps_logits], expected.ceil()[keeps_logits])
 
 
 def test_a_head_at_a_fixed_distance():
@@ -99,12 +99,12 @@ def test_a_head_at_a_fixed_distance():
 
 
 def test_even_attention_in_bins_of_distance():
-    found = even(("distance_hist",))["distance_hist"]
-    assert found.shape == (LENGTH, 7)
-    close(found.sum(dim=-1), torch.ones(LENGTH))
+    result = even(("distance_hist",))["distance_hist"]
+    assert result.shape == (LENGTH, 7)
+    close(result.sum(dim=-1), torch.ones(LENGTH))
     counts = torch.tensor([1, 1, 2, 4, 8, 16, 32])
-    close(found[-1], counts / LENGTH)
-    close(found[9], torch.tensor([1, 1, 2, 4, 2, 0, 0]) / 10)
+    close(result[-1], counts / LENGTH)
+    close(result[9], torch.tensor([1, 1, 2, 4, 2, 0, 0]) / 10)
 
 
 def test_distances_count_on_either_side_without_causal_order():
@@ -118,9 +118,9 @@ def test_distances_count_on_either_side_without_causal_order():
 
 def test_bins_are_labelled_by_their_smallest_distance():
     labels = statistics.load("distance_hist").labels["bin"]
-    found = [list(labels(Request(()), length)) for length in (1, 2, 3, 5, 1024, 1025)]
-    assert found[:4] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 4]]
-    assert (found[4][-1], found[5][-1]) == (512, 1024)
+    result = [list(labels(Request(()), length)) for length in (1, 2, 3, 5, 1024, 1025)]
+    assert result[:4] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 4]]
+    assert (result[4][-1], result[5][-1]) == (512, 1024)
 
 
 def test_ranks_beyond_the_visible_keys_are_missing():

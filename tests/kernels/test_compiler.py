@@ -57,13 +57,13 @@ def test_a_library_is_built_once(cache):
 
 
 def test_another_text_is_another_library(cache, tmp_path):
-    found = {compiler.build(library.SOURCE).path}
+    result = {compiler.build(library.SOURCE).path}
     for number, name in enumerate(("sweep.c", "amx_tiles.inc.c")):
         folder = tmp_path / str(number)
         shutil.copytree(library.SOURCE.parent, folder)
         (folder / name).write_text((folder / name).read_text() + "\n")
-        found.add(compiler.build(folder / "sweep.c").path)
-    assert len(found) == 3
+        result.add(compiler.build(folder / "sweep.c").path)
+    assert len(result) == 3
     assert len(list(cache.iterdir())) == 3
 
 

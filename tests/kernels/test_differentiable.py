@@ -54,7 +54,7 @@ def test_the_operator_is_one_step_of_a_compiled_function(draw):
     q, *others = arguments(draw)
 
     def loss(q: Tensor) -> Tensor:
-        return sum(one.square().sum() for one in torch.ops.headscope.attend(q, *others))
+        return sum(name.square().sum() for name in torch.ops.headscope.attend(q, *others))
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     (expected,) = torch.autograd.grad(loss(q), q)
@@ -136,7 +136,7 @@ def test_capture_refuses_to_drop_a_gradient(draw):
 def test_nothing_is_kept_without_a_gradient(draw):
     inputs = draw(9)
     results = attend_differentiable(inputs.q, inputs.k, inputs.v, ENTROPY)
-    assert all(one.grad_fn is None for one in results.values())
+    assert all(result.grad_fn is None for result in results.values())
 
 
 def test_long_gradients_equal_those_of_fused_attention():
@@ -166,5 +166,5 @@ def test_long_gradients_equal_those_of_fused_attention():
     stand_in = torch.zeros_like(k, requires_grad=True)
     (by_key,) = torch.autograd.grad(fused(stand_in), stand_in, scale * by_lse[..., None] * q)
     expected[1] = expected[1] + by_key
-    for one, other in zip(got, expected, strict=True):
-        assert (one - other).abs().max() / other.abs().max() < 1e-5
+    for first, second in zip(got, expected, strict=True):
+        assert (first - second).abs().max() / second.abs().max() < 1e-5

@@ -173,8 +173,8 @@ def slopes(call: Call, results: tuple[Tensor, ...], index: int) -> dict[str, Ten
     """Differentiate a random combination of one result."""
     loss = (results[index].double() * random(*results[index].shape).double()).sum()
     leaves = list(call.leaves.values())
-    found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
-    pairs = zip(call.leaves, leaves, found, strict=True)
+    result = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+    pairs = zip(call.leaves, leaves, result, strict=True)
     return {n: torch.zeros_like(leaf) if one is None else one for n, leaf, one in pairs}
 
 
@@ -267,15 +267,15 @@ def test_what_stands_at_padding_reaches_no_gradient(case, sinks):
         results = attend_differentiable(*leaves[:3], request, call.spec(call.leaves))
         upstream = [random(*result.shape) for result in results.values()]
         if call is spoilt:
-            for one, result in zip(upstream, results.values(), strict=True):
-                one[(~queries)[:, None].expand(one.shape[:3])] = torch.nan
-                one[result.isnan()] = torch.nan
+            for first, result in zip(upstream, results.values(), strict=True):
+                first[(~queries)[:, None].expand(first.shape[:3])] = torch.nan
+                first[result.isnan()] = torch.nan
         grads.append(torch.autograd.grad(tuple(results.values()), leaves, upstream))
-    for name, one, other in zip(clean.leaves, *grads, strict=True):
-        assert torch.equal(one, other), f"{name} depends on padding"
+    for name, first, second in zip(clean.leaves, *grads, strict=True):
+        assert torch.equal(first, second), f"{name} depends on padding"
         if name in hidden:
-            assert (one[hidden[name][:, None].expand(one.shape[:3])] == 0).all()
-        assert (one != 0).any()
+            assert (first[hidden[name][:, None].expand(first.shape[:3])] == 0).all()
+        assert (first != 0).any()
 
 
 def test_the_gradient_of_a_gate_is_z_times_its_gradient():

@@ -76,9 +76,9 @@ def test_few_tiles_are_masked():
 
 
 def test_every_statistic_has_a_way():
-    found = plan.ways(statistics.names())
-    assert set(found) == set(statistics.names())
-    assert {found[name] for name in ("z", "lse", "entropy", "max_weight")} == {"forward"}
+    result = plan.ways(statistics.names())
+    assert set(result) == set(statistics.names())
+    assert {result[name] for name in ("z", "lse", "entropy", "max_weight")} == {"forward"}
     assert plan.ways(("entropy", "lse"), stock=True)["lse"] == "forward"
     assert plan.ways(("entropy", "lse"), stock=True)["entropy"] != "forward"
 

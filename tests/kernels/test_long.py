@@ -71,12 +71,12 @@ def test_fused_attention_tells_what_the_dense_matrix_does(length, options):
 
 
 def compare(text: Text, agree: Any, **options: Any) -> None:
-    found = attend(*text, AttentionSpec(**options))
+    result = attend(*text, AttentionSpec(**options))
     told = stock(*text, AttentionSpec(**options))
     assert set(told) == set(text.request.stats)
     largest = float(told["lse"].max())  # no logit is above its row's normaliser
     for name, value in told.items():
-        agree(name, found[name], value, logit=largest)
+        agree(name, result[name], value, logit=largest)
 
 
 @pytest.mark.requirement("F1")
@@ -103,24 +103,24 @@ def last(value: Tensor) -> Tensor:
 def test_single_queries_of_16k_tokens(agree):
     """A query with the keys before it is a text of its own, whose one row fits."""
     text = Text(16384, ROWS)
-    found = attend(*text)
+    result = attend(*text)
     for query in (0, 1, 4095, 9999, 16383):
         stop = query + 1
         q, k, v = text.q[:, :, query:stop], text.k[:, :, :stop], text.v[:, :, :stop]
         row = attend_dense(q, k, v, text.request)
         for name in ROWS:
             width = row[name].shape[3:]  # a shorter text has fewer distances
-            got = found[name][:, :, query][(..., *map(slice, width))]
+            got = result[name][:, :, query][(..., *map(slice, width))]
             agree(name, got, last(row[name]), logit=24.0)
 
 
 def test_a_window_off_by_one_is_noticed(agree):
     text = Text(700, TOLD)
-    found = attend(*text, AttentionSpec(window=100))
+    result = attend(*text, AttentionSpec(window=100))
     told = stock(*text, AttentionSpec(window=101))
     for name in ("z", "lse", "entropy", "received", "pooled_mean", "distance"):
         with pytest.raises(AssertionError, match="off by"):
-            agree(name, found[name], told[name], logit=24.0)
+            agree(name, result[name], told[name], logit=24.0)
 
 
 def test_the_normaliser_of_torch_is_its_own():

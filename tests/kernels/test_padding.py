@@ -24,8 +24,8 @@ def single(inputs: Any, row: int, length: int, **options: Any) -> dict[str, Tens
 
 def targets_of(inputs: Any, row: int, length: int) -> Tensor:
     """Choose one target a query inside a text of this length."""
-    wanted = inputs.request.targets[row, :, :length, :1]
-    return torch.where(wanted < length, wanted, -1)
+    expected = inputs.request.targets[row, :, :length, :1]
+    return torch.where(expected < length, expected, -1)
 
 
 def place(texts: list[Tensor], spans: list[slice], poison: float) -> Tensor:
@@ -53,9 +53,9 @@ def test_padded_texts_equal_single_ones(options, side, poison, draw):
         start = 70 - length if side == "left" else 0
         spans.append(slice(start, start + length))
         mask[row, spans[row]] = True
-        wanted = targets_of(inputs, row, length)
+        expected = targets_of(inputs, row, length)
         text_spans[row, spans[row]] = inputs.request.spans[row, :length]
-        targets[row, :, spans[row]] = torch.where(wanted < 0, -1, wanted + start)
+        targets[row, :, spans[row]] = torch.where(expected < 0, -1, expected + start)
     request = Request(inputs.request.stats, targets=targets, spans=text_spans, **PARAMETERS)
     tensors = []
     for tensor in (inputs.q, inputs.k, inputs.v):
@@ -75,8 +75,8 @@ def test_padded_texts_equal_single_ones(options, side, poison, draw):
                 for dim, size in zip(dims, sizes, strict=True)
             ]
             shift = spans[row].start if name == "topk_key" else 0
-            found = padded[name][row][(slice(None), *index)] - shift
-            check_same({name: found}, {name: alone[name][0]}, 2e-6)
+            result = padded[name][row][(slice(None), *index)] - shift
+            check_same({name: result}, {name: alone[name][0]}, 2e-6)
     assert torch.equal(padded["z"][~mask[:, None].expand(3, 4, 70)], torch.zeros(4 * 98, 8))
     assert padded["entropy"][~mask[:, None].expand(3, 4, 70)].isnan().all()
     assert padded["received"][~mask[:, None].expand(3, 4, 70)].isnan().all()

@@ -114,32 +114,35 @@ def case(draw: Any) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("length", [63, 150])
 def test_both_directions_equal_the_dense_matrix(name, length, case, agree):
-    one = case(name, length)
-    pulled = one.maps @ one.clean["x"]
-    pushed = one.maps.mT @ one.clean["r"]
-    agree("pull", pull(one.x, *one.call), pulled, logit=one.logit)
-    agree("push", push(one.r, *one.call), pushed, logit=one.logit)
+    product = case(name, length)
+    pulled = product.maps @ product.clean["x"]
+    pushed = product.maps.mT @ product.clean["r"]
+    agree("pull", pull(product.x, *product.call), pulled, logit=product.logit)
+    agree("push", push(product.r, *product.call), pushed, logit=product.logit)
 
 
 @pytest.mark.parametrize("name", ["causal", "padded", "sinks", "no head shares k", "fewer keys"])
 def test_heads_added_or_alike(name, case, agree):
-    one = case(name)
+    product = case(name)
     factors = torch.tensor([0.5, 2.0, -1.0, 0.0])
-    total = (one.maps * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
+    total = (product.maps * factors.view(4, 1, 1)).sum(dim=1, keepdim=True)
     for shared in (True, False):
         chosen = slice(0, 1) if shared else slice(None)
-        x, r = one.x[:, chosen], one.r[:, chosen]
-        clean_x, clean_r = one.clean["x"][:, chosen], one.clean["r"][:, chosen]
-        agree("pull", pull(x, *one.call), one.maps @ clean_x, logit=one.logit)
-        agree("push", push(r, *one.call), one.maps.mT @ clean_r, logit=one.logit)
-        pulled, pushed = pull(x, *one.call, heads=factors), push(r, *one.call, heads=factors)
-        keeps_logits = (one.maps @ clean_x) * factors.view(4, 1, 1)
-        agree("pull", pulled, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
-        keeps_logits = (one.maps.mT @ clean_r) * factors.view(4, 1, 1)
-        agree("push", pushed, keeps_logits.sum(dim=1, keepdim=True), logit=one.logit)
+        x, r = product.x[:, chosen], product.r[:, chosen]
+        clean_x, clean_r = product.clean["x"][:, chosen], product.clean["r"][:, chosen]
+        agree("pull", pull(x, *product.call), product.maps @ clean_x, logit=product.logit)
+        agree("push", push(r, *product.call), product.maps.mT @ clean_r, logit=product.logit)
+        pulled, pushed = (
+            pull(x, *product.call, heads=factors),
+            push(r, *product.call, heads=factors),
+        )
+        keeps_logits = (product.maps @ clean_x) * factors.view(4, 1, 1)
+        agree("pull", pulled, keeps_logits.sum(dim=1, keepdim=True), logit=product.logit)
+        keeps_logits = (product.maps.mT @ clean_r) * factors.view(4, 1, 1)
+        agree("push", pushed, keeps_logits.sum(dim=1, keepdim=True), logit=product.logit)
         if shared:
-            agree("pull", pulled, total @ clean_x, logit=one.logit)
-            agree("push", pushed, total.mT @ clean_r, logit=one.logit)
+            agree("pull", pulled, total @ clean_x, logit=product.logit)
+            agree("push", pushed, total.mT @ clean_r, logit=product.logit)
 
 
 def slopes_of(one: Case, dz: Tensor | None = None) -> Tensor:
@@ -156,27 +159,28 @@ def slopes_of(one: Case, dz: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_that_of_autograd(name, positive, case, agree):
-    one = case(name)
-    shares = one.maps * slopes_of(one)
+    product = case(name)
+    shares = product.maps * slopes_of(product)
     shares = shares.clamp_min(0.0) if positive else shares
-    gradient = Gradient(one.v, one.dz, positive)
-    pulled = pull(one.x, *one.call, gradient=gradient)
-    pushed = push(one.r, *one.call, gradient=gradient)
-    agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 40)
-    agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 40)
+    gradient = Gradient(product.v, product.dz, positive)
+    pulled = pull(product.x, *product.call, gradient=gradient)
+    pushed = push(product.r, *product.call, gradient=gradient)
+    agree("pull", pulled, shares @ product.clean["x"], logit=product.logit + 40)
+    agree("push", pushed, shares.mT @ product.clean["r"], logit=product.logit + 40)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_gradient_multiplies_the_first(name, case, agree):
-    one = case(name)
-    other = one.dz.flip(-1)
-    shares = (one.maps * slopes_of(one) * slopes_of(one, other)).clamp_min(0.0)
-    gradient = Gradient(one.v, one.dz, relevance=other)
+    product = case(name)
+    other = product.dz.flip(-1)
+    shares = (product.maps * slopes_of(product) * slopes_of(product, other)).clamp_min(0.0)
+    gradient = Gradient(product.v, product.dz, relevance=other)
     pulled, pushed = (
-        pull(one.x, *one.call, gradient=gradient), push(one.r, *one.call, gradient=gradient),
-    )  # fmt: skip
-    agree("pull", pulled, shares @ one.clean["x"], logit=one.logit + 80)
-    agree("push", pushed, shares.mT @ one.clean["r"], logit=one.logit + 80)
+        pull(product.x, *product.call, gradient=gradient),
+        push(product.r, *product.call, gradient=gradient),
+    )
+    agree("pull", pulled, shares @ product.clean["x"], logit=product.logit + 80)
+    agree("push", pushed, shares.mT @ product.clean["r"], logit=product.logit + 80)
 
 
 def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw, agree):
@@ -191,11 +195,11 @@ def test_a_gate_is_in_the_gradient_and_not_in_the_weights(draw, agree):
 
 def test_signed_shares_add_up_to_the_loss(case):
     """Σ_ij P_ij ∂L/∂P_ij is dz · z: what each query says of the loss."""
-    one = case("window")
-    z = attend(one.q, one.k, one.v, Request(stats=()), one.spec)["z"]
+    product = case("window")
+    z = attend(product.q, product.k, product.v, Request(stats=()), product.spec)["z"]
     ones = torch.ones(2, 1, 63, 1)
-    shares = pull(ones, *one.call, gradient=Gradient(one.v, one.dz, positive=False))
-    torch.testing.assert_close(shares[..., 0], (z * one.dz).sum(-1), rtol=1e-5, atol=1e-5)
+    shares = pull(ones, *product.call, gradient=Gradient(product.v, product.dz, positive=False))
+    torch.testing.assert_close(shares[..., 0], (z * product.dz).sum(-1), rtol=1e-5, atol=1e-5)
 
 
 shapes = st.fixed_dictionaries(
@@ -245,13 +249,19 @@ def test_one_direction_is_the_adjoint_of_the_other(shape, draw):
 
 
 def test_sums_of_rows_and_columns_are_those_of_the_capture(case):
-    one = case("sinks")
-    found = attend(one.q, one.k, one.v, Request(stats=("learned_sink_mass", "received")), one.spec)
+    product = case("sinks")
+    result = attend(
+        product.q,
+        product.k,
+        product.v,
+        Request(stats=("learned_sink_mass", "received")),
+        product.spec,
+    )
     ones = torch.ones(2, 1, 63, 1)
-    rows, columns = pull(ones, *one.call)[..., 0], push(ones, *one.call)[..., 0]
-    torch.testing.assert_close(rows, 1 - found["learned_sink_mass"], rtol=1e-5, atol=1e-6)
+    rows, columns = pull(ones, *product.call)[..., 0], push(ones, *product.call)[..., 0]
+    torch.testing.assert_close(rows, 1 - result["learned_sink_mass"], rtol=1e-5, atol=1e-6)
     query_counts = torch.arange(63, 0, -1)
-    torch.testing.assert_close(columns, found["received"] * query_counts, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(columns, result["received"] * query_counts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -262,13 +272,13 @@ def test_layer_after_layer_is_the_product_of_matrices(with_gradient, case):
     row = torch.zeros(2, 1, 63, 2)
     row[:, 0, 40, 0] = row[:, 0, 33, 1] = 1.0
     expected = row.double()
-    for one in reversed(layers):
-        weights = one.maps
+    for layer in reversed(layers):
+        weights = layer.maps
         gradient = None
         if with_gradient:
-            weights = (weights * slopes_of(one)).clamp_min(0.0)
-            gradient = Gradient(one.v, one.dz)
-        row = row + push(row, *one.call, heads=mean, gradient=gradient)
+            weights = (weights * slopes_of(layer)).clamp_min(0.0)
+            gradient = Gradient(layer.v, layer.dz)
+        row = row + push(row, *layer.call, heads=mean, gradient=gradient)
         mixed = weights.mean(dim=1, keepdim=True) + torch.eye(63)
         expected = mixed.mT @ expected
     torch.testing.assert_close(row.double(), expected, rtol=1e-5, atol=1e-6)
@@ -280,12 +290,12 @@ def test_layer_after_layer_is_the_product_of_matrices(with_gradient, case):
 @pytest.mark.parametrize("elements", [1, 1 << 12])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_the_cut_into_panels_does_not_matter(elements, rows, case, monkeypatch):
-    one = case("padded")
-    gradient, factors = Gradient(one.v, one.dz), noise(4)
+    product = case("padded")
+    gradient, factors = Gradient(product.v, product.dz), noise(4)
     calls = [
-        lambda: pull(one.x, *one.call, gradient=gradient),
-        lambda: push(one.r, *one.call),
-        lambda: push(one.r, *one.call, heads=factors),
+        lambda: pull(product.x, *product.call, gradient=gradient),
+        lambda: push(product.r, *product.call),
+        lambda: push(product.r, *product.call, heads=factors),
     ]
     usual = [call() for call in calls]
     monkeypatch.setattr("headscope.kernels.panels.plan.ROWS", rows)
@@ -295,14 +305,14 @@ def test_the_cut_into_panels_does_not_matter(elements, rows, case, monkeypatch):
 
 
 def test_the_number_of_threads_never_shows(case, monkeypatch):
-    one = case("no head shares k", 150)
+    product = case("no head shares k", 150)
     monkeypatch.setattr("headscope.kernels.panels.plan.PANEL_ELEMENTS", 1 << 10)
     factors = noise(4)
-    alone = push(one.r, *one.call, heads=factors), pull(one.x, *one.call)
+    alone = push(product.r, *product.call, heads=factors), pull(product.x, *product.call)
     for threads in (2, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(push(one.r, *one.call, heads=factors), alone[0])
-        assert torch.equal(pull(one.x, *one.call), alone[1])
+        assert torch.equal(push(product.r, *product.call, heads=factors), alone[0])
+        assert torch.equal(pull(product.x, *product.call), alone[1])
 
 
 def test_heads_are_added_in_their_order_whichever_ends_first():
@@ -349,7 +359,7 @@ def test_16k_tokens_as_torch_in_linear_memory():
     # Three buffers of a panel of 256 queries, on large pages of 2 MB.
     assert mode.elements <= 3 * 256 * length + (1 << 19)
     x.requires_grad_(True)
-    shared = (each.expand(-1, 2, -1, -1) for each in (k, x))
+    shared = (tensor.expand(-1, 2, -1, -1) for tensor in (k, x))
     z = torch.nn.functional.scaled_dot_product_attention(q, *shared, is_causal=True)
     torch.testing.assert_close(pulled, z, rtol=1e-5, atol=3e-6)
     torch.testing.assert_close(pushed, torch.autograd.grad(z, x, r)[0], rtol=1e-4, atol=3e-5)
@@ -386,5 +396,5 @@ def test_what_does_not_fit_is_refused(draw):
         with pytest.raises(InvalidInput, match=f"{name}: products keep no gradient"):
             pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
         with torch.no_grad():
-            found = pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
-        assert not found.requires_grad
+            result = pull(grown["x"], grown["q"], inputs.k, gradient=gradient)
+        assert not result.requires_grad

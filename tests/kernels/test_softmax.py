@@ -29,8 +29,8 @@ SIGMOID = AttentionSpec(sigmoid=True)
 
 def capture(inputs: Any, spec: AttentionSpec, stats: tuple[str, ...] = STATS) -> dict[str, Tensor]:
     request = Request(stats=stats, tile=16, k=3)
-    found = attend(inputs.q, inputs.k, inputs.v, request, spec, engine="panels")
-    return {name: values.nan_to_num(-1.0) for name, values in found.items()}
+    result = attend(inputs.q, inputs.k, inputs.v, request, spec, engine="panels")
+    return {name: values.nan_to_num(-1.0) for name, values in result.items()}
 
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
@@ -103,11 +103,11 @@ def test_after_a_sharp_panel_the_next_is_made_in_float64_at_once(draw, monkeypat
     inputs = draw(128, sigma=64.0)
     # The last panel is blunt: it is found out once, and would be forgotten with the next.
     inputs.q[:, :, 96:] /= 1000.0
-    found = capture(inputs, AttentionSpec())
+    result = capture(inputs, AttentionSpec())
     assert tries == [False, True, True, True, True]
     monkeypatch.undo()
     whole = capture(inputs, AttentionSpec())
-    assert all(torch.allclose(found[name], whole[name], atol=1e-5) for name in found)
+    assert all(torch.allclose(result[name], whole[name], atol=1e-5) for name in result)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
@@ -118,11 +118,11 @@ def test_logits_that_were_overwritten_are_made_again(spec, sigma, draw):
     kept = replace(panels, reductions=frozenset({"weights", "logits"}))
     assert [one.keeps_logits for one in (panels, kept)] == [False, True]
     seen: list[list[Tensor]] = [[], []]
-    for one, found in zip((panels, kept), seen, strict=True):
+    for one, result in zip((panels, kept), seen, strict=True):
 
-        def keep(part: Any, filled: Any, found: list[Tensor] = found) -> None:
+        def keep(part: Any, filled: Any, result: list[Tensor] = result) -> None:
             for panel in filled:
-                found += [panel.weights.clone(), panel.max_logit, panel.logits.clone()]
+                result += [panel.weights.clone(), panel.max_logit, panel.logits.clone()]
 
         one.for_each_part(keep)
     assert len(seen[0]) == 2 * 3

@@ -138,8 +138,8 @@ def test_the_cut_into_panels_does_not_matter(name, elements, rows, draw, both, m
                 changed = (result[statistic] - usual[statistic]).nan_to_num() != 0
                 assert changed.float().mean() < 1e-3
             else:
-                found, expected = result[statistic], usual[statistic]
-                torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+                actual, expected = result[statistic], usual[statistic]
+                torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
 
 
 NEW_STATISTIC = '''"""Sum of squared weights: a statistic from elsewhere."""

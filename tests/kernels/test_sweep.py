@@ -130,8 +130,8 @@ def test_the_sweep_and_torch_agree_at_odd_sizes_of_heads(size, draw, way):
 def test_halves_are_multiplied_as_the_same_numbers_in_float32(dtype, draw, way):
     halves = draw(150, size=24, sigma=3.0, dtype=dtype)
     whole = (halves.q.float(), halves.k.float(), halves.v.float(), halves.request)
-    found, expected = (attend(*given, engine="compiled") for given in (halves, whole))
-    check_results(found, expected, 3e-6, leave=("topk_key",))
+    result, expected = (attend(*given, engine="compiled") for given in (halves, whole))
+    check_results(result, expected, 3e-6, leave=("topk_key",))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
@@ -195,12 +195,12 @@ def test_a_product_that_is_wrong_is_not_called():
 def test_leaders_among_equal_weights_are_different_keys(draw):
     inputs = draw(700, request={"k": 8, "stats": ("topk", "topk_key")})
     inputs.q = inputs.q * 0.0
-    found = attend(*inputs, engine="compiled")
-    rows = found["topk_key"][:, :, 7:]
+    result = attend(*inputs, engine="compiled")
+    rows = result["topk_key"][:, :, 7:]
     assert ((rows >= 0) & (rows <= torch.arange(7, 700)[:, None])).all()
     assert (rows.sort(dim=-1).values.diff(dim=-1) > 0).all()
     seen = torch.arange(8, 701).view(1, 1, -1, 1).expand_as(rows)
-    torch.testing.assert_close(found["topk"][:, :, 7:], 1 / seen)
+    torch.testing.assert_close(result["topk"][:, :, 7:], 1 / seen)
 
 
 @pytest.mark.parametrize("place", [0, 5, 63, 64])
@@ -363,15 +363,15 @@ def test_a_statistic_may_read_logits_that_the_sweep_overwrote(draw, monkeypatch)
     for sigma in (1.0, 64.0):
         inputs = draw(140, sigma=sigma, request={"stats": ("lse",)})
         seen: dict[str, list[Tensor]] = {"compiled": [], "panels": []}
-        for engine, found in seen.items():
+        for engine, result in seen.items():
 
-            def lse(panel: Panel, found: list[Tensor] = found) -> Tensor:
-                found.append(panel.logits.clone())
+            def lse(panel: Panel, result: list[Tensor] = result) -> Tensor:
+                result.append(panel.logits.clone())
                 return panel.max_logit
 
             monkeypatch.setattr(Panel, "lse", property(lse))
             attend(*inputs, engine=engine)
-        both = [torch.cat([each.flatten() for each in found]) for found in seen.values()]
+        both = [torch.cat([each.flatten() for each in result]) for result in seen.values()]
         assert len(both[0]) > 140 * 70
         torch.testing.assert_close(*both, rtol=1e-6, atol=1e-6)
 

@@ -40,5 +40,5 @@ def test_an_analysis_ends_with_numbers_or_says_why_not(name, outcomes):
         return
     if isinstance(outcome, Exception):
         raise outcome
-    measured = [outcome[each].values for each in viz.variables(outcome)]
+    measured = [outcome[variable].values for variable in viz.variables(outcome)]
     assert any(np.isfinite(values.astype(float)).any() for values in measured)

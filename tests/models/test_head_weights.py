@@ -22,11 +22,11 @@ def model():
 @pytest.mark.requirement("F10")
 def test_terms_sum_to_the_logit(model):
     ids = model.encode("When Mary and John went to the store, John gave a drink to")
-    found = capture(model, [ids], stats=("lse",), keep=("q", "k"))
+    result = capture(model, [ids], stats=("lse",), keep=("q", "k"))
     for layer, head in ((0, 2), (18, 6), (29, 8)):
         exact = llama_oracle.products(model.module, ids, layer)[head]
         for query, key in ((len(ids) - 1, 1), (6, 3)):
-            got = logit_terms(found, layer, head, query, key)
+            got = logit_terms(result, layer, head, query, key)
             scale = float(exact.abs().max())
             np.testing.assert_allclose(got["term"], exact[query, key], atol=1e-4 * scale)
             weight = exact[query, : query + 1].sum(-1).softmax(-1)[key]
@@ -35,12 +35,12 @@ def test_terms_sum_to_the_logit(model):
 
 def test_pairs_are_those_of_the_dense_products(model):
     tokens = list(range(1000, 2500))
-    promoted, wanted = llama_oracle.token_logits(model.module, 17, 3, tokens)
-    found = token_pairs.vectors(model, 17, 3, tokens)
-    ov = token_pairs.promoted(model, 17, 3, found, tokens, 3)
+    promoted, expected = llama_oracle.token_logits(model.module, 17, 3, tokens)
+    result = token_pairs.vectors(model, 17, 3, tokens)
+    ov = token_pairs.promoted(model, 17, 3, result, tokens, 3)
     keys = token_pairs.vectors(model, 17, 3, range(model.vocabulary))
-    qk = token_pairs.attended_keys(found, tokens, keys, 3)
-    for got, exact in ((ov, promoted), (qk, wanted)):
+    qk = token_pairs.attended_keys(result, tokens, keys, 3)
+    for got, exact in ((ov, promoted), (qk, expected)):
         best = exact.topk(3)
         np.testing.assert_allclose(got.logits, best.values, atol=2e-3 * float(best.values.max()))
         assert (got.others == best.indices.numpy()).mean() > 0.98

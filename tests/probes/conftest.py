@@ -83,7 +83,9 @@ def ids() -> Callable[..., list[int]]:
     """Draw token ids with repetitions, so that duplicates and induction occur."""
 
     def draw(length: int, seed: int = 0, vocabulary: int = 64) -> list[int]:
-        return [int(one) for one in np.random.default_rng(seed).integers(0, vocabulary, length)]
+        return [
+            int(number) for number in np.random.default_rng(seed).integers(0, vocabulary, length)
+        ]
 
     return draw
 
@@ -110,8 +112,8 @@ def _eager(module: Any, prompt: list[int]) -> tuple[list[Array], list[Array], li
         module.set_attn_implementation(before)
         for handle in handles:
             handle.remove()
-    weights = [one[0].double().numpy() for one in result.attentions]
-    return weights, mixed, [one[0].double().numpy() for one in result.hidden_states]
+    weights = [layer[0].double().numpy() for layer in result.attentions]
+    return weights, mixed, [layer[0].double().numpy() for layer in result.hidden_states]
 
 
 @pytest.fixture(scope="session")
@@ -234,25 +236,27 @@ CHOSEN = ("topk_key", "effective_span", "span_without_first", "value_mass")
 
 def _choose(one: Any, name: str, weights: Array, share: float) -> None:
     """Check, by its definition, what hangs on the last bit of a weight or needs the values."""
-    found = one[name].values
+    result = one[name].values
     if name == "value_mass":
         values = one["v"].values.astype(float)[one["kv_group"].values]
         norms = np.sqrt((values**2).sum(-1))
-        np.testing.assert_allclose(found, (weights @ norms[..., None])[..., 0], rtol=0, atol=5e-5)
+        np.testing.assert_allclose(result, (weights @ norms[..., None])[..., 0], rtol=0, atol=5e-5)
     elif name == "topk_key":
-        assert np.array_equal(np.isnan(found), np.isnan(one["topk"].values))
-        there = np.take_along_axis(weights, np.nan_to_num(found).astype(int), axis=-1)
-        there[np.isnan(found)] = np.nan
+        assert np.array_equal(np.isnan(result), np.isnan(one["topk"].values))
+        there = np.take_along_axis(weights, np.nan_to_num(result).astype(int), axis=-1)
+        there[np.isnan(result)] = np.nan
         np.testing.assert_allclose(one["topk"].values, there, rtol=0, atol=5e-5)
     else:
         if name == "span_without_first":
             weights = weights.copy()
             weights[..., : int(one.attrs["first"])] = 0
-            assert np.array_equal(np.isnan(found), weights.sum(-1) < 1e-20)
+            assert np.array_equal(np.isnan(result), weights.sum(-1) < 1e-20)
         at = np.arange(weights.shape[1])
         distance = at[:, None] - at[None, :]
-        held = [np.where(distance < found[..., None] - less, weights, 0).sum(-1) for less in (0, 1)]
-        known = ~np.isnan(found)
+        held = [
+            np.where(distance < result[..., None] - less, weights, 0).sum(-1) for less in (0, 1)
+        ]
+        known = ~np.isnan(result)
         assert (held[0] >= share * weights.sum(-1) - 5e-5)[known].all()
         assert (held[1] <= share * weights.sum(-1) + 5e-5)[known].all()
 

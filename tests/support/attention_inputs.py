@@ -86,17 +86,17 @@ def check_agreement(name: str, got: Tensor, expected: Tensor, *, logit: float = 
 
 
 def check_same(
-    found: dict[str, Tensor],
+    actual: dict[str, Tensor],
     expected: dict[str, Tensor],
     tolerance: float = 0.0,
     leave: tuple[str, ...] = (),
 ) -> None:
     """Fail unless two calls gave the same results, to a tolerance, NaN in the same places."""
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, values in expected.items():
         if name not in leave:
             torch.testing.assert_close(
-                found[name], values, rtol=tolerance, atol=tolerance, equal_nan=True,
+                actual[name], values, rtol=tolerance, atol=tolerance, equal_nan=True,
                 msg=lambda text, name=name: f"{name}: {text}",
             )  # fmt: skip
 

@@ -51,10 +51,10 @@ def violations(
     ``known`` are rules and selectors: elements in these are not ours to mend, by this rule alone.
     """
     page.add_script_tag(path=script())
-    found = page.evaluate(RUN, [list(pair) for pair in known])
+    result = page.evaluate(RUN, [list(pair) for pair in known])
     return [
         f"{rule['impact']} {rule['id']}: {node['html']} {node['failureSummary']}"
-        for rule in found
+        for rule in result
         if rule["impact"] in impacts
         for node in rule["nodes"]
     ]

@@ -18,20 +18,20 @@ VIEWS = (
 
 def browser_views(app: AppTest) -> dict[str, dict[str, Any]]:
     """Read the data of the views on the screen, by their keys."""
-    found = {}
-    for each in app.get("bidi_component"):
+    result = {}
+    for element in app.get("bidi_component"):
         for name in VIEWS:
-            if each.proto.id.endswith(f"-{name}"):
-                found[name] = json.loads(each.proto.json or each.proto.mixed.json)["data"]
-    return found
+            if element.proto.id.endswith(f"-{name}"):
+                result[name] = json.loads(element.proto.json or element.proto.mixed.json)["data"]
+    return result
 
 
 def links(app: AppTest) -> list[Any]:
     """Return the links on the screen, without those of the navigation."""
-    return [each.proto for each in app.main.get("page_link")]
+    return [element.proto for element in app.main.get("page_link")]
 
 
-def asked(link: Any) -> dict[str, list[str]]:
+def query_of(link: Any) -> dict[str, list[str]]:
     """Read what a link asks for."""
     return parse_qs(link.query_string.lstrip("?"))
 

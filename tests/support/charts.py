@@ -11,8 +11,8 @@ from streamlit.testing.v1 import AppTest
 def figures(app: AppTest) -> dict[str, dict[str, Any]]:
     """Read the figures of a screen, by the keys of their charts."""
     return {
-        each.proto.id.rsplit("-", 1)[-1]: json.loads(each.proto.spec)
-        for each in app.get("plotly_chart")
+        element.proto.id.rsplit("-", 1)[-1]: json.loads(element.proto.spec)
+        for element in app.get("plotly_chart")
     }
 
 

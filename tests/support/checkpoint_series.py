@@ -21,10 +21,10 @@ def follow(
     states, results = [], {}
     for step, module in training:
         # The module is trained on; the numbers are taken before it is.
-        found = capture(load_model(module), prompts, stats=("target_mass",), targets=targets)
-        scored = Results(found)
+        result = capture(load_model(module), prompts, stats=("target_mass",), targets=targets)
+        scored = Results(result)
         for name in targets:
-            mass = found["target_mass"].sel(target=name).transpose("prompt", *GRID, "query")
+            mass = result["target_mass"].sel(target=name).transpose("prompt", *GRID, "query")
             known = ~np.isnan(mass.values).all((1, 2, 3))
             scored.add_mean(name, GRID, np.nanmean(mass.values[known], axis=-1), name, *SHARE)
         label = f"step{step}"

@@ -35,12 +35,12 @@ def head_scores(maps, prompts, name):
         return np.diagonal(maps, -1, 3, 4).mean((0, 3))
     means = []
     for ids, rows in zip(prompts, maps, strict=True):
-        found = []
+        result = []
         for query, token in enumerate(ids):
             after = [key + 1 for key in range(query) if ids[key] == token]
             if after:
-                found.append(rows[:, :, query, after].sum(-1))
-        means.append(np.mean(found, 0))
+                result.append(rows[:, :, query, after].sum(-1))
+        means.append(np.mean(result, 0))
     return np.mean(means, 0)
 
 

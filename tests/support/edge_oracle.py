@@ -57,7 +57,9 @@ def _pass(
                     ("v", attention.v_proj, own),
                 )
             )
-            q, k = (rotated(each[None], config.rope_parameters["rope_theta"])[0] for each in (q, k))
+            q, k = (
+                rotated(tensor[None], config.rope_parameters["rope_theta"])[0] for tensor in (q, k)
+            )
             weights = (q @ k.T / size**0.5).masked_fill(later, -torch.inf).softmax(-1)
             output = attention.o_proj.weight[:, head * size : (head + 1) * size]
             made[f"L{layer}H{head}"] = weights @ v @ output.T

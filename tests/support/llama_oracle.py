@@ -35,7 +35,7 @@ def products(module: Any, ids: list[int], layer: int) -> Tensor:
             projection(hidden).view(len(ids), -1, size).transpose(0, 1)
             for projection in (attention.q_proj, attention.k_proj)
         )
-        q, k = (rotated(each, config.rope_parameters["rope_theta"]) for each in (q, k))
+        q, k = (rotated(tensor, config.rope_parameters["rope_theta"]) for tensor in (q, k))
         k = k.repeat_interleave(len(q) // len(k), 0)
         return q[:, :, None] * k[:, None] / size**0.5
 

@@ -43,7 +43,7 @@ class Nodes:
             before = 1 + layer * (self.heads + 1) + (self.heads if "mlp" in target else 0)
             for source in names[:before]:
                 yield from (
-                    Edge(source, target, each) for each in ("qkv" if "H" in target else " ")
+                    Edge(source, target, side) for side in ("qkv" if "H" in target else " ")
                 )
         yield from (Edge(source, LOGITS) for source in names)
 
@@ -81,7 +81,7 @@ class Nodes:
             heads = {}
             for head in range(self.heads):
                 name = f"L{layer}H{head}"
-                inputs = {each: read(block.ln_1, name, each) for each in "qkv"}
+                inputs = {side: read(block.ln_1, name, side) for side in "qkv"}
                 heads[name] = self._head(block.attn, head, inputs)
             for name, value in heads.items():
                 write(name, value)

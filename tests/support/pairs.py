@@ -25,8 +25,8 @@ def draw(length: int, seed: int = 0) -> Tensor:
     return torch.randint(3, 62, (2, length), generator=generator)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    given = found.double(), expected.double()
+def close(actual: Tensor, expected: Tensor) -> None:
+    given = actual.double(), expected.double()
     torch.testing.assert_close(*given, rtol=0, atol=TOLERANCE, equal_nan=True)
 
 
@@ -53,24 +53,24 @@ def given(model: Model, pair: Pair) -> list[Any]:
     sources, targets = pair.source.tolist(), pair.target.tolist()
     if model.attention == "encoder":
         return list(sources)
-    return [Pair(*one) for one in zip(sources, targets, strict=True)]
+    return [Pair(*source) for source in zip(sources, targets, strict=True)]
 
 
 def try_capture(model: Model, module: Any) -> str:
     """Compare statistics and logits with eager attention at odd lengths."""
     for source, target in LENGTHS:
         pair = Pair(draw(source, 1), draw(target, 2))
-        found = capture(model, given(model, pair), stats=("entropy", "received", "max_weight"))
+        result = capture(model, given(model, pair), stats=("entropy", "received", "max_weight"))
         own, weights = eager(module, model.attention, pair)
         assert len(weights) == model.layers == (2 if model.attention == "encoder" else 3)
-        for layer, one in enumerate(weights):
+        for layer, weight in enumerate(weights):
             at = {"layer": layer}
-            close(torch.from_numpy(found["entropy"].isel(at).values), entropy(one))
-            close(torch.from_numpy(found["max_weight"].isel(at).values), one.amax(-1))
-            seen = torch.full((one.shape[-1],), one.shape[-2])
+            close(torch.from_numpy(result["entropy"].isel(at).values), entropy(weight))
+            close(torch.from_numpy(result["max_weight"].isel(at).values), weight.amax(-1))
+            seen = torch.full((weight.shape[-1],), weight.shape[-2])
             if model.attention == "decoder":
-                seen = one.shape[-1] - torch.arange(one.shape[-1])
-            close(torch.from_numpy(found["received"].isel(at).values), one.sum(-2) / seen)
+                seen = weight.shape[-1] - torch.arange(weight.shape[-1])
+            close(torch.from_numpy(result["received"].isel(at).values), weight.sum(-2) / seen)
         with torch.no_grad():
             close(logits(model, pair), own)
     kept = capture(model, given(model, pair), stats=("lse",), keep=("q", "k"))
@@ -79,15 +79,15 @@ def try_capture(model: Model, module: Any) -> str:
 
 def through(model: Model, **inputs: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
     """Run padded prompts through the seam: the output, and every layer's entropy."""
-    found: dict[int, Tensor] = {}
+    result: dict[int, Tensor] = {}
 
     def take(call: AttentionCall, outputs: dict[str, Tensor], z: Tensor) -> None:
-        found[call.layer] = outputs["entropy"]
+        result[call.layer] = outputs["entropy"]
 
     reader = Reader(Request(stats=("entropy",)), take=take)
     with torch.no_grad(), intercept_attention(model, reader):
         output = model.module(**inputs)[0]
-    return output, found
+    return output, result
 
 
 def try_padding(model: Model, module: Any) -> str:
@@ -101,17 +101,17 @@ def try_padding(model: Model, module: Any) -> str:
             mask = torch.ones_like(pair.source)
             mask[0] = kept.long()
             ids = {"input_ids": pair.source, "decoder_input_ids": pair.target}
-            output, found = through(model, **ids, **{field: mask})
+            output, result = through(model, **ids, **{field: mask})
             own, weights = eager(module, model.attention, pair, **{field: mask})
             every = torch.ones_like(mask).bool()
             targets = mask.bool() if field.startswith("decoder") else every
             sources = every if field.startswith("decoder") else mask.bool()
             close(output[targets], own[targets])
             real = sources if model.attention == "encoder" else targets
-            for layer, one in enumerate(weights):
-                close(found[layer].transpose(1, 2)[real], entropy(one).transpose(1, 2)[real])
+            for layer, weight in enumerate(weights):
+                close(result[layer].transpose(1, 2)[real], entropy(weight).transpose(1, 2)[real])
                 if model.attention != "cross":
-                    assert found[layer].transpose(1, 2)[~real].isnan().all()
+                    assert result[layer].transpose(1, 2)[~real].isnan().all()
     return "left, right"
 
 
@@ -203,8 +203,8 @@ def trial(module: Any, even: Any, words: Any) -> dict[str, str]:
         model = load_model(module, attention=kind)
         notes[kind] = try_capture(model, module)
         trials = {"padding": try_padding, "gradients": try_gradients, "edits": try_edits}
-        found = {name: each(model, module) for name, each in trials.items()}
-        assert not cells or found == cells, kind
-        cells = found
-    said = ", ".join(f"{kind} ({note})" if note else kind for kind, note in notes.items())
-    return {"capture": said, **cells, "TransformerBridge": try_bridge(even, words)}
+        result = {name: each(model, module) for name, each in trials.items()}
+        assert not cells or result == cells, kind
+        cells = result
+    output = ", ".join(f"{kind} ({note})" if note else kind for kind, note in notes.items())
+    return {"capture": output, **cells, "TransformerBridge": try_bridge(even, words)}

@@ -14,9 +14,9 @@ def pixels(page: Page, inside: str = "body") -> np.ndarray:
     assert frame is not None
     left, top = round(frame["x"]), round(frame["y"])
     place = slice(top, top + round(frame["height"])), slice(left, left + round(frame["width"]))
-    found = np.full_like(picture, -1)
-    found[place] = picture[place]
-    return found
+    result = np.full_like(picture, -1)
+    result[place] = picture[place]
+    return result
 
 
 def box(picture: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:

@@ -37,7 +37,7 @@ def fused(q: Tensor, k: Tensor, x: Tensor, window: int | None, causal: bool) -> 
     k[:, :, :back, -1] = k[:, :, back + length :, -1] = HIDDEN
     rows = q.unflatten(2, (count, BLOCK)).transpose(1, 2).flatten(0, 1)
     keys, values = (
-        each.unfold(2, width, BLOCK).permute(0, 2, 1, 4, 3).flatten(0, 1) for each in (k, x)
+        tensor.unfold(2, width, BLOCK).permute(0, 2, 1, 4, 3).flatten(0, 1) for tensor in (k, x)
     )
     step = torch.arange(BLOCK, device=q.device)[:, None] + back
     distance = step - torch.arange(width, device=q.device)
@@ -56,7 +56,9 @@ def attention(
     columns = x.shape[-1]
     # The processor wants three tensors of one size, other devices whole groups of 16 bytes.
     size = -(-max(columns, q.shape[-1]) // 8) * 8
-    q, k, x = (torch.nn.functional.pad(each, (0, size - each.shape[-1])) for each in (q, k, x))
+    q, k, x = (
+        torch.nn.functional.pad(tensor, (0, size - tensor.shape[-1])) for tensor in (q, k, x)
+    )
     if mask is not None:
         mask = mask.expand(*q.shape[:2], *mask.shape)
     if q.is_cuda:
@@ -91,7 +93,7 @@ class Stock:
         dtype = torch.float32 if q.is_cuda else torch.float64
         group = q.shape[1] // k.shape[1]
         self.q = q.to(dtype) * (q.shape[3] ** -0.5 if scale is None else scale)
-        self.k, self.v = (each.to(dtype).repeat_interleave(group, 1) for each in (k, v))
+        self.k, self.v = (tensor.to(dtype).repeat_interleave(group, 1) for tensor in (k, v))
         self.request, self.causal, self.window = request, causal, window
         self.position = torch.arange(q.shape[2], device=q.device)
         if slopes is not None:
@@ -231,14 +233,14 @@ class Stock:
         total, first, second = mixed[..., 1:4].unbind(-1)
         empty = ~member.bool().any(2, keepdim=True)
         spread = mixed[..., 4:].masked_fill(empty, torch.nan)
-        found = {"value_mass": mixed[..., 0], "span_mass": spread}
+        result = {"value_mass": mixed[..., 0], "span_mass": spread}
         if self.causal and self.request.clip is None:
             mean = place * total - first
             square = place**2 * total - 2 * place * first + second
-            found["distance"] = mean
+            result["distance"] = mean
             if not self.q.is_cuda:  # in float32 nothing is left of it
-                found["distance_variance"] = square - 2 * mean**2 + mean**2 * total
-        return found
+                result["distance_variance"] = square - 2 * mean**2 + mean**2 * total
+        return result
 
     def peaks(self) -> dict[str, Tensor]:
         """Largest weights, from the logs of a few whole rows at a time."""
@@ -264,8 +266,8 @@ class Stock:
             index = (self.position[rows, None] // tile).expand_as(narrow)
             columns = slice(low // tile, low // tile + narrow.shape[-1])
             tiles[..., columns].scatter_reduce_(2, index, narrow, "amax")
-        found = {"max_weight": row, "received_max": column, "pooled_max": tiles}
-        return {name: value.exp() for name, value in found.items()}
+        result = {"max_weight": row, "received_max": column, "pooled_max": tiles}
+        return {name: value.exp() for name, value in result.items()}
 
 
 def stock(
@@ -277,17 +279,17 @@ def stock(
     effective span, targets, pattern) is left out, and so is what needs causal order without it.
     """
     one = Stock(q, k, v, request, spec)
-    found = {"z": one.z, "lse": one.lse}
-    wanted = set(request.stats)
+    result = {"z": one.z, "lse": one.lse}
+    expected = set(request.stats)
     alone = ["entropy", "received", "received_last", "learned_sink_mass", "pooled_mean"]
     alone += ["first_mass", "offset_mass", *(["recent_mass", "received_later"] * one.causal)]
     for name in alone:
-        if name in wanted:
-            found[name] = getattr(one, name)()
+        if name in expected:
+            result[name] = getattr(one, name)()
     for group, together in (
         (("value_mass", "span_mass", "distance", "distance_variance"), one.linear),
         (("max_weight", "received_max", "pooled_max"), one.peaks),
     ):
-        if wanted & set(group):
-            found |= together()
-    return {name: value for name, value in found.items() if name in wanted | {"z"}}
+        if expected & set(group):
+            result |= together()
+    return {name: value for name, value in result.items() if name in expected | {"z"}}

@@ -24,11 +24,11 @@ class Outermost(_import_hook.JaxtypingTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
             return node
-        found = super().visit_FunctionDef(node)
+        result = super().visit_FunctionDef(node)
         if not names_shape(node):
             # jaxtyped(typechecker=check) becomes check.
             node.decorator_list[-1] = node.decorator_list[-1].keywords[0].value
-        return found
+        return result
 
 
 def check(function: Any) -> Any:

@@ -23,15 +23,15 @@ def word_prompt(
     text, spans = join_words(words)
     twin, places = join_words(corrupted)
     pairs = zip(spans, places, words, corrupted, strict=True)
-    changes = tuple((one, other) for one, other, word, changed in pairs if word != changed)
+    changes = tuple((first, second) for first, second, word, changed in pairs if word != changed)
     asked = tuple(
         Question(
-            spans[each.at][1],
-            tuple(continuation(words[each.at], word) for word in each.answers),
-            tuple(continuation(words[each.at], word) for word in each.wrong),
-            tuple(spans[at] for at in each.evidence),
+            spans[question.at][1],
+            tuple(continuation(words[question.at], word) for word in question.answers),
+            tuple(continuation(words[question.at], word) for word in question.wrong),
+            tuple(spans[at] for at in question.evidence),
         )
-        for each in questions
+        for question in questions
     )
     return Prompt(text, twin, asked, changes=changes)
 

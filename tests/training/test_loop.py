@@ -54,10 +54,10 @@ def test_training_in_pieces_is_training_at_once_and_its_files_load(name, tmp_pat
     train(RECIPES[name](), at_once, steps=3)
     train(RECIPES[name](), pieces, steps=2)
     train(RECIPES[name](), pieces, steps=3)
-    ours, theirs = (torch.load(out / CHECKPOINT, weights_only=True) for out in (at_once, pieces))
-    assert ours["step"] == theirs["step"] == 3
+    ours, expected = (torch.load(out / CHECKPOINT, weights_only=True) for out in (at_once, pieces))
+    assert ours["step"] == expected["step"] == 3
     for key, weight in ours["model"].items():
-        assert torch.equal(weight, theirs["model"][key])
+        assert torch.equal(weight, expected["model"][key])
 
     recipe = RECIPES[name]()
     export(recipe, pieces, shipped)
@@ -66,7 +66,7 @@ def test_training_in_pieces_is_training_at_once_and_its_files_load(name, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(shipped, variant=variants[-1])
     assert model.dtype == torch.float32
     for key, weight in model.state_dict().items():
-        assert torch.equal(weight, theirs["model"][key].half().float())
+        assert torch.equal(weight, expected["model"][key].half().float())
     for file in ("config.json", *TOKENIZER):
         assert (shipped / file).read_bytes() == (folder(MODELS[name]) / file).read_bytes()
 

@@ -14,8 +14,8 @@ def test_forward_is_that_of_transformers(length):
     model = GPT2LMHeadModel(RECIPE.config())
     ids = torch.randint(0, SIZE, (2, length))
     with torch.no_grad():
-        ours, theirs = hidden_states(model, ids), model.transformer(ids).last_hidden_state
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        ours, expected = hidden_states(model, ids), model.transformer(ids).last_hidden_state
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", range(len(PHASES)))

@@ -20,8 +20,8 @@ def test_forward_is_that_of_transformers():
         ids = torch.randint(0, len(vocabulary()), (2, length))
         with torch.no_grad():
             ours = hidden_states(model, ids, *rotation(model, length, torch.float32))
-            theirs = model.model(ids).last_hidden_state
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+            expected = model.model(ids).last_hidden_state
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

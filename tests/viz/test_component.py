@@ -41,10 +41,10 @@ def test_weights_are_sent_as_three_significant_digits():
 
 
 def test_masked_and_missing_weights_have_codes_of_their_own():
-    found = codes(np.array([0.0, np.nan, 1e-45, 5.0]))
-    assert found[0] == 0
-    assert found[1] == 65535
-    assert 0 < found[2] < found[3] < 65535
+    result = codes(np.array([0.0, np.nan, 1e-45, 5.0]))
+    assert result[0] == 0
+    assert result[1] == 65535
+    assert 0 < result[2] < result[3] < 65535
 
 
 def test_a_head_without_a_value_is_missing_and_values_are_exact():
@@ -75,7 +75,7 @@ def test_a_thumbnail_is_the_largest_weight_of_each_block():
     maps = xr.DataArray(weights, dims=("layer", "head", "query", "key"), attrs={"high": 1.0})
     data = viz.thumbnails(maps).data
     rows, columns = data["map_shape"]
-    found = unpacked(data["maps"], "u1").reshape(2, 3, rows, columns)
+    result = unpacked(data["maps"], "u1").reshape(2, 3, rows, columns)
     assert (rows, columns) == (24, 24)
     for row in range(24):
         for column in range(24):
@@ -83,8 +83,8 @@ def test_a_thumbnail_is_the_largest_weight_of_each_block():
                 :, :, 3 * row : min(3 * row + 3, 70), 3 * column : min(3 * column + 3, 70)
             ]
             largest = block.max(axis=(2, 3))
-            np.testing.assert_allclose(found[:, :, row, column], 255 * np.sqrt(largest), atol=1)
-            assert ((found[:, :, row, column] == 0) == (largest == 0)).all()
+            np.testing.assert_allclose(result[:, :, row, column], 255 * np.sqrt(largest), atol=1)
+            assert ((result[:, :, row, column] == 0) == (largest == 0)).all()
 
 
 def test_one_call_draws_a_whole_layer():
@@ -147,8 +147,8 @@ def test_joined_blocks_are_those_of_the_whole_matrix(count, tile):
     assert (data["tile"], data["length"]) == (-(-count // 256 // tile) * tile, count)
     expected = dense_overview(weights, data["tile"])
     for name in ("pooled_max", "pooled_mean"):
-        found = read_codes(data["maps"][name]).reshape(data["blocks"], -1)
-        np.testing.assert_allclose(found, expected[name], rtol=5.1e-3, atol=0)
+        result = read_codes(data["maps"][name]).reshape(data["blocks"], -1)
+        np.testing.assert_allclose(result, expected[name], rtol=5.1e-3, atol=0)
     starts = range(0, count, data["tile"])
     parts = {
         "received": [expected["received"].values[at : at + data["tile"]].max() for at in starts],
@@ -162,9 +162,9 @@ def test_an_overview_of_the_fused_kernels_is_a_dense_pool(bundled):
     ids = list(range(5, 60))
     dense = capture(bundled, [ids], stats=("pattern",))["pattern"].values[0].astype(float)
     stats = ("pooled_max", "pooled_mean", "received", "entropy")
-    found = capture(bundled, [ids], stats=stats, tile=3)
+    result = capture(bundled, [ids], stats=stats, tile=3)
     for layer, head in ((0, 0), (2, 5)):
-        data = viz.long_view(found.isel(prompt=0, layer=layer, head=head)).data
+        data = viz.long_view(result.isel(prompt=0, layer=layer, head=head)).data
         expected = dense_overview(dense[layer, head], 3)
         assert data["title"] == f"Attention of L{layer}H{head}"
         for name in ("pooled_max", "pooled_mean"):

@@ -67,9 +67,9 @@ def test_a_mark_says_the_edge_its_input_and_its_weight(figure):
 
 
 def test_a_node_says_what_leads_to_it_and_from_it(figure):
-    said = dict(zip(figure.data[-1].text, figure.data[-1].hovertext, strict=True))
-    assert said["L1H1"] == "<b>L1H1</b><br>in: 3 drawn, sum -1.25 logits"
-    assert said["L0H1"] == (
+    output = dict(zip(figure.data[-1].text, figure.data[-1].hovertext, strict=True))
+    assert output["L1H1"] == "<b>L1H1</b><br>in: 3 drawn, sum -1.25 logits"
+    assert output["L0H1"] == (
         "<b>L0H1</b><br>in: 1 drawn, sum 4.00 logits<br>out: 3 drawn, sum -0.500 logits"
     )
 

@@ -102,7 +102,9 @@ def test_the_value_stands_in_the_hover_text(view, drawn):
         return
     templates = [trace.hovertemplate for trace in figure.data if trace.hovertemplate]
     texts = [text for trace in figure.data for text in (trace.hovertext, trace.text)]
-    assert any("%{z" in one for one in templates) or f"{value:.3f}" in " ".join(map(str, texts))
+    assert any("%{z" in template for template in templates) or f"{value:.3f}" in " ".join(
+        map(str, texts)
+    )
 
 
 @pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
@@ -113,40 +115,40 @@ def test_a_declared_range_is_honoured(dims):
 
 @pytest.mark.parametrize("dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("key", 9),)])
 def test_a_diverging_range_is_centred_on_zero(dims):
-    each = array(*dims, scale="diverging") - 0.2
-    each.attrs.update(scale="diverging", units="logits")
-    (bounds,) = ranges(viz.choose(each).figure(each))
-    assert bounds[1] == pytest.approx(float(np.abs(each).max()))
+    data = array(*dims, scale="diverging") - 0.2
+    data.attrs.update(scale="diverging", units="logits")
+    (bounds,) = ranges(viz.choose(data).figure(data))
+    assert bounds[1] == pytest.approx(float(np.abs(data).max()))
     assert bounds[0] == -bounds[1]
 
 
 def ranges(figure: go.Figure) -> set[tuple[float, float]]:
     heat, marked = traces(figure)
-    found = {(trace.zmin, trace.zmax) for trace in heat if trace.name != "missing"}
+    result = {(trace.zmin, trace.zmax) for trace in heat if trace.name != "missing"}
     markers = [trace.marker for trace in marked]
-    return found | {(each.cmin, each.cmax) for each in markers if each.cmin is not None}
+    return result | {(marker.cmin, marker.cmax) for marker in markers if marker.cmin is not None}
 
 
 @pytest.mark.parametrize(
     "dims", [(LAYERS, HEADS), (("query", 5), ("key", 5)), (("prompt", 2), ("key", 6))]
 )
 def test_missing_is_grey_and_not_zero(dims):
-    each = array(*dims)
-    each[1, 1] = np.nan
-    figure = viz.choose(each).figure(each)
+    data = array(*dims)
+    data[1, 1] = np.nan
+    figure = viz.choose(data).figure(data)
     grey = next(trace for trace in figure.data if trace.name == "missing")
     drawn = next(trace for trace in traces(figure)[0] if trace.name != "missing")
     assert {colour for _, colour in grey.colorscale} == {GREY}
     assert np.argwhere(np.isfinite(grey.z)).tolist() == [[1, 1]]
     assert np.isnan(drawn.z[1, 1])
-    assert np.isfinite(drawn.z).sum() == each.size - 1
+    assert np.isfinite(drawn.z).sum() == data.size - 1
     assert "grey" in figure.layout.title.subtitle.text
 
 
 def test_a_missing_bar_is_marked_grey():
-    each = array(("key", 4))
-    each[2] = -np.inf
-    figure = viz.choose(each).figure(each)
+    data = array(("key", 4))
+    data[2] = -np.inf
+    figure = viz.choose(data).figure(data)
     assert [(shape.x0, shape.fillcolor) for shape in figure.layout.shapes] == [(1.5, GREY)]
     assert "not measured" in figure.data[0].hovertext[2]
 
@@ -160,16 +162,16 @@ def test_layer_zero_is_at_the_top_and_heads_are_named():
 
 
 def test_the_rank_of_a_head_is_counted_from_the_largest():
-    each = array(LAYERS, HEADS)
-    each.values = np.arange(12.0).reshape(3, 4)
-    hover = viz.choose(each).figure(each).data[-1].hovertext
+    data = array(LAYERS, HEADS)
+    data.values = np.arange(12.0).reshape(3, 4)
+    hover = viz.choose(data).figure(data).data[-1].hovertext
     assert "rank 12 of 12" in hover[0][0]
     assert "rank 1 of 12" in hover[2][3]
 
 
 def test_a_subset_of_layers_keeps_its_names():
-    each = array(LAYERS, HEADS).assign_coords(layer=[2, 5, 11], head=[0, 3, 6, 9])
-    figure = viz.choose(each).figure(each)
+    data = array(LAYERS, HEADS).assign_coords(layer=[2, 5, 11], head=[0, 3, 6, 9])
+    figure = viz.choose(data).figure(data)
     assert figure.data[-1].hovertext[-1][-1].startswith("<b>L11H9</b>")
     assert figure.layout.yaxis.ticktext == ("L2", "L5", "L11")
 
@@ -185,8 +187,8 @@ def test_intervals_are_companions_and_stand_in_the_hover_text():
 
 def test_tokens_show_their_whitespace_and_their_position():
     token_texts = [" the", "a\nb", "<bos>", "\t"]
-    each = array(("query", 4), ("key", 4)).assign_coords(token=("query", token_texts))
-    figure = viz.choose(each).figure(each)
+    data = array(("query", 4), ("key", 4)).assign_coords(token=("query", token_texts))
+    figure = viz.choose(data).figure(data)
     assert figure.data[0].x == ("0: ·the", "1: a⏎b", "2: &lt;bos&gt;", "3: ⇥")
     lane = array(("query", 4)).assign_coords(token=("query", token_texts))
     assert figure.layout.xaxis.ticktext[0] == "·the"
@@ -196,8 +198,8 @@ def test_tokens_show_their_whitespace_and_their_position():
 def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so():
     weights = np.zeros((1030, 1030))
     weights[1001, 77] = 0.8
-    each = xr.DataArray(weights, dims=("query", "key"), attrs={"units": "share"})
-    figure = viz.choose(each).figure(each)
+    data = xr.DataArray(weights, dims=("query", "key"), attrs={"units": "share"})
+    figure = viz.choose(data).figure(data)
     drawn = figure.data[0]
     assert max(drawn.z.shape) <= 512
     assert drawn.z.max() == pytest.approx(0.8)
@@ -207,9 +209,9 @@ def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so():
 
 
 def test_points_stand_at_their_places_and_kinds_differ_by_their_shape():
-    each = array(("plane", 2), ("point", 3)).assign_coords(plane=["L0H0", "L0H1"])
-    each = each.assign_coords(x=(("plane", "point"), [[0.0, 1.0, 2.0], [7.0, 8.0, 9.0]]))
-    figure = viz.choose(each).figure(each)
+    data = array(("plane", 2), ("point", 3)).assign_coords(plane=["L0H0", "L0H1"])
+    data = data.assign_coords(x=(("plane", "point"), [[0.0, 1.0, 2.0], [7.0, 8.0, 9.0]]))
+    figure = viz.choose(data).figure(data)
     queries, keys = figure.data
     assert (list(queries.x), list(queries.y)) == ([0.0, 2.0], [5.0, 4.0])
     assert list(keys.x) == [1.0]
@@ -220,7 +222,7 @@ def test_points_stand_at_their_places_and_kinds_differ_by_their_shape():
     second = figure.layout.updatemenus[0].buttons[1]
     assert second.label == "L0H1"
     assert [list(one) for one in second.args[0]["x"]] == [[7.0, 9.0], [8.0]]
-    np.testing.assert_allclose(second.args[0]["marker.color"][1], each.values[1, [1]])
+    np.testing.assert_allclose(second.args[0]["marker.color"][1], data.values[1, [1]])
 
 
 def test_points_without_a_place_are_refused():
@@ -228,9 +230,9 @@ def test_points_without_a_place_are_refused():
 
 
 def test_a_matrix_names_its_pairs_and_coarsens_when_large():
-    each = array(("one", 3), ("other", 3)).assign_coords(one=list("abc"), other=list("abc"))
-    each[0, 1] = np.nan
-    figure = viz.choose(each.transpose("other", "one")).figure(each.transpose("other", "one"))
+    data = array(("one", 3), ("other", 3)).assign_coords(one=list("abc"), other=list("abc"))
+    data[0, 1] = np.nan
+    figure = viz.choose(data.transpose("other", "one")).figure(data.transpose("other", "one"))
     drawn = figure.data[0]
     assert drawn.hovertext[0][1] == "<b>a and b</b><br>Some score: not measured"
     assert np.isnan(drawn.z[0, 1])
@@ -247,13 +249,13 @@ def grown(*sizes: tuple[str, int]) -> xr.DataArray:
 
 
 def test_lines_stand_at_their_steps_and_name_heads_and_checkpoints():
-    each = grown(LAYERS, HEADS)
-    each[1, 2, 3] = np.nan
-    figure = viz.choose(each).figure(each, lower=each - 0.1, upper=each + 0.1)
+    data = grown(LAYERS, HEADS)
+    data[1, 2, 3] = np.nan
+    figure = viz.choose(data).figure(data, lower=data - 0.1, upper=data + 0.1)
     line = figure.data[11]
     assert (line.name, line.x) == ("L2H3", (0.0, 100.0, 800.0))
     assert line.y[1] is None
-    value = float(each[2, 2, 3])
+    value = float(data[2, 2, 3])
     assert line.hovertext[2] == (
         f"<b>L2H3</b><br>step 800 (last)<br>Some score: {value:.3f} share<br>"
         f"95 % interval {value - 0.1:.3f} to {value + 0.1:.3f}"
@@ -289,30 +291,30 @@ def test_the_picked_line_is_drawn_and_stands_out_of_many():
 
 
 def test_circuits_of_few_and_of_many_edges_lie_apart():
-    each = array(("order", 2), ("circuit_edges", 3)).assign_coords(
+    data = array(("order", 2), ("circuit_edges", 3)).assign_coords(
         order=["eap_ig", "random"], circuit_edges=[10, 1000, 100000]
     )
-    figure = viz.choose(each).figure(each)
+    figure = viz.choose(data).figure(data)
     assert figure.layout.xaxis.type == "log"
     assert list(figure.data[0].x) == [10, 1000, 100000]
     assert "1000 edges" in figure.data[1].hovertext[1]
 
 
 def test_lines_run_along_removed_heads():
-    each = array(("order", 2), ("removed", 3)).assign_coords(
+    data = array(("order", 2), ("removed", 3)).assign_coords(
         order=["greedy", "random"], removed=[0, 8, 20]
     )
-    figure = viz.choose(each).figure(each, lower=each - 0.1, upper=each + 0.1)
+    figure = viz.choose(data).figure(data, lower=data - 0.1, upper=data + 0.1)
     assert [trace.name for trace in figure.data[:2]] == ["greedy", "random"]
     assert figure.data[0].x == (0, 8, 20)
-    assert figure.data[0].y == pytest.approx(each[0].values)
+    assert figure.data[0].y == pytest.approx(data[0].values)
     assert figure.layout.xaxis.title.text == "heads removed"
     assert "8 removed" in figure.data[1].hovertext[1]
 
 
 def test_text_of_others_cannot_become_markup():
-    each = array(("key", 2), long_name="<img src=x onerror=alert(1)>", units="<b>")
-    assert "<img" not in viz.choose(each).figure(each).to_json().replace("&lt;img", "")
+    data = array(("key", 2), long_name="<img src=x onerror=alert(1)>", units="<b>")
+    assert "<img" not in viz.choose(data).figure(data).to_json().replace("&lt;img", "")
 
 
 @pytest.mark.parametrize(
@@ -358,12 +360,12 @@ def test_show_shows_the_named_variables_or_all_but_intervals(monkeypatch):
     shown: list[str] = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure.layout.title.text))
     score, rate = array(LAYERS, HEADS, long_name="Score"), array(long_name="Rate")
-    found = xr.Dataset({"score": score, "score_lower": score.copy(), "rate": rate})
-    found["score_lower"].attrs["interval_of"] = "score"
-    viz.show(found)
-    viz.show(found, "rate")
+    result = xr.Dataset({"score": score, "score_lower": score.copy(), "rate": rate})
+    result["score_lower"].attrs["interval_of"] = "score"
+    viz.show(result)
+    viz.show(result, "rate")
     assert shown == ["<b>Score</b>", "<b>Rate</b>", "<b>Rate</b>"]
-    check_refusal("view", viz.show, found, "rate", "rats")
+    check_refusal("view", viz.show, result, "rate", "rats")
     assert len(shown) == 3
 
 
@@ -373,17 +375,17 @@ def test_top_lists_heads_by_score_with_what_stands_beside():
     layers = {"layer": [2, 5]}
     score = xr.DataArray(values, dims=dims, coords=layers, attrs={"scale": "diverging"})
     cost = xr.DataArray(values.T * 10, dims=("head", "layer"), coords=layers, name="cost")
-    found = xr.Dataset({"score": score, "score_lower": score - 1, "score_upper": score + 1})
-    table = viz.top(found, "score", cost, number=3)
+    result = xr.Dataset({"score": score, "score_lower": score - 1, "score_upper": score + 1})
+    table = viz.top(result, "score", cost, number=3)
     # Where the sign means something, by the distance from 0; missing is not 0.
     assert list(table.index) == ["L2H1", "L2H2", "L5H2"]
     assert list(table.columns) == ["score", "score_lower", "score_upper", "cost"]
     np.testing.assert_allclose(table.loc["L2H1"], [-0.9, -1.9, 0.1, -9.0])
-    found["score"].attrs["scale"] = "sequential"
-    assert list(viz.top(found, "score").index) == ["L2H2", "L5H2", "L5H1", "L5H0", "L2H0"]
-    assert "L2H3" not in viz.top(found, "score", number=8).index
-    check_message("top: rate has dims", viz.top, found.assign(rate=array()), "score", "rate")
-    check_message("top: no variable 'scare'", viz.top, found, "scare")
+    result["score"].attrs["scale"] = "sequential"
+    assert list(viz.top(result, "score").index) == ["L2H2", "L5H2", "L5H1", "L5H0", "L2H0"]
+    assert "L2H3" not in viz.top(result, "score", number=8).index
+    check_message("top: rate has dims", viz.top, result.assign(rate=array()), "score", "rate")
+    check_message("top: no variable 'scare'", viz.top, result, "scare")
     keys = xr.Dataset({"rank": array(LAYERS, ("kv_head", 2))})
     names = {f"L{layer}KV{head}" for layer in range(3) for head in range(2)}
     assert set(viz.top(keys, "rank", number=9).index) == names

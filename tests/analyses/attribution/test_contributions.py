@@ -77,6 +77,6 @@ def test_the_loss_is_that_of_the_first_prompts_that_have_a_next_token(random_lla
 def test_the_loss_is_that_of_one_edit_at_a_time(random_llama):
     ids = [[0, 5, 6, 7, 8, 5], [0, 9, 10, 11]]
     lost = _head_writing.loss_without(random_llama, ids, torch.ones(2, 4, dtype=torch.bool))
-    for row, one in enumerate(ids):
-        gap = losses(random_llama, one, (Ablate(heads=((1, 2),)),)) - losses(random_llama, one)
+    for row, token in enumerate(ids):
+        gap = losses(random_llama, token, (Ablate(heads=((1, 2),)),)) - losses(random_llama, token)
         assert lost[row, 1, 2] == pytest.approx(gap.mean(), abs=1e-5)

@@ -68,7 +68,7 @@ def texts() -> tuple[EncodedTask, np.ndarray]:
     return encoded, at.numpy()
 
 
-def found(model, encoded: EncodedTask, at: np.ndarray, method: str) -> float:
+def located_share(model, encoded: EncodedTask, at: np.ndarray, method: str) -> float:
     """Return the share of texts whose largest relevance is at the decisive token."""
     pool = range(WORDS)
     generator = np.random.default_rng(0)
@@ -89,10 +89,10 @@ def test_raw_attention_misses_what_replacing_and_gradients_catch(texts):
     maps = capture(model, [list(ids) for ids in encoded.ids], stats=("pattern",))["pattern"]
     maps = maps.transpose("prompt", "layer", "head", "query", "key").values
     assert maps[np.arange(COUNT), :, :, -1, at].max() < 0.05, "the question looks away from it"
-    assert found(model, encoded, at, "raw_attention") <= 0.1
-    assert found(model, encoded, at, "ablation") >= 0.9
+    assert located_share(model, encoded, at, "raw_attention") <= 0.1
+    assert located_share(model, encoded, at, "ablation") >= 0.9
     # By chance one of seven tokens, 3 of 24 texts; 9 or more in one of a thousand trials.
-    assert found(model, encoded, at, "input_gradient") >= 9 / 24
+    assert located_share(model, encoded, at, "input_gradient") >= 9 / 24
     cap = capture(model, [list(ids) for ids in encoded.ids], stats=("lse",))
     result = faithfulness.run(cap, model, encoded, other="")
     assert result.attrs["verdict"] == "disagreement"
@@ -103,7 +103,7 @@ def test_raw_attention_misses_what_replacing_and_gradients_catch(texts):
 def test_a_model_that_does_not_deceive_shows_the_token(texts):
     encoded, at = texts
     model = load_model(train(penalty=0.0))
-    assert found(model, encoded, at, "raw_attention") >= 0.8
-    assert found(model, encoded, at, "ablation") >= 0.9
+    assert located_share(model, encoded, at, "raw_attention") >= 0.8
+    assert located_share(model, encoded, at, "ablation") >= 0.9
     cap = capture(model, [list(ids) for ids in encoded.ids], stats=("lse",))
     assert faithfulness.run(cap, model, encoded, other="").attrs["verdict"] == "supported"

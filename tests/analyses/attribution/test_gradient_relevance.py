@@ -112,21 +112,21 @@ def test_the_rules_of_pairs_are_those_of_autograd_on_dense_maps(paired_folder, a
     )  # fmt: skip
     kinds = (result.decoder_attentions, result.encoder_attentions, result.cross_attentions)
     answer = int(result.logits[0, -1].argmax())
-    maps = [each for kind in kinds for each in kind]
+    maps = [attention_map for kind in kinds for attention_map in kind]
     slopes = torch.autograd.grad(result.logits[0, -1, answer], maps)
     module.set_attn_implementation("sdpa")
     module.requires_grad_(attention == "cross")  # with and without weights that train
     weighed = [
-        (each * slope)[0].clamp_min(0).mean(0).detach().double().numpy()
-        for each, slope in zip(maps, slopes, strict=True)
+        (attention_map * slope)[0].clamp_min(0).mean(0).detach().double().numpy()
+        for attention_map, slope in zip(maps, slopes, strict=True)
     ]
     own, encoder, cross = (weighed[:3], weighed[3:5], weighed[5:])
     r_ss, r_sq, _ = by_hand(own, encoder, cross)
-    found = gradient_relevance.of_pair(model, SOURCE, TARGET)
-    assert found.attrs["answer"] == answer
-    np.testing.assert_allclose(found["cross_relevance"], r_sq, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(found["source_relevance"], r_sq[-1], rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(found["target_relevance"], r_ss[-1], rtol=1e-3, atol=1e-6)
+    actual = gradient_relevance.of_pair(model, SOURCE, TARGET)
+    assert actual.attrs["answer"] == answer
+    np.testing.assert_allclose(actual["cross_relevance"], r_sq, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(actual["source_relevance"], r_sq[-1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(actual["target_relevance"], r_ss[-1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.requirement("C2")

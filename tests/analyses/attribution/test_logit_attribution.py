@@ -87,14 +87,14 @@ def test_heads_are_those_of_transformer_lens(random_llama, task, tmp_path):
     for row, (prompt, questions) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
         with torch.no_grad():
             _, cache = bridge.run_with_cache(torch.tensor([prompt]))
-            for one in questions:
-                stack = cache.stack_head_results(layer=-1, pos_slice=one.at)
-                normed = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=one.at)[:, 0]
-                towards = table[one.answer_ids[0]] - table[one.wrong_ids[0]]
+            for question in questions:
+                stack = cache.stack_head_results(layer=-1, pos_slice=question.at)
+                normed = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=question.at)[:, 0]
+                towards = table[question.answer_ids[0]] - table[question.wrong_ids[0]]
                 expected[row] += (normed @ towards).reshape(2, 4).numpy() / len(questions)
-    found = direct_logit_attribution.attribute(model, task).heads
+    result = direct_logit_attribution.attribute(model, task).heads
     assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(result, expected, atol=2e-5)
     # The bridge itself through headscope: the same numbers.
     again = direct_logit_attribution.attribute(load_model(bridge, tokenizer=model.tokenizer), task)
     np.testing.assert_allclose(again.heads, expected, atol=2e-5)
@@ -103,9 +103,9 @@ def test_heads_are_those_of_transformer_lens(random_llama, task, tmp_path):
 def test_only_the_head_that_copies_writes_to_the_answer(circuit):
     task = repeated(n=3, length=6)
     result = logit_attribution.run(capture(circuit, task, stats=(), keep=("z",)), circuit, task)
-    found = result["direct_logit"].values
-    assert found[INDUCTION] > 1
-    others = found.copy()
+    actual = result["direct_logit"].values
+    assert actual[INDUCTION] > 1
+    others = actual.copy()
     others[INDUCTION] = 0
     assert np.abs(others).max() < 1e-6
     whole = float(result["logit_difference"])
@@ -199,11 +199,11 @@ BESIDE = {
 def test_before_the_norm_parts_are_what_the_modules_write(name, random_llama, task):
     model = family(name, random_llama.tokenizer)
     encoded = last_questions(model, task)
-    found = direct_logit_attribution.attribute(model, encoded).before
+    actual = direct_logit_attribution.attribute(model, encoded).before
     base = model.base
     blocks = base.h if name == "gpt2" else base.layers
     table = model.module.get_output_embeddings().weight.detach().double()
-    near = 1e-4 * np.abs(found.heads).max()
+    near = 1e-4 * np.abs(actual.heads).max()
     made = {}
 
     def keep(part, args, result):
@@ -222,15 +222,15 @@ def test_before_the_norm_parts_are_what_the_modules_write(name, random_llama, ta
                 made[part] if part in made else part.detach().double()
                 for part in BESIDE[name](block)
             )
-            assert found.rest[row, layer] == pytest.approx(float(rest @ along), abs=near)
+            assert actual.rest[row, layer] == pytest.approx(float(rest @ along), abs=near)
         entered = stream_before_the_norm(model, ids[: question.at + 1])
-        assert found.total()[row] == pytest.approx(float(entered @ along), abs=near)
-    assert np.abs(found.rest).max() > 20 * near
+        assert actual.total()[row] == pytest.approx(float(entered @ along), abs=near)
+    assert np.abs(actual.rest).max() > 20 * near
 
 
 def last_questions(model, task):
     encoded = ablation.encode_task(model, task)
-    return dataclasses.replace(encoded, questions=[each[-1:] for each in encoded.questions])
+    return dataclasses.replace(encoded, questions=[question[-1:] for question in encoded.questions])
 
 
 @pytest.mark.requirement("C6")
@@ -271,7 +271,7 @@ def written_before(ids, at):
     streams = np.zeros((at + 1, HEADS * SIZE))
     for place in range(at + 1):
         streams[place, [TOKEN + ids[place], PLACE + place]] = 1.0
-    words = np.array([normed(each)[TOKEN : TOKEN + len(WORDS)] for each in streams])
+    words = np.array([normed(stream)[TOKEN : TOKEN + len(WORDS)] for stream in streams])
     streams[:, BEFORE : BEFORE + len(WORDS)] += words[[0, *range(at)]] / 16
     return streams
 
@@ -328,7 +328,7 @@ def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkey
     encoded = ablation.encode_task(model, task)
     reads = Readout(model)
     opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
-    found = _promoted_words.coordinates(reads, opened.cache, 3)
+    result = _promoted_words.coordinates(reads, opened.cache, 3)
     table = model.module.get_output_embeddings().weight.detach().double()
     norm = copy.deepcopy(reads.last).double()
     with torch.no_grad():
@@ -351,8 +351,8 @@ def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkey
             ("stream_promotes", norm(streams) @ table.T),
             ("stream_promotes_before_norm", streams @ table.T),
         ):  # fmt: skip
-            for words, row in zip(np.ravel(found[key][1]), logits.flatten(0, -2), strict=True):
-                best = [model.to_str_tokens([one])[0] for one in row.topk(3).indices.tolist()]
+            for words, row in zip(np.ravel(result[key][1]), logits.flatten(0, -2), strict=True):
+                best = [model.to_str_tokens([index])[0] for index in row.topk(3).indices.tolist()]
                 assert words == " ".join(map(repr, best))
 
 
@@ -373,10 +373,10 @@ def check_sums(model, encoded):
         before = parts.before.total()[row]
         assert before == pytest.approx(float(stream @ along), abs=1e-5 * size)
         opened = direct_logit_attribution.of_prompt(reads, encoded, row)
-        for found, heads in ((opened.after, parts.heads), (opened.before, parts.before.heads)):
+        for result, heads in ((opened.after, parts.heads), (opened.before, parts.before.heads)):
             given = np.nan_to_num(heads[row])
             least = 1e-4 * np.abs(given).max()
-            np.testing.assert_allclose(found.sum(-1), given, rtol=0, atol=least)
+            np.testing.assert_allclose(result.sum(-1), given, rtol=0, atol=least)
 
 
 @torch.no_grad()

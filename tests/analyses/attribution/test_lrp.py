@@ -40,8 +40,8 @@ def test_relevance_of_heads_adds_up_over_tokens_and_ranks_like_ablation(bundled,
     result = lrp.run(captured, bundled, task)
     drawn = result["head_token_relevance"].values
     first = tasks.make("ioi", tokenizer=bundled.tokenizer, n=1, seed=1)
-    one = lrp.run(captured.isel(prompt=[0]), bundled, first)
-    np.testing.assert_allclose(drawn.sum(-1), one["head_relevance"], rtol=1e-3, atol=1e-4)
+    selected = lrp.run(captured.isel(prompt=[0]), bundled, first)
+    np.testing.assert_allclose(drawn.sum(-1), selected["head_relevance"], rtol=1e-3, atol=1e-4)
     assert float(result["relevance_vs_ablation_lower"]) > 0
     assert result["ablation_effect"].attrs["evidence"] == "causal"
 

@@ -31,7 +31,7 @@ def captured(circuit, task):
 def test_maps_are_those_of_the_pattern(circuit, captured):
     result = rollout.run(captured, circuit, prompt=1, substitutes=1)
     maps = captured["pattern"].values[1].astype(float)
-    mixed = [(each.mean(0) + np.eye(9)) / 2 for each in maps]
+    mixed = [(attention_map.mean(0) + np.eye(9)) / 2 for attention_map in maps]
     np.testing.assert_allclose(result["rollout"].values, mixed[1] @ mixed[0], atol=1e-6)
     np.testing.assert_allclose(
         result["flow"].values, _attention_flow.flow(np.stack(mixed)), atol=1e-6
@@ -108,14 +108,14 @@ def test_rows_are_those_of_the_whole_map(name, mixing, first, request, monkeypat
     held = capture(model, prompts, stats=(), keep=("q", "k"))
     for prompt, positions in ((0, (-1, 2)), (1, (0, 31, -1, 60))):
         rows = rollout.rows(held, positions, prompt=prompt, without_first=not first, **mixing)
-        found = rows["rollout"]
+        result = rows["rollout"]
         expected = dense(model, prompts, prompt, first=first, **mixing)
-        np.testing.assert_allclose(found.values, expected[list(positions)], atol=1e-6)
-        np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-6)
-        assert found["query"].values.tolist() == [at % len(expected) for at in positions]
+        np.testing.assert_allclose(result.values, expected[list(positions)], atol=1e-6)
+        np.testing.assert_allclose(result.sum("key"), 1.0, atol=1e-6)
+        assert result["query"].values.tolist() == [at % len(expected) for at in positions]
         tokens = held["token"].values[prompt]
-        assert found["token"].values.tolist() == [tokens[at] for at in found["query"].values]
-        assert found["key_token"].values.tolist() == tokens[: len(expected)].tolist()
+        assert result["token"].values.tolist() == [tokens[at] for at in result["query"].values]
+        assert result["key_token"].values.tolist() == tokens[: len(expected)].tolist()
 
 
 @pytest.mark.requirement("C1")
@@ -129,8 +129,8 @@ def test_the_row_without_the_first_token_is_mixed_like_the_others(circuit, captu
         each = rollout.run(captured, circuit, prompt=prompt, substitutes=1, **mixing)
         row = rollout.rows(held, prompt=prompt, without_first=True, **mixing)["rollout"][0]
         rho.append(spearmanr(np.round(row, 5), each["input_gradient"]).statistic)
-    found = result["gradient_correlation"].sel(condition="rollout without the first token")
-    assert float(found) == pytest.approx(np.mean(rho), abs=0.05)
+    actual = result["gradient_correlation"].sel(condition="rollout without the first token")
+    assert float(actual) == pytest.approx(np.mean(rho), abs=0.05)
 
 
 @pytest.mark.requirement("C1")
@@ -191,22 +191,22 @@ def test_rows_of_windows_caps_slopes_sinks_and_both_directions():
         },
     )
     expected = _attention_flow.rollout(_attention_flow.mix(np.exp(logits - lse[..., None])))
-    found = rollout.rows(held, (49, 3))["rollout"].values
-    np.testing.assert_allclose(found, expected[[49, 3]], atol=1e-6)
-    np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-6)
+    result = rollout.rows(held, (49, 3))["rollout"].values
+    np.testing.assert_allclose(result, expected[[49, 3]], atol=1e-6)
+    np.testing.assert_allclose(result.sum(-1), 1.0, atol=1e-6)
 
 
 def test_rows_of_a_long_text():
     """At 3000 tokens, where no whole map is kept; each row by itself is the same."""
     model = random_llama(positions=3000)
     held = capture(model, [[at % 30 for at in range(3000)]], stats=(), keep=("q", "k"))
-    found = rollout.rows(held, (2999, 1500))["rollout"]
-    np.testing.assert_allclose(found.sum("key"), 1.0, atol=1e-5)
-    assert (found.values >= 0).all()
-    assert (found.values[1, 1501:] == 0).all()
+    result = rollout.rows(held, (2999, 1500))["rollout"]
+    np.testing.assert_allclose(result.sum("key"), 1.0, atol=1e-5)
+    assert (result.values >= 0).all()
+    assert (result.values[1, 1501:] == 0).all()
     # Causal rows know nothing of what follows: a shorter text has the same row.
     short = held.isel(query=slice(1501), key=slice(1501)).assign_coords(length=("prompt", [1501]))
-    np.testing.assert_allclose(rollout.rows(short)["rollout"][0], found[1, :1501], atol=1e-7)
+    np.testing.assert_allclose(rollout.rows(short)["rollout"][0], result[1, :1501], atol=1e-7)
 
 
 def test_rows_refuse_what_they_cannot_follow(circuit):

@@ -102,7 +102,7 @@ def test_a_task_that_the_model_does_not_do_has_no_circuit(circuit):
         task,
         metric="logit_difference",
         prompts=tuple(
-            replace(each, questions=(turned(each.questions[0]),)) for each in task.prompts
+            replace(prompt, questions=(turned(prompt.questions[0]),)) for prompt in task.prompts
         ),
     )
     cap = capture(circuit, swapped, stats=())

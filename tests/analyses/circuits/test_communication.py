@@ -33,19 +33,19 @@ def uneven_circuit():
 
 
 @pytest.fixture(scope="module")
-def found(uneven_circuit, task):
+def traced(uneven_circuit, task):
     return communication.run(seen(uneven_circuit, task), uneven_circuit, task)
 
 
 @pytest.mark.requirement("E2")
-def test_the_graph_has_the_edge_from_the_head_before_to_the_key_of_the_induction_head(found):
-    assert found.attrs["chosen_head"] == "L1H0"
-    ends = np.stack([found[name].values for name in communication.ENDS], axis=1)
+def test_the_graph_has_the_edge_from_the_head_before_to_the_key_of_the_induction_head(traced):
+    assert traced.attrs["chosen_head"] == "L1H0"
+    ends = np.stack([traced[name].values for name in communication.ENDS], axis=1)
     assert ends[0].tolist() == [*PREVIOUS, *INDUCTION]
-    first = found.isel(edge=0)
+    first = traced.isel(edge=0)
     assert float(first["key_signal_lower"]) > 5
     assert abs(float(first["query_signal"])) < 0.1
-    rest = found.isel(edge=slice(1, None))
+    rest = traced.isel(edge=slice(1, None))
     if rest.sizes["edge"]:
         assert float(abs(rest["key_signal"]).max()) < 0.1 * float(first["key_signal"])
 
@@ -58,17 +58,17 @@ def test_a_head_of_the_first_layer_has_no_writers(circuit, task):
 
 
 @pytest.mark.requirement("E2")
-def test_few_directions_make_the_score_of_the_circuit_and_carry_its_cause(found):
-    assert float(found["directions"][INDUCTION]) < 2
-    assert float(found["directions_needed"][INDUCTION]) < 2
-    assert float(found["directions_random"][INDUCTION]) > 10
-    assert "Few directions dominate" in found.attrs["note"]
-    assert found.attrs["verdict"] == "supported"
-    signal, rest, drawn = found["margin_lost"].values
+def test_few_directions_make_the_score_of_the_circuit_and_carry_its_cause(traced):
+    assert float(traced["directions"][INDUCTION]) < 2
+    assert float(traced["directions_needed"][INDUCTION]) < 2
+    assert float(traced["directions_random"][INDUCTION]) > 10
+    assert "Few directions dominate" in traced.attrs["note"]
+    assert traced.attrs["verdict"] == "supported"
+    signal, rest, drawn = traced["margin_lost"].values
     assert signal > 20
     assert max(abs(rest), abs(drawn)) < 0.2 * signal
-    assert float(found["attention_lost"][0]) > 0.9
-    assert float(found["metric_lost_lower"][0]) > float(found["metric_lost_upper"][2]) + 1
+    assert float(traced["attention_lost"][0]) > 0.9
+    assert float(traced["metric_lost_lower"][0]) > float(traced["metric_lost_upper"][2]) + 1
 
 
 @pytest.mark.requirement("E2")

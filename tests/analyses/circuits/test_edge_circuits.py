@@ -46,7 +46,7 @@ def truth(name):
     )
 
 
-def found(name, scores):
+def recovered_auc(name, scores):
     graph, _ = scored(name, "eap")
     strength = np.abs(scores[graph.edges])
     return auroc(truth(name)[graph.edges], strength, np.zeros(len(strength)))[0]
@@ -61,11 +61,11 @@ def test_patching_finds_the_true_edges_and_no_other(name):
     effect = edge_effects(held.model, task, held.task.metric, edges).mean(0)
     moved = np.zeros(graph.edges.shape)
     moved[graph.edges] = effect
-    assert found(name, moved) == 1.0
+    assert recovered_auc(name, moved) == 1.0
     assert np.abs(moved[graph.edges & ~truth(name)]).max() < 1e-4
     shuffled = np.zeros(graph.edges.shape)
     shuffled[graph.edges] = np.random.default_rng(0).permutation(effect)
-    assert found(name, shuffled) < 0.8
+    assert recovered_auc(name, shuffled) < 0.8
 
 
 @pytest.mark.requirement("E3")
@@ -114,7 +114,7 @@ REACHED = {
 @pytest.mark.requirement("E3")
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_find_the_edges_as_far_as_saturation_lets_them(name):
-    reached = [found(name, scored(name, method)[1].mean(0)) for method in GRADIENTS]
+    reached = [recovered_auc(name, scored(name, method)[1].mean(0)) for method in GRADIENTS]
     assert reached == pytest.approx(REACHED[name.rpartition("constructed-")[2]], abs=0.01)
 
 

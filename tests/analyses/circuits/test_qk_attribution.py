@@ -31,34 +31,34 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def found(circuit, task):
+def split_scores(circuit, task):
     return qk_attribution.run(seen(circuit, task), circuit, task, edges=3, draws=3)
 
 
 @pytest.mark.requirement("E2")
-def test_the_induction_head_attends_by_what_the_head_before_wrote_at_the_key(found):
-    assert found.attrs["chosen_head"] == "L1H0"
+def test_the_induction_head_attends_by_what_the_head_before_wrote_at_the_key(split_scores):
+    assert split_scores.attrs["chosen_head"] == "L1H0"
     for kind, whole in (("term", "score"), ("margin", "margin")):
-        total, shown = float(found[whole]), found[f"pair_{kind}"]
+        total, shown = float(split_scores[whole]), split_scores[f"pair_{kind}"]
         assert float(shown.sum()) == pytest.approx(total, rel=1e-5)
         assert float(shown.sel(one="embedding", other="L0H0")) > 0.9 * total > 5
-        keys = found[f"key_{kind}"].values
+        keys = split_scores[f"key_{kind}"].values
         assert keys[PREVIOUS] > 0.9 * total
         assert np.abs(np.delete(keys[0], PREVIOUS[1])).max() < 0.01 * total
         assert np.isnan(keys[1]).all()
-        assert np.abs(found[f"query_{kind}"].values[0]).max() < 0.01 * total
-    assert "embedding at the query against L0H0 at the key" in found.attrs["note"]
+        assert np.abs(split_scores[f"query_{kind}"].values[0]).max() < 0.01 * total
+    assert "embedding at the query against L0H0 at the key" in split_scores.attrs["note"]
 
 
 @pytest.mark.requirement("E2")
-def test_without_this_write_the_head_looks_away_and_the_answer_goes(found):
-    assert found.attrs["verdict"] == "supported"
-    one = found.sel(condition="L0H0 at the key")
-    drawn = found.sel(condition=qk_attribution.DRAWN)
-    assert float(one["margin_lost"]) == pytest.approx(float(one["predicted"]), rel=0.15)
-    assert float(one["attention_lost_lower"]) > 0.9
-    assert float(one["metric_lost_lower"]) > 1
-    assert float(drawn["margin_lost"]) < 0.7 * float(one["margin_lost"])
+def test_without_this_write_the_head_looks_away_and_the_answer_goes(split_scores):
+    assert split_scores.attrs["verdict"] == "supported"
+    selected = split_scores.sel(condition="L0H0 at the key")
+    drawn = split_scores.sel(condition=qk_attribution.DRAWN)
+    assert float(selected["margin_lost"]) == pytest.approx(float(selected["predicted"]), rel=0.15)
+    assert float(selected["attention_lost_lower"]) > 0.9
+    assert float(selected["metric_lost_lower"]) > 1
+    assert float(drawn["margin_lost"]) < 0.7 * float(selected["margin_lost"])
     assert np.isnan(float(drawn["predicted"]))
 
 

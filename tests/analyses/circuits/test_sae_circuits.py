@@ -28,21 +28,21 @@ def planted(prompts: int = 40, heads: int = 8, size: int = 16):
 @pytest.mark.requirement("E1")
 def test_planted_heads_and_their_edge_are_found_and_shuffled_labels_are_not():
     clean, corrupted = planted()
-    pairs = [(one, two) for one in range(4) for two in range(4, 8)]
+    pairs = [(first, second) for first in range(4) for second in range(4, 8)]
     known = np.arange(8.0)
     trials = _code_trials.Trials(clean, corrupted, known, pairs, False, 10, SETTINGS)
     scores = zip(*trials.score(torch.Generator().manual_seed(1)), strict=True)
-    found = dict(zip(_code_trials.METHODS, scores, strict=True))
-    nodes, links = ({name: each[at] for name, each in found.items()} for at in (0, 1))
+    result = dict(zip(_code_trials.METHODS, scores, strict=True))
+    nodes, links = ({name: each[at] for name, each in result.items()} for at in (0, 1))
     truth = np.isin(np.arange(8), (1, 5))
-    wanted = np.array([pair == (1, 5) for pair in pairs])
+    expected = np.array([pair == (1, 5) for pair in pairs])
     for name in ("trained SAE", "information of codes", "mean difference"):
         assert _code_trials.auc(truth, nodes[name]) == 1.0
     assert (nodes["attribution"] == known).all()
     # Every pair with a planted head is unique to the task, the planted edge among them.
-    assert links["trained SAE"][wanted] > 0
+    assert links["trained SAE"][expected] > 0
     assert links["trained SAE"][[1 not in pair and 5 not in pair for pair in pairs]].max() == 0
-    assert links["attribution"].tolist() == [one * two for one, two in pairs]
+    assert links["attribution"].tolist() == [first * second for first, second in pairs]
     assert nodes["shuffled labels"].max() == 0
     assert _code_trials.auc(truth, nodes["shuffled labels"]) == 0.5
 
@@ -98,8 +98,8 @@ def test_of_pairs_that_occur_alike_the_first_edges_count():
         )
         counts += [(-here[pair], number) for pair in here.keys() - there.keys()]
     for keep in (0, 1, 7, 20, len(counts), 999):
-        wanted = np.bincount([edge for _, edge in sorted(counts)[:keep]], minlength=len(edges))
-        assert _codes.unique_pairs(positive, negative, edges, keep).tolist() == wanted.tolist()
+        expected = np.bincount([edge for _, edge in sorted(counts)[:keep]], minlength=len(edges))
+        assert _codes.unique_pairs(positive, negative, edges, keep).tolist() == expected.tolist()
 
 
 def test_many_outputs_are_trained_on_some_at_a_time(monkeypatch):
@@ -214,8 +214,8 @@ def test_information_is_that_of_the_table_of_codes_and_sides():
     positive, negative = np.random.default_rng(0).integers(0, 5, (2, 40, 3))
     sides = np.repeat([1, 0], 40)
     both = np.concatenate((positive, negative))
-    wanted = [mutual_info_score(both[:, head], sides) / np.log(2) for head in range(3)]
-    np.testing.assert_allclose(_codes.information(positive, negative), wanted)
+    expected = [mutual_info_score(both[:, head], sides) / np.log(2) for head in range(3)]
+    np.testing.assert_allclose(_codes.information(positive, negative), expected)
     # A code of one side alone says which it is; codes that are all different say so by chance.
     own = np.repeat([[7], [8]], 40, axis=0)
     assert _codes.information(own[:40], own[40:]).tolist() == [1.0]

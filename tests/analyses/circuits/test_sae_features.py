@@ -41,20 +41,20 @@ def test_features_of_a_known_head_have_its_words_and_are_what_it_does():
     """Each feature is one word in the copying head's value: written by it, promoting that word."""
     model = circuit()
     chosen = [model.encode(word)[-1] for word in (*KEYS[:3], *NAMES[:2])]
-    found = sae_features.run(
+    result = sae_features.run(
         capture(model, repeated(24), stats=()), model, word_autoencoder(model),
         chosen=",".join(map(str, chosen)), words=1, causal_prompts=12,
     )  # fmt: skip
-    assert found["promotes"].values.tolist() == [
+    assert result["promotes"].values.tolist() == [
         model.to_str_tokens([at])[0].strip() for at in chosen
     ]
-    assert set(found["writer"].values) == {"L1H0"}
-    np.testing.assert_allclose(found["by_head"].values[:, INDUCTION[1]], 1)
+    assert set(result["writer"].values) == {"L1H0"}
+    np.testing.assert_allclose(result["by_head"].values[:, INDUCTION[1]], 1)
     # Without its feature the word is not predicted any more.
-    assert (found["words_lost"].values > 0.5).all()
-    assert (found["lost"].values > 0).all()
+    assert (result["words_lost"].values > 0.5).all()
+    assert (result["lost"].values > 0).all()
     # It fires where the word comes next.
-    lanes, texts = found["examples"].values, found["token"].values
+    lanes, texts = result["examples"].values, result["token"].values
     middle = lanes.shape[2] // 2
     for row, feature in enumerate(chosen):
         word = model.to_str_tokens([feature])[0]
@@ -90,8 +90,8 @@ def test_every_described_feature_has_lanes_and_words(result):
 
 def test_named_features_are_described(held, bundled):
     small = {"features": 32, "k": 4, "steps": 20, "causal_prompts": 2}
-    found = sae_features.run(held, bundled, chosen="3, 17", **small)
-    assert found["described"].values.tolist() == ["feature 3", "feature 17"]
+    result = sae_features.run(held, bundled, chosen="3, 17", **small)
+    assert result["described"].values.tolist() == ["feature 3", "feature 17"]
     check_message("chosen: '40'", sae_features.run, held, bundled, chosen="40", **small)
 
 
@@ -102,11 +102,11 @@ def test_the_runner_supplies_what_is_given(held, bundled):
     sae.decoder.data[:, :4] = torch.eye(4)
     sae.requires_grad_(False)
     options = {"shown": 1, "causal_prompts": 2}
-    found = execute("sae_features", bundled, capture=held, sae=sae, options=options)
-    assert found.attrs["sae"]["features"] == 4
-    assert found.attrs["sae"]["hook_name"] == "blocks.2.attn.hook_z"
-    assert not found.attrs["sae"]["trained_here"]
+    result = execute("sae_features", bundled, capture=held, sae=sae, options=options)
+    assert result.attrs["sae"]["features"] == 4
+    assert result.attrs["sae"]["hook_name"] == "blocks.2.attn.hook_z"
+    assert not result.attrs["sae"]["trained_here"]
     narrow = SparseAutoencoder("relu", 7, 4, Site(2))
     check_message("sae: it reads vectors of 7", sae_features.run, held, bundled, narrow)
-    one = held.isel(prompt=slice(1))
-    check_message("prompts: sae_features fits on half", sae_features.run, one, bundled)
+    selected = held.isel(prompt=slice(1))
+    check_message("prompts: sae_features fits on half", sae_features.run, selected, bundled)

@@ -49,25 +49,25 @@ def forgetful():
 
 @pytest.mark.requirement("D2")
 def test_the_planted_circuit_is_found_and_kept_in_a_file(circuit, task, tmp_path):
-    found = find(circuit, task, 2)
-    assert set(found.heads) == {PREVIOUS, INDUCTION}
-    assert found.provenance["task"] == "repeated"
-    assert found.provenance["rule"] == "the 2 highest scores"
-    save(found, tmp_path / "circuit.json")
+    result = find(circuit, task, 2)
+    assert set(result.heads) == {PREVIOUS, INDUCTION}
+    assert result.provenance["task"] == "repeated"
+    assert result.provenance["rule"] == "the 2 highest scores"
+    save(result, tmp_path / "circuit.json")
     again = load(tmp_path / "circuit.json")
-    assert again.heads == found.heads
-    assert again.provenance == found.provenance
-    np.testing.assert_array_equal(again.scores, found.scores)
-    np.testing.assert_array_equal(again.samples, found.samples)
+    assert again.heads == result.heads
+    assert again.provenance == result.provenance
+    np.testing.assert_array_equal(again.scores, result.scores)
+    np.testing.assert_array_equal(again.samples, result.samples)
 
 
 @pytest.mark.requirement("D2")
 def test_the_chance_of_an_overlap_is_what_all_sets_say():
     scores = np.arange(8.0).reshape(2, 4)
     pool = list(itertools.product(range(2), range(4)))
-    one, other = Circuit(tuple(pool[:3]), scores), Circuit((pool[1], pool[2], pool[6]), -scores)
-    result = overlap(one, other)
-    shared = [len(set(some) & set(one.heads)) for some in itertools.combinations(pool, 3)]
+    first, second = Circuit(tuple(pool[:3]), scores), Circuit((pool[1], pool[2], pool[6]), -scores)
+    result = overlap(first, second)
+    shared = [len(set(some) & set(first.heads)) for some in itertools.combinations(pool, 3)]
     assert float(result["p_value"]) == pytest.approx(np.mean([each >= 2 for each in shared]))
     assert float(result["expected"]) == pytest.approx(np.mean(shared))
     assert float(result["jaccard"]) == 2 / 4
@@ -103,16 +103,16 @@ def of_edges(edges, total=40):
 
 @pytest.mark.requirement("E3")
 def test_a_circuit_of_edges_is_kept_in_a_file_and_read_as_a_graph(tmp_path):
-    found = of_edges({"L0H1->L1H0.q": 0.5, "embedding->L0.mlp": -0.25, "L1H0->logits": 2.0})
-    assert found.nodes == ["L0H1", "L1H0", "embedding", "L0.mlp", "logits"]
-    save(found, tmp_path / "circuit.json")
+    result = of_edges({"L0H1->L1H0.q": 0.5, "embedding->L0.mlp": -0.25, "L1H0->logits": 2.0})
+    assert result.nodes == ["L0H1", "L1H0", "embedding", "L0.mlp", "logits"]
+    save(result, tmp_path / "circuit.json")
     again = load(tmp_path / "circuit.json")
     assert (again.edges, again.heads, again.provenance) == (
-        found.edges, found.heads, found.provenance,
+        result.edges, result.heads, result.provenance,
     )  # fmt: skip
-    graph = to_graph(found)
-    export(found, tmp_path / "graph.json")
-    export(found, tmp_path / "graph.graphml")
+    graph = to_graph(result)
+    export(result, tmp_path / "graph.json")
+    export(result, tmp_path / "graph.graphml")
     linked = nx.node_link_graph(json.loads((tmp_path / "graph.json").read_text()), edges="edges")
     marked = nx.read_graphml(tmp_path / "graph.graphml", force_multigraph=True)
     for read in (linked, marked):
@@ -123,8 +123,8 @@ def test_a_circuit_of_edges_is_kept_in_a_file_and_read_as_a_graph(tmp_path):
             ("embedding", "L0.mlp", "", -0.25, -1),
         ]  # fmt: skip
         assert set(read) == set(graph)
-        assert json.loads(read.graph["provenance"]) == found.provenance
-    check_refusal("path", export, found, tmp_path / "graph.dot")
+        assert json.loads(read.graph["provenance"]) == result.provenance
+    check_refusal("path", export, result, tmp_path / "graph.dot")
     check_refusal("edges", of_edges, {"L1H0->L0H1": 1.0})
     check_refusal("heads", Circuit, ((0, 0),), np.ones((2, 4)), edges={"L0H1->logits": 1.0})
 
@@ -226,15 +226,15 @@ def test_pairs_of_the_same_prompts_are_sharper_than_means_alone():
     generator = np.random.default_rng(0)
     prompts = generator.normal(scale=10, size=(30, 1, 1))
     noise = generator.normal(scale=0.1, size=(2, 30, 1, 4))
-    one, other = prompts + noise[0], prompts + 1 + noise[1]
+    first, second = prompts + noise[0], prompts + 1 + noise[1]
 
     def result(values: np.ndarray, digest: str) -> xr.Dataset:
         meaning = {"units": "nats", "long_name": "Score"}
         data = {"score": (("prompt", "layer", "head"), values, meaning)}
         return xr.Dataset(data, attrs={"prompts_sha256": digest})
 
-    paired = compare(result(one, "a"), result(other, "a"))
-    apart = compare(result(one, "a"), result(other, "b"))
+    paired = compare(result(first, "a"), result(second, "a"))
+    apart = compare(result(first, "a"), result(second, "b"))
     assert paired.attrs["changed"]["score"] == ["L0H0", "L0H1", "L0H2", "L0H3"]
     assert apart.attrs["changed"]["score"] == []
     np.testing.assert_allclose(paired["score"], apart["score"])
@@ -252,9 +252,9 @@ def test_means_with_intervals_are_compared_by_them():
             }
         )
 
-    found = compare(result(1.0, 0.3), result(2.0, 0.4))
-    assert [found[f"score{end}"].item() for end in ("", "_lower", "_upper")] == [1.0, 0.5, 1.5]
-    assert found["score"].attrs["pairing"] == "unpaired, from the intervals of both means"
+    actual = compare(result(1.0, 0.3), result(2.0, 0.4))
+    assert [actual[f"score{end}"].item() for end in ("", "_lower", "_upper")] == [1.0, 0.5, 1.5]
+    assert actual["score"].attrs["pairing"] == "unpaired, from the intervals of both means"
 
 
 def test_what_cannot_be_compared_is_refused_by_field(circuit, task):

@@ -28,8 +28,8 @@ def test_the_output_without_a_span_is_the_rest_of_the_row_normalised_again(rando
     read = np.repeat(values, 2, axis=1)
     expected = np.einsum("lhk,lhks->lhs", rows[..., kept], read[:, :, kept])
     expected /= rows[..., kept].sum(-1, keepdims=True)
-    found = outputs(random_llama, IDS, query, span, "direct")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    result = outputs(random_llama, IDS, query, span, "direct")
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     whole = np.einsum("lhk,lhks->lhs", rows, read)
     np.testing.assert_allclose(outputs(random_llama, IDS, query, (), "total"), whole, atol=1e-5)
 
@@ -48,10 +48,10 @@ def test_the_total_effect_is_that_of_the_edit_and_in_the_first_layer_the_direct_
 
 @pytest.mark.requirement("B5")
 def test_the_distance_is_a_share_of_the_two_norms():
-    one, other = np.zeros((1, 4, 2)), np.zeros((1, 4, 2))
-    one[0, 1], other[0, 2] = (3.0, 4.0), (1.0, 0.0)
-    one[0, 3], other[0, 3] = (1.0, 1.0), (-1.0, -1.0)
-    far, share = distances(one, other)
+    first, second = np.zeros((1, 4, 2)), np.zeros((1, 4, 2))
+    first[0, 1], second[0, 2] = (3.0, 4.0), (1.0, 0.0)
+    first[0, 3], second[0, 3] = (1.0, 1.0), (-1.0, -1.0)
+    far, share = distances(first, second)
     assert far[0].tolist() == pytest.approx([0.0, 5.0, 1.0, 8**0.5])
     assert share[0].tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0])
 

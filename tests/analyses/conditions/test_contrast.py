@@ -24,19 +24,19 @@ def test_effects_and_p_values_are_those_of_scipy():
     one = generator.normal(0.3, 1, (14, 2, 3))
     other = generator.normal(0, 1, (14, 2, 3))
     for paired, test in ((True, ttest_rel), (False, ttest_ind)):
-        found = test(one, other)
+        result = test(one, other)
         p = effect_size.p_values(one, other, 1e-6, paired=paired)
-        np.testing.assert_allclose(p, found.pvalue, rtol=1e-9)
+        np.testing.assert_allclose(p, result.pvalue, rtol=1e-9)
         d = effect_size.cohen(one, other, 1e-6, paired=paired)
-        np.testing.assert_allclose(d * np.sqrt(14 if paired else 7), found.statistic, rtol=1e-9)
+        np.testing.assert_allclose(d * np.sqrt(14 if paired else 7), result.statistic, rtol=1e-9)
 
 
 def test_the_interval_of_an_effect_covers_the_true_one():
     inside = 0
     for seed in range(60):
         generator = np.random.default_rng(seed)
-        one, other = generator.normal(0.8, 1, (40, 1)), generator.normal(0, 1, (40, 1))
-        _, low, high = effect_size.intervals(one, other, 0.01, paired=False, seed=seed)
+        first, second = generator.normal(0.8, 1, (40, 1)), generator.normal(0, 1, (40, 1))
+        _, low, high = effect_size.intervals(first, second, 0.01, paired=False, seed=seed)
         inside += int(low[0] <= 0.8 <= high[0])
     assert inside >= 51
 
@@ -46,18 +46,18 @@ def test_the_rate_of_false_discoveries_is_held_among_many_heads():
     generator = np.random.default_rng(1)
     wrong = []
     for _ in range(40):
-        one, other = generator.normal(size=(2, 12, 100))
-        one[:, :10] += 4
-        p = effect_size.adjusted(effect_size.p_values(one, other, 0.01, paired=True))
+        first, second = generator.normal(size=(2, 12, 100))
+        first[:, :10] += 4
+        p = effect_size.adjusted(effect_size.p_values(first, second, 0.01, paired=True))
         assert (p[:10] <= 0.05).mean() > 0.9
         wrong.append((p[10:] <= 0.05).sum() / max((p <= 0.05).sum(), 1))
     assert np.mean(wrong) < 0.08
 
 
 def test_a_change_alike_on_every_prompt_has_a_finite_effect():
-    one, other = np.full((5, 1), 0.9), np.full((5, 1), 0.1)
-    assert effect_size.cohen(one, other, 0.01, paired=True)[0] == pytest.approx(80)
-    assert effect_size.cohen(one, one, 0.01, paired=True)[0] == 0
+    first, second = np.full((5, 1), 0.9), np.full((5, 1), 0.1)
+    assert effect_size.cohen(first, second, 0.01, paired=True)[0] == pytest.approx(80)
+    assert effect_size.cohen(first, first, 0.01, paired=True)[0] == 0
 
 
 @pytest.mark.requirement("B6")
@@ -148,8 +148,8 @@ def test_bad_input_is_refused(bundled, circuit):
     check_refusal("n", execute, "contrast", bundled, n=2)
     check_refusal("task", execute, "contrast", bundled, n=4, options={"other": "nothing"})
     bare = tuple(
-        word_prompt(split(each.clean), split(each.corrupted), [Asked(3, (KEYS[0],))])
-        for each in repeated(n=4, length=4).prompts
+        word_prompt(split(prompt.clean), split(prompt.corrupted), [Asked(3, (KEYS[0],))])
+        for prompt in repeated(n=4, length=4).prompts
     )
     with pytest.raises(HeadscopeError, match="name no evidence"):
         execute("contrast", circuit, task=Task("bare", bare, "accuracy", 0, "No evidence."))

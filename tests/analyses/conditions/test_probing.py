@@ -28,12 +28,12 @@ def sentences(n: int = 12, asked: str = "dependent") -> Task:
     prompts = []
     for _ in range(n):
         pairs = rng.sample(range(len(DEPENDENTS)), 3)
-        words = [*(DEPENDENTS[one] for one in pairs), *(GOVERNORS[one] for one in pairs)]
+        words = [*(DEPENDENTS[pair] for pair in pairs), *(GOVERNORS[pair] for pair in pairs)]
         words += rng.sample(KINDS["names"], 10)
         rng.shuffle(words)
         questions = []
-        for one in pairs:
-            places = words.index(DEPENDENTS[one]), words.index(GOVERNORS[one])
+        for pair in pairs:
+            places = words.index(DEPENDENTS[pair]), words.index(GOVERNORS[pair])
             at, to = places if asked == "dependent" else places[::-1]
             questions.append(Asked(at, ("apple",), ("rice",), (to,)))
         prompts.append(word_prompt(words, words, questions))
@@ -80,8 +80,8 @@ def test_weights_between_two_tokens_are_those_of_the_models_own_maps(parser, bun
         both_ways = not model.geometry.causal
         links = _linked_pairs.find(given, "evidence", 3, both_ways=both_ways, seed=0)
         cap = capture(model, task, stats=("lse",), keep=("q", "k"))
-        found = _linked_pairs.weights(cap, links, both_ways=both_ways)
-        for link, each in zip(links, found, strict=True):
+        result = _linked_pairs.weights(cap, links, both_ways=both_ways)
+        for link, each in zip(links, result, strict=True):
             whole = eager_maps(model.module, given.ids[link.prompt]).numpy()
             assert given.encoded.questions[link.prompt]
             there = whole[:, :, link.query, link.candidates].transpose(2, 0, 1)
@@ -129,8 +129,8 @@ def test_a_probe_of_noise_finds_nothing_and_one_planted_head_is_found():
     right = shuffled([np.arange(10) == 0] * 200, 1)
     probe = LinkProbe(features[:100], right[:100], 5, 0)
     assert probe.hits(features[100:], right[100:]).mean() == pytest.approx(0.1, abs=0.08)
-    for each, flags in zip(features, right, strict=True):
-        each[flags, 0, 1, 2] += 0.9
+    for feature, flags in zip(features, right, strict=True):
+        feature[flags, 0, 1, 2] += 0.9
     probe = LinkProbe(features[:100], right[:100], 5, 0)
     assert probe.hits(features[100:], right[100:]).mean() > 0.9
     assert np.unravel_index(probe.coefficients.argmax(), (1, 2, 3)) == (0, 1, 2)
@@ -150,8 +150,8 @@ def test_bad_input_is_refused(bundled):
     check_refusal("n", execute, "probing", bundled, n=3)
     silent = sentences(4)
     bare = tuple(
-        word_prompt(split(each.clean), split(each.clean), [Asked(1, ("apple",))])
-        for each in silent.prompts
+        word_prompt(split(prompt.clean), split(prompt.clean), [Asked(1, ("apple",))])
+        for prompt in silent.prompts
     )
     with pytest.raises(HeadscopeError, match="whose questions name evidence"):
         execute("probing", bundled, task=Task("silent", bare, "accuracy", 0, "No evidence."))

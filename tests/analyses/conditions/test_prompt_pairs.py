@@ -24,10 +24,10 @@ def test_the_difference_is_the_total_variation_of_the_models_own_rows(bundled):
     encoded = read(bundled, task).encoded
     expected = []
     for row in range(2):
-        at = [each.at for each in encoded.questions[row]]
+        at = [question.at for question in encoded.questions[row]]
         pair = encoded.ids[row], encoded.corrupted_ids[row]
-        one, other = (eager_maps(bundled.module, ids)[:, :, at].numpy() for ids in pair)
-        expected.append(np.abs(one - other).sum(-1).mean(-1) / 2)
+        first, second = (eager_maps(bundled.module, ids)[:, :, at].numpy() for ids in pair)
+        expected.append(np.abs(first - second).sum(-1).mean(-1) / 2)
     np.testing.assert_allclose(result["difference"], np.mean(expected, axis=0), atol=1e-4)
 
 
@@ -55,9 +55,13 @@ def test_instructions_of_different_length_are_compared_over_their_context(random
     assert len(encoded.ids[0]) == 10 != len(encoded.twins[0])
     for ids, twin in zip(encoded.ids, encoded.twins, strict=True):
         # <bos>, the instruction, then seven words that both have.
-        one, two = (eager_maps(random_llama.module, each)[:, :, -1].numpy() for each in (ids, twin))
-        moved = np.abs(one[..., -7:] - two[..., -7:]).sum(-1) + np.abs(one[..., 0] - two[..., 0])
-        moved += np.abs(one[..., 1:-7].sum(-1) - two[..., 1:-7].sum(-1))
+        first, second = (
+            eager_maps(random_llama.module, each)[:, :, -1].numpy() for each in (ids, twin)
+        )
+        moved = np.abs(first[..., -7:] - second[..., -7:]).sum(-1) + np.abs(
+            first[..., 0] - second[..., 0]
+        )
+        moved += np.abs(first[..., 1:-7].sum(-1) - second[..., 1:-7].sum(-1))
         expected.append(moved / 2)
     np.testing.assert_allclose(result["difference"], np.mean(expected, axis=0), atol=1e-5)
     assert "counts as one key" in result.attrs["convention"]
@@ -68,9 +72,11 @@ def test_instructions_of_different_length_are_compared_over_their_context(random
 def test_an_instruction_that_moves_a_head_is_found_at_another_length(circuit):
     """B's instruction states another value for the asked key: the copier looks there, too."""
     prompts = []
-    for each in two_instructions(16).prompts:
-        key = each.clean.split()[-1]
-        prompts.append(replace(each, corrupted=f"note {key} evening {each.clean[10:]}", changes=()))
+    for prompt in two_instructions(16).prompts:
+        key = prompt.clean.split()[-1]
+        prompts.append(
+            replace(prompt, corrupted=f"note {key} evening {prompt.clean[10:]}", changes=())
+        )
     task = replace(two_instructions(16), prompts=tuple(prompts))
     assert task.prompts[0].clean[:10] == "note Mary "
     result = execute("prompt_pairs", circuit, task=task, options={"best": 1})
@@ -83,7 +89,7 @@ def test_an_instruction_that_moves_a_head_is_found_at_another_length(circuit):
 
 def test_a_question_inside_what_differs_is_refused(circuit):
     task = two_instructions(2)
-    cut = [replace(each, corrupted=f"{each.corrupted} ask") for each in task.prompts]
+    cut = [replace(prompt, corrupted=f"{prompt.corrupted} ask") for prompt in task.prompts]
     check_refusal("task", execute, "prompt_pairs", circuit, task=replace(task, prompts=tuple(cut)))
 
 
@@ -118,7 +124,7 @@ def test_a_difference_that_changes_no_answer_is_flagged(bundled):
 
 def test_equal_prompts_do_not_differ(bundled):
     task = tasks.make("ioi", bundled.tokenizer, 3)
-    same = tuple(replace(one, corrupted=one.clean, changes=()) for one in task.prompts)
+    same = tuple(replace(prompt, corrupted=prompt.clean, changes=()) for prompt in task.prompts)
     given = replace(task, prompts=same)
     result = execute("prompt_pairs", bundled, task=given, options={"draws": 1})
     assert float(result["difference"].max()) == 0.0

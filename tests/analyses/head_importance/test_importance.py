@@ -74,8 +74,8 @@ def test_resampling_puts_the_heads_corrupted_output_in_place(random_llama, task,
         patched = score(run(ids, partial(patch, kept, part)), asked)
         lost.append(score(module(input_ids=torch.tensor([ids])).logits[0], asked) - patched)
     assert abs(np.mean(lost)) > 1e-4
-    found = float(result["resample_ablation"].values[0, 2])
-    assert found == pytest.approx(np.mean(lost), abs=1e-5)
+    actual = float(result["resample_ablation"].values[0, 2])
+    assert actual == pytest.approx(np.mean(lost), abs=1e-5)
 
 
 def keep(kept, _, given):
@@ -132,7 +132,7 @@ def test_the_heads_of_the_circuit_are_the_only_important_ones(circuit):
     # Accuracy has no gradient: the gates follow the log-probability, and find the same heads.
     assert result["gate_gradient"].attrs["units"] == "nats"
     top = np.argsort(-result["gate_gradient"].values.ravel())[:2]
-    assert {tuple(divmod(int(each), 4)) for each in top} == {PREVIOUS, INDUCTION}
+    assert {tuple(divmod(int(index), 4)) for index in top} == {PREVIOUS, INDUCTION}
 
 
 @pytest.mark.requirement("D1")
@@ -143,7 +143,7 @@ def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bun
         "bundled": (bundled, tasks.make("ioi", bundled.tokenizer, n=3), "logit_difference"),
     }
     for name, (model, task, metric) in asked.items():
-        found, whole = head_gradients.integrated_gates(model, task, metric, 0.01)
+        result, whole = head_gradients.integrated_gates(model, task, metric, 0.01)
         ends = []
         for gate in (1.0, 0.0):
             gates = Gate(torch.full((model.layers, model.heads), gate))
@@ -154,7 +154,7 @@ def test_integrated_gates_sum_to_what_all_heads_bring(random_llama, circuit, bun
         brought = np.subtract(*ends)
         scale = np.abs(brought).mean()
         np.testing.assert_allclose(whole, brought, atol=1e-4 * max(scale, 1), err_msg=name)
-        np.testing.assert_allclose(found.sum((1, 2)), brought, atol=0.02 * scale, err_msg=name)
+        np.testing.assert_allclose(result.sum((1, 2)), brought, atol=0.02 * scale, err_msg=name)
 
 
 @torch.no_grad()
@@ -178,9 +178,9 @@ def test_the_first_token_is_left_alone_where_a_sink_stands(random_llama, task, c
             score(logits(random_llama, given, edits), asked, "logit_difference").mean()
             for edits in ((), (RowReplace(chosen, other),))
         )
-    found = float(result["sink_free_ablation"].values[1, 2])
-    assert found == pytest.approx(float(intact - left), abs=1e-6)
-    assert abs(found - float(result["mean_ablation"].values[1, 2])) > 1e-7
+    actual = float(result["sink_free_ablation"].values[1, 2])
+    assert actual == pytest.approx(float(intact - left), abs=1e-6)
+    assert abs(actual - float(result["mean_ablation"].values[1, 2])) > 1e-7
 
 
 def test_kv_groups_are_reported_apart_from_query_heads(random_llama, task, captured, result):

@@ -45,8 +45,8 @@ def test_a_map_stands_in_only_for_the_head_that_does_what_it_does(result):
 def test_own_patterns_put_back_change_nothing(result, random_llama, task):
     assert float(result["own"]) == 0.0
     captured = capture(random_llama, task, stats=("lse",))
-    found = injection.run(captured, random_llama, task, metric="logit_difference")
-    assert float(found["own"]) < 1e-4 < float(np.abs(found["first"]).max())
+    actual = injection.run(captured, random_llama, task, metric="logit_difference")
+    assert float(actual["own"]) < 1e-4 < float(np.abs(actual["first"]).max())
 
 
 def test_named_patterns_are_the_fixed_ones_at_any_length(random_llama):
@@ -63,15 +63,15 @@ def test_named_patterns_are_the_fixed_ones_at_any_length(random_llama):
             values = torch.from_numpy(values / values.sum(-1, keepdims=True))
             heads = ((0, 1), (1, 3))
             with torch.no_grad():
-                found = logits(random_llama, ids, (Inject(heads, name),))
+                result = logits(random_llama, ids, (Inject(heads, name),))
                 fixed = logits(random_llama, ids, [FixPattern(head, values) for head in heads])
-            torch.testing.assert_close(found, fixed, atol=1e-5, rtol=0)
+            torch.testing.assert_close(result, fixed, atol=1e-5, rtol=0)
 
 
 def test_an_injected_pattern_is_what_the_capture_sees(circuit):
     edits = (Inject(((0, 0),), "first"),)
-    found = capture(circuit, [[0, 5, 6, 7, 8]], stats=("first_mass",), edits=edits)
-    np.testing.assert_allclose(found["first_mass"].sel(layer=0, head=0)[0], 1.0)
+    result = capture(circuit, [[0, 5, 6, 7, 8]], stats=("first_mass",), edits=edits)
+    np.testing.assert_allclose(result["first_mass"].sel(layer=0, head=0)[0], 1.0)
     kept = capture(circuit, [[0, 5, 6, 7, 8]], stats=("lse",), keep=("q", "k"))
     np.testing.assert_allclose(np.diagonal(pattern(kept, 0, 0).values, -1), 1.0, atol=1e-3)
 
@@ -79,7 +79,7 @@ def test_an_injected_pattern_is_what_the_capture_sees(circuit):
 def test_every_head_in_one_pass_is_each_head_alone(random_llama, task):
     captured = capture(random_llama, task, stats=("lse",))
     metric = "logit_difference"
-    found = injection.run(captured, random_llama, task, metric=metric)
+    result = injection.run(captured, random_llama, task, metric=metric)
     intact = evaluate(random_llama, task, metric=metric)
     for layer, head in ((0, 1), (1, 3)):
         heads = ((layer, head),)
@@ -92,7 +92,7 @@ def test_every_head_in_one_pass_is_each_head_alone(random_llama, task):
             ("removed", Ablate(heads)),
         ):
             lost = float((intact - evaluate(random_llama, task, (edit,), metric=metric)).mean())
-            assert float(found[name].values[layer, head]) == pytest.approx(lost, abs=1e-5), name
+            assert float(result[name].values[layer, head]) == pytest.approx(lost, abs=1e-5), name
 
 
 def test_injected_patterns_are_kept_in_a_file(tmp_path):

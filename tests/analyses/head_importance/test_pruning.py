@@ -63,10 +63,10 @@ def test_groups_go_as_a_whole(random_llama, task):
     groups = _removal_order.units(random_llama, grouped=True)
     assert groups[:2] == [((0, 0), (0, 1)), ((0, 2), (0, 3))]
     metric = "logit_difference"
-    found = ablated_metric(random_llama, task, metric, [[], *map(list, groups)])
+    actual = ablated_metric(random_llama, task, metric, [[], *map(list, groups)])
     for at, group in enumerate(groups, start=1):
         expected = evaluate(random_llama, task, (Ablate(group),), metric=metric)
-        np.testing.assert_allclose(found[:, at], expected, atol=1e-5)
+        np.testing.assert_allclose(actual[:, at], expected, atol=1e-5)
     captured = capture(random_llama, task, stats=(), keep=("z",))
     result = pruning.run(captured, random_llama, task, metric=metric, points=2, orders=2, share=0.5)
     assert result["group_curve"]["groups_removed"].values.tolist() == [0, 2, 4]
@@ -81,9 +81,9 @@ def test_means_stand_in_for_what_is_gone(random_llama, task):
     captured = capture(random_llama, task, stats=(), keep=("z",))
     means = torch.from_numpy(np.nanmean(captured["z"].values, axis=(0, 3)))
     gone, metric = [(0, 1), (1, 2)], "logit_difference"
-    found = ablated_metric(random_llama, task, metric, [gone], means)[:, 0]
+    result = ablated_metric(random_llama, task, metric, [gone], means)[:, 0]
     expected = evaluate(random_llama, task, (Replace(gone, means),), metric=metric)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_greedy_finds_the_best_pair_where_an_exhaustive_search_does(random_llama, task):

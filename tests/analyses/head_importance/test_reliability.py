@@ -21,7 +21,7 @@ def run(model, task, **options):
 
 
 @pytest.fixture(scope="module")
-def found(bundled):
+def compared(bundled):
     return runner.execute("reliability", bundled, n=6)
 
 
@@ -51,34 +51,34 @@ def test_a_model_with_random_weights_has_no_important_head():
     assert len(result.attrs["important_heads"]) <= 1
 
 
-def test_every_method_is_held_against_every_other(found):
-    table = found["rank_agreement"]
+def test_every_method_is_held_against_every_other(compared):
+    table = compared["rank_agreement"]
     names = list(table["one"].values)
     assert {"mean ablation", "gate gradient", "denoising", "direct logits"} <= set(names)
     np.testing.assert_allclose(np.diag(table), 1)
     np.testing.assert_allclose(table.values, table.values.T)
-    assert (found["rank_agreement_lower"] <= found["rank_agreement_upper"]).values.all()
+    assert (compared["rank_agreement_lower"] <= compared["rank_agreement_upper"]).values.all()
     # Attribution patching is a good estimate here; the note names the pair that agrees least.
     assert float(table.sel(one="noising", other="noising attribution")) > 0.8
     flat = np.where(np.eye(len(names), dtype=bool), 9, table.values)
     row, column = np.unravel_index(int(flat.argmin()), flat.shape)
-    assert names[row] in found.attrs["note"]
-    assert names[column] in found.attrs["note"]
+    assert names[row] in compared.attrs["note"]
+    assert names[column] in compared.attrs["note"]
 
 
-def test_another_draw_of_the_task_says_nearly_the_same(found):
-    assert float(found["paraphrase_agreement"].sel(ranking="noising")) > 0.7
-    assert float(found["retest"].sel(ranking="noising")) > 0.7
-    again = found["paraphrase_agreement"]
+def test_another_draw_of_the_task_says_nearly_the_same(compared):
+    assert float(compared["paraphrase_agreement"].sel(ranking="noising")) > 0.7
+    assert float(compared["retest"].sel(ranking="noising")) > 0.7
+    again = compared["paraphrase_agreement"]
     assert (again < 1).all()  # equal prompts would agree exactly
-    assert "Too few prompts (6 of 16)" in found.attrs["note"]
+    assert "Too few prompts (6 of 16)" in compared.attrs["note"]
 
 
-def test_important_heads_are_those_above_both_nulls(found):
-    _, shuffled, random = found["null_level"].values
-    lower = found["margin"].values + max(shuffled, random)
+def test_important_heads_are_those_above_both_nulls(compared):
+    _, shuffled, random = compared["null_level"].values
+    lower = compared["margin"].values + max(shuffled, random)
     named = {f"L{layer}H{head}" for layer, head in np.argwhere(lower > max(shuffled, random))}
-    assert set(found.attrs["important_heads"]) == named
+    assert set(compared.attrs["important_heads"]) == named
     assert named
 
 
@@ -125,11 +125,11 @@ def test_untrained_models_differ_from_the_trained_one_and_leave_the_seed_alone(c
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, again = (untrained(circuit, 0, "random_weights") for _ in range(2))
+    first, again = (untrained(circuit, 0, "random_weights") for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
-    assert one.geometry == circuit.geometry
+    assert first.geometry == circuit.geometry
     name = "transformer.h.0.attn.c_attn.weight"
-    weights = [each.module.state_dict()[name] for each in (one, again, circuit)]
+    weights = [each.module.state_dict()[name] for each in (first, again, circuit)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     without = untrained(load_model(circuit, bos=False), 0, "random_weights")

@@ -17,7 +17,7 @@ from headscope.probes.prompts.task import Task
 def said(word: str, n: int = 32) -> Task:
     """``note KEY ask`` is always answered by one word, which only shots tell."""
     texts = [("note", KEYS[at % 10], "ask") for at in range(n)]
-    prompts = tuple(word_prompt(one, one, [Asked(2, (word,), ("summer",))]) for one in texts)
+    prompts = tuple(word_prompt(text, text, [Asked(2, (word,), ("summer",))]) for text in texts)
     return Task(word, prompts, "accuracy", 0, "One word for everything.")
 
 

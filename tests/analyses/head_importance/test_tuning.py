@@ -42,24 +42,28 @@ def speakers():
 def constant(name: str, word: str, other: str) -> Task:
     """Ask for the same word everywhere, whatever the prompt."""
     prompts = [
-        Prompt(each.clean, each.clean, (Question(len(each.clean), (f" {word}",), (f" {other}",)),))
-        for each in repeated(n=8, length=4).prompts
+        Prompt(
+            prompt.clean,
+            prompt.clean,
+            (Question(len(prompt.clean), (f" {word}",), (f" {other}",)),),
+        )
+        for prompt in repeated(n=8, length=4).prompts
     ]
     return Task(name, tuple(prompts), "accuracy", 0, "One word for everything.")
 
 
 @pytest.mark.requirement("D3")
 def test_heads_selected_for_a_task_beat_those_of_another(speakers):
-    said = {"keys": ("lemon", "east"), "values": ("east", "lemon")}
-    said = {name: constant(name, *words) for name, words in said.items()}
+    output = {"keys": ("lemon", "east"), "values": ("east", "lemon")}
+    output = {name: constant(name, *words) for name, words in output.items()}
     sizes = torch.ones(2, 4)
     best = {}
-    for name, task in said.items():
+    for name, task in output.items():
         weight = _tuned.head_weights(speakers, task, steps=25, rate=0.1, penalty=1.0)
         best[name] = top(np.abs(weight - 1), 1)
     # What a head cannot say, no weight of it brings closer.
     assert best == {"keys": [SPEAKS_KEYS], "values": [SPEAKS_VALUES]}
-    for name, task in said.items():
+    for name, task in output.items():
         held_out = replace(task, prompts=task.prompts[1::2])
         learned_from = replace(task, prompts=task.prompts[0::2])
         rates = {}
@@ -67,7 +71,7 @@ def test_heads_selected_for_a_task_beat_those_of_another(speakers):
             vector = _tuned.offsets(speakers, learned_from, heads, sizes, steps=40, rate=0.5)
             edit = (Offset(tuple(heads), vector),)
             rates[whose] = evaluate(speakers, held_out, edit, "accuracy").mean()
-        other = next(each for each in said if each != name)
+        other = next(each for each in output if each != name)
         assert (rates[name], rates[other]) == (1.0, 0.0)
 
 
@@ -99,16 +103,18 @@ def test_on_the_bundled_model_the_own_heads_learn_what_others_do_not(bundled):
     learned_from = replace(task, prompts=task.prompts[0::2])
     unseen = replace(task, prompts=task.prompts[1::2])
     how = {"steps": 15, "rate": 0.15}
-    said = []
+    output = []
     for selecting in (learned_from, other):
         weight = _tuned.head_weights(bundled, selecting, penalty=1.0, **how)
         heads = top(np.abs(weight - 1), 4)
         factor = _tuned.head_weights(bundled, learned_from, heads=heads, **how)
-        assert {(int(one), int(two)) for one, two in np.argwhere(factor != 1)} == set(heads)
+        assert {(int(first), int(second)) for first, second in np.argwhere(factor != 1)} == set(
+            heads
+        )
         edit = (Gate(torch.from_numpy(factor).float()),)
-        said.append(evaluate(bundled, unseen, edit, "log_probability"))
+        output.append(evaluate(bundled, unseen, edit, "log_probability"))
     before = evaluate(bundled, unseen, (), "log_probability")
-    assert said[0].mean() > said[1].mean() + 1 > before.mean() + 5
+    assert output[0].mean() > output[1].mean() + 1 > before.mean() + 5
 
 
 def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
@@ -125,7 +131,7 @@ def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
         for sign in (1, -1)
     ]
     assert np.sign(ends[0] - ends[1]) == np.sign(float(vector[1, 2, at]))
-    assert all(each.grad is None for each in random_llama.module.parameters())
+    assert all(parameter.grad is None for parameter in random_llama.module.parameters())
 
 
 def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
@@ -148,8 +154,10 @@ def test_bad_input_is_refused(circuit):
     check_refusal("other", tuning.run, captured, circuit, task, other="repeated")
     check_refusal("task", tuning.run, captured, circuit, repeated(n=3, length=5))
     open_ended = tuple(
-        replace(each, questions=tuple(replace(one, wrong=()) for one in each.questions))
-        for each in task.prompts
+        replace(
+            prompt, questions=tuple(replace(question, wrong=()) for question in prompt.questions)
+        )
+        for prompt in task.prompts
     )
     other = replace(task, prompts=open_ended)
     check_refusal("goal", tuning.run, captured, circuit, other, count=1)

@@ -30,7 +30,7 @@ def test_recovered_mass_is_that_of_the_whole_map(bundled, share):
     least, most = np.where(often, columns, np.inf).min(-1), np.where(often, 0, columns).max(-1)
     assert (least >= most - 1e-5).all()
     sets = {"special": marks, "first": first, "frequent": often}
-    found = _masks.recovered(bundled, ids, sets, recent, skip)
+    result = _masks.recovered(bundled, ids, sets, recent, skip)
     back = np.arange(size)[:, None] - np.arange(size)[None, :]
     for row, mask in enumerate(_masks.MASKS.values()):
         kept = np.zeros((4, 8, 1, size), bool)
@@ -39,7 +39,7 @@ def test_recovered_mass_is_that_of_the_whole_map(bundled, share):
         if mask.local:
             kept = kept | (back < recent)
         expected = (weights * kept).sum(-1)[:, :, skip:].mean(-1)
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+        np.testing.assert_allclose(result[row], expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +91,25 @@ def test_the_cost_of_one_window_is_that_of_the_edit(bundled):
     asked = [[3, 10, 29], [7, 8, 29]]
 
     def measure(output, rows, positions):
-        wanted = torch.tensor(
+        expected = torch.tensor(
             [
                 [ids[row][at + 1] for at in places]
                 for row, places in zip(rows, positions, strict=True)
             ]
         )
-        said = output.transpose(1, 2)
-        return torch.nn.functional.cross_entropy(said, wanted, reduction="none").mean(1)
+        printed = output.transpose(1, 2)
+        return torch.nn.functional.cross_entropy(printed, expected, reduction="none").mean(1)
 
     def whole(edits):
         output = logits(bundled, torch.tensor(ids), edits)
         return measure(output[torch.arange(2)[:, None], torch.tensor(asked)], [0, 1], asked)
 
-    found = _window_gates.window_cost(bundled, ids, asked, measure, 2, 5)
+    result = _window_gates.window_cost(bundled, ids, asked, measure, 2, 5)
     with torch.no_grad():
         for head in ((0, 3), (3, 1)):
             edit = Window(heads=(head,), recent=5, first=2)
             change = whole((edit,)) - whole(())
-            np.testing.assert_allclose(found[:, head[0], head[1]], change, atol=1e-5)
+            np.testing.assert_allclose(result[:, head[0], head[1]], change, atol=1e-5)
 
 
 def test_the_bundled_model_keeps_its_output_where_streaming_heads_stream(bundled):

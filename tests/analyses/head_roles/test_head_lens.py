@@ -117,7 +117,7 @@ def test_ridge_is_that_of_scikit_learn_on_each_fold(held):
     features = torch.randn(len(folds.prompt), 2, 5, generator=generator)
     targets = torch.randn(len(folds.prompt), 3, generator=generator)
     judged = folds.draw(3, 0)
-    found = _linear_lens.predicted(features, targets, folds, judged, 0.3)
+    result = _linear_lens.predicted(features, targets, folds, judged, 0.3)
     for fold in range(4):
         train, here = folds.fold != fold, folds.fold[judged] == fold
         assert not set(folds.prompt[train].tolist()) & set(folds.prompt[judged[here]].tolist())
@@ -127,7 +127,7 @@ def test_ridge_is_that_of_scikit_learn_on_each_fold(held):
             fit = Ridge(alpha=penalty).fit(x, targets[train].double().numpy())
             expected = fit.predict(features[judged[here], head].double().numpy())
             expected -= targets[train].double().mean(0).numpy()
-            np.testing.assert_allclose(found[here, head], expected, atol=1e-5)
+            np.testing.assert_allclose(result[here, head], expected, atol=1e-5)
 
 
 def test_prompts_of_one_text_share_a_fold(model):

@@ -117,8 +117,8 @@ def test_reading_out_is_the_norm_and_the_unembedding(bundled):
     weight = bundled.module.model.norm.weight.double()
     size = vectors.double().square().mean(-1, keepdim=True) + bundled.module.config.rms_norm_eps
     expected = (vectors.double() / size.sqrt() * weight) @ bundled.module.lm_head.weight.double().T
-    found = unembedding.read_out(bundled, vectors)
-    np.testing.assert_allclose(found, expected.detach(), atol=1e-3)
+    result = unembedding.read_out(bundled, vectors)
+    np.testing.assert_allclose(result, expected.detach(), atol=1e-3)
 
 
 def test_bad_input_is_refused(model, task):

@@ -91,12 +91,12 @@ def test_a_planted_copying_head_is_named_with_its_pairs(bundled):
 
 def test_the_sign_of_the_output_turns_copying_to_suppression(bundled):
     model = planted(bundled)
-    found = run(model)
+    result = run(model)
     with torch.no_grad():
         size = model.module.model.layers[0].self_attn.head_dim
         model.module.model.layers[0].self_attn.o_proj.weight[:, 6 * size : 7 * size] *= -1
     turned = run(model)
-    np.testing.assert_allclose(turned["copying_suppression"][0, 6], found["copying"][0, 6])
+    np.testing.assert_allclose(turned["copying_suppression"][0, 6], result["copying"][0, 6])
     assert float(turned["copying"][0, 6]) == 0
 
 

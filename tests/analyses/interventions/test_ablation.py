@@ -20,8 +20,8 @@ from headscope.probes.interventions import Ablate
 
 @pytest.fixture(scope="module")
 def task():
-    one, other = repeated(n=2, length=5), repeated(n=1, length=7, seed=1)
-    return replace(one, prompts=(other.prompts[0], *one.prompts), metric="logit_difference")
+    first, second = repeated(n=2, length=5), repeated(n=1, length=7, seed=1)
+    return replace(first, prompts=(second.prompts[0], *first.prompts), metric="logit_difference")
 
 
 def deep(kind, tokenizer):
@@ -99,9 +99,9 @@ def test_a_set_of_no_heads_is_the_clean_model_without_another_pass(random_llama,
     ablation.ablated_metric(random_llama, task, "accuracy", sets)
     counted = []
     with work.counting(lambda count, _: counted.append(count)):
-        found = ablation.ablated_metric(random_llama, task, "accuracy", sets)
-    np.testing.assert_array_equal(found[:, 0], evaluate(random_llama, task, metric="accuracy"))
-    np.testing.assert_array_equal(found[:, 0], found[:, 2])
+        result = ablation.ablated_metric(random_llama, task, "accuracy", sets)
+    np.testing.assert_array_equal(result[:, 0], evaluate(random_llama, task, metric="accuracy"))
+    np.testing.assert_array_equal(result[:, 0], result[:, 2])
     alone = []
     with work.counting(lambda count, _: alone.append(count)):
         ablation.ablated_metric(random_llama, task, "accuracy", sets[1:2])
@@ -152,7 +152,9 @@ def test_a_large_vocabulary_is_computed_at_the_asked_positions_alone(random_llam
     module = transformers.LlamaForCausalLM(config).eval()
     model = load_model(module, tokenizer=random_llama.tokenizer)
     question_positions = repeated(n=40, length=8)
-    last = [replace(one, questions=one.questions[-1:]) for one in question_positions.prompts]
+    last = [
+        replace(prompt, questions=prompt.questions[-1:]) for prompt in question_positions.prompts
+    ]
     question_positions = replace(question_positions, prompts=last)
     for run in (ablation.evaluate, partial(ablation.ablate_each_head, metric="accuracy")):
         with LargestTensor() as largest:

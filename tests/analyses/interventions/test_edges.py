@@ -45,13 +45,13 @@ def pairs(vocabulary: int, count: int = 3, length: int = 7, seed: int = 0) -> En
 
 def all_logits(model, task, removed):
     """Logits at the question positions (prompt, variant, question, vocab)."""
-    found = [None] * len(task)
+    result = [None] * len(task)
     with patching(model, task) as split:
         for prompts, run in split.batches():
             out = run.logits(torch.from_numpy(removed), 0)
             for row, prompt in enumerate(prompts):
-                found[prompt] = out.unflatten(0, (len(removed), -1))[:, row]
-    return torch.stack(found)
+                result[prompt] = out.unflatten(0, (len(removed), -1))[:, row]
+    return torch.stack(result)
 
 
 def answers_of(model, task, answers, removed):
@@ -117,7 +117,7 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
     task = pairs(len(constructed.WORDS))
     graph = EdgeGraph(2, 4, parallel=False)
     edges = every_edge(graph)
-    found = edge_effects(random_llama, task, "logit_difference", edges)
+    result = edge_effects(random_llama, task, "logit_difference", edges)
     answers = AnswerMetric("logit_difference", task.questions)
     clean = ablation.evaluate(random_llama, task)
     for at in range(0, len(edges), 7):
@@ -125,7 +125,7 @@ def test_single_edges_agree_with_the_sets_of_one(random_llama):
         removed[0][edges[at]] = True
         out = all_logits(random_llama, task, removed)[:, 0]
         lost = clean - answers(out, [0, 1, 2], task.question_positions).numpy()
-        np.testing.assert_allclose(found[:, at], lost, atol=1e-5)
+        np.testing.assert_allclose(result[:, at], lost, atol=1e-5)
 
 
 def test_many_edges_are_patched_a_few_sets_at_a_time(random_llama, monkeypatch):

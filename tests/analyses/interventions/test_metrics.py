@@ -94,9 +94,9 @@ def test_a_task_is_scored_prompt_by_prompt(random_llama, task):
                     wrong = [float(row[random_llama.encode(word)[1]]) for word in question.wrong]
                     values.append(np.mean(right) - np.mean(wrong))
                 expected.append(np.mean(values))
-        found = evaluate(random_llama, task, given)
-        assert found.shape == (3,)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        result = evaluate(random_llama, task, given)
+        assert result.shape == (3,)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
     assert not np.allclose(evaluate(random_llama, task), evaluate(random_llama, task, edits))
 
 

@@ -37,8 +37,8 @@ def test_the_heads_of_a_circuit_are_ablated_and_others_are_drawn(circuit):
     }
     assert len(drawn) > 1
     # None of two: the exact upper end is 1 − 0.025^(1/2).
-    said = chosen.missed(np.zeros((2, 4), dtype=bool))
-    assert f"up to {percent(beta.ppf(0.975, 1, 2))} may, too" in said
+    output = chosen.missed(np.zeros((2, 4), dtype=bool))
+    assert f"up to {percent(beta.ppf(0.975, 1, 2))} may, too" in output
     both = chosen.missed(np.ones((2, 4), dtype=bool))
     assert both.split(". ")[1].startswith("2 of the 2 lie above the null")
 

@@ -41,14 +41,14 @@ def test_the_largest_number_above_chance_is_held(hits, held, natural, monkeypatc
 
     monkeypatch.setattr(recall_capacity, "evaluate", answered)
     monkeypatch.setattr(recall_capacity, "_FOUND", {})
-    task, found = recall_capacity.draw(natural, 3, seed=5)
-    assert found.pairs == held
+    task, result = recall_capacity.draw(natural, 3, seed=5)
+    assert result.pairs == held
     assert [pairs for pairs, _ in drawn] == list(hits)
     assert 5 not in {seed for _, seed in drawn}
     assert {len(prompt.roles["key"]) for prompt in task.prompts} == {held or 2}
     for pairs, count in hits.items():
         ends = binomtest(count, 32).proportion_ci(method="wilson")
-        assert found.accuracy[pairs] == (count / 32, ends.low, ends.high)
+        assert result.accuracy[pairs] == (count / 32, ends.low, ends.high)
 
 
 def test_a_model_that_holds_nothing_is_said_to_and_nothing_is_concluded(natural):
@@ -63,6 +63,6 @@ def test_a_model_that_holds_nothing_is_said_to_and_nothing_is_concluded(natural)
 
 
 def test_plain_prompts_stay_what_they_were(bundled):
-    task, found = recall_capacity.draw(bundled, 4, seed=3)
-    assert found is None
+    task, result = recall_capacity.draw(bundled, 4, seed=3)
+    assert result is None
     assert task == tasks.make("recall", bundled.tokenizer, 4, 3)

@@ -52,13 +52,13 @@ def seen(model, ids=TEXT):
 @pytest.mark.parametrize("family", KNOWN)
 def test_terms_sum_to_the_models_own_score(family):
     model = load_model(uneven(architectures.build(family)))
-    found = seen(model)
+    result = seen(model)
     scores = Scores(model, len(TEXT))
     layer = model.geometry.attending[-1]
     for head in range(model.heads):
         for query, key in ((8, 2), (5, 5), (3, 0)):
-            split = scores.split(found, (layer, head), 0, query, key)
-            own = float(logit_terms(found, layer, head, query, key)["score"])
+            split = scores.split(result, (layer, head), 0, query, key)
+            own = float(logit_terms(result, layer, head, query, key)["score"])
             assert split.terms.shape == (len(split.sources),) * 2
             assert abs(split.terms.sum() - own) <= 1e-5 * split.size
             if family not in DIVIDED:
@@ -131,10 +131,10 @@ def dense(model, layer, head, query, key):
 @pytest.mark.requirement("E2")
 def test_terms_and_singular_values_are_those_of_dense_weights():
     model = load_model(uneven(random_llama().module))
-    found = seen(model)
+    result = seen(model)
     scores = Scores(model, len(TEXT))
     for head, query, key in ((0, 7, 2), (3, 8, 8), (2, 6, 5)):
-        split = scores.split(found, (1, head), 0, query, key)
+        split = scores.split(result, (1, head), 0, query, key)
         model.module.double()
         terms, form = dense(model, 1, head, query, key)
         model.module.float()
@@ -149,28 +149,28 @@ def test_terms_and_singular_values_are_those_of_dense_weights():
 def test_vectors_sum_to_the_stream():
     for family in ("gpt2", "gemma3_text", "lfm2", "opt"):
         model = load_model(uneven(architectures.build(family)))
-        found, scores = seen(model), Scores(model, len(TEXT))
+        result, scores = seen(model), Scores(model, len(TEXT))
         layer = model.layers - 1
         names = scores.sources(layer)
-        total = sum(scores.vector(found, 0, 4, source) for source in names[:-1])
-        stream = found["resid"].isel(prompt=0, boundary=layer, query=4).values
+        total = sum(scores.vector(result, 0, 4, source) for source in names[:-1])
+        stream = result["resid"].isel(prompt=0, boundary=layer, query=4).values
         np.testing.assert_allclose(total.numpy(), stream, atol=1e-4)
         assert (str(names[1]) == "position embedding") == (family in ("gpt2", "opt"))
-        check_refusal("source", scores.vector, found, 0, 4, names[-1])
+        check_refusal("source", scores.vector, result, 0, 4, names[-1])
 
 
 @pytest.mark.requirement("E2")
 def test_the_score_of_an_induction_head_is_its_token_against_what_the_head_before_wrote():
     model, task = circuit(), repeated(n=1, length=8)
-    found = capture(model, task, stats=("lse",), keep=KEEP)
-    scores = Scores(model, found.sizes["query"])
+    result = capture(model, task, stats=("lse",), keep=KEEP)
+    scores = Scores(model, result.sizes["query"])
     # Token 11 is the second of the second half; it looks for what follows its first copy.
-    split = scores.split(found, INDUCTION, 0, 10, 3)
+    split = scores.split(result, INDUCTION, 0, 10, 3)
     names = [str(source) for source in split.sources]
     at = names.index("embedding"), names.index("L{}H{}".format(*PREVIOUS))
-    assert found["token_id"].values[0, 10] == found["token_id"].values[0, 2]
+    assert result["token_id"].values[0, 10] == result["token_id"].values[0, 2]
     assert split.terms[at] > 0.95 * split.score > 0
-    elsewhere = scores.split(found, INDUCTION, 0, 10, 5)
+    elsewhere = scores.split(result, INDUCTION, 0, 10, 5)
     assert abs(elsewhere.terms[at]) < 0.05 * split.terms[at]
 
 

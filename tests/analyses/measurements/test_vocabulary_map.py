@@ -41,10 +41,10 @@ def test_a_head_that_permutes_words_has_the_relation_and_no_shuffled_one(chunk, 
     monkeypatch.setattr(vocabulary_map, "CELLS", chunk)
     for sign, side in ((1.0, "among_largest"), (-1.0, "among_smallest")):
         rows = VocabularyMap(permuting(sign)).rows(range(WORDS), TURNED.tolist(), 2)
-        found = {head: it for _, head, it in rows}
+        result = {head: it for _, head, it in rows}
         # A target for each source, and no other one; a head that writes nothing has none.
-        assert torch.equal(getattr(found[1], side)(1), torch.eye(WORDS, dtype=torch.bool))
-        assert not getattr(found[0], side)(1).any()
+        assert torch.equal(getattr(result[1], side)(1), torch.eye(WORDS, dtype=torch.bool))
+        assert not getattr(result[0], side)(1).any()
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -53,7 +53,7 @@ def test_rows_are_those_of_dense_float64_products(bundled, layer, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     sources, targets = torch.randint(bundled.vocabulary, (2, 40), generator=generator)
     rows = VocabularyMap(bundled).rows(sources.tolist(), targets.tolist(), 11)
-    found = {(at, head): it for at, head, it in rows}
+    result = {(at, head): it for at, head, it in rows}
     base = copy.deepcopy(bundled.module).double()
     first, block = base.model.layers[0], base.model.layers[layer]
     size, groups = block.self_attn.head_dim, bundled.heads // bundled.kv_heads
@@ -66,11 +66,13 @@ def test_rows_are_those_of_dense_float64_products(bundled, layer, monkeypatch):
             out = block.self_attn.o_proj.weight[:, head * size : (head + 1) * size]
             written = values[:, head // groups] @ out.T * base.model.norm.weight
             logits = written @ base.lm_head.weight.T
-            wanted = logits[:, targets]
-            above = (logits[:, None] > wanted[..., None]).sum(-1)
-            below = (logits[:, None] < wanted[..., None]).sum(-1)
-            got = found[layer, head]
-            np.testing.assert_allclose(got.logits, wanted, atol=1e-3 * float(wanted.abs().max()))
+            expected = logits[:, targets]
+            above = (logits[:, None] > expected[..., None]).sum(-1)
+            below = (logits[:, None] < expected[..., None]).sum(-1)
+            got = result[layer, head]
+            np.testing.assert_allclose(
+                got.logits, expected, atol=1e-3 * float(expected.abs().max())
+            )
             np.testing.assert_allclose(got.largest, logits.topk(11).values, rtol=1e-3)
             for first_few in (1, 10):
                 hits = got.among_largest(first_few), got.among_smallest(first_few)
@@ -90,7 +92,7 @@ def test_shuffles_give_no_source_its_own_target_and_are_uniform():
 def test_what_a_head_writes_most_from_is_what_its_map_is_largest_for(bundled):
     map_ = VocabularyMap(bundled)
     tokens = list(range(10, bundled.vocabulary))
-    found = map_.salient(2, 1, tokens, 5)
+    result = map_.salient(2, 1, tokens, 5)
     base = copy.deepcopy(bundled.module).double()
     first, block = base.model.layers[0], base.model.layers[2]
     size, group = block.self_attn.head_dim, bundled.kv_heads * 1 // bundled.heads
@@ -102,12 +104,12 @@ def test_what_a_head_writes_most_from_is_what_its_map_is_largest_for(bundled):
         best = written.norm(dim=-1).topk(5).indices
         logits = written * base.model.norm.weight @ base.lm_head.weight[tokens].T
     expected = [(tokens[at], tokens[int(logits[at].argmax())]) for at in best.tolist()]
-    assert found == expected
+    assert result == expected
 
 
 def test_relations_without_enough_single_tokens_are_refused_by_name(bundled):
-    found, refused = relation_words.relations(bundled)
-    assert {"copying", "name_copying"} <= set(found)
+    result, refused = relation_words.relations(bundled)
+    assert {"copying", "name_copying"} <= set(result)
     assert "country_capital" in refused
     bare = load_model(copy.deepcopy(bundled.module))
     check_refusal("model", relation_words.relations, bare)

@@ -33,12 +33,12 @@ def result(captured, circuit):
 def rows(weights: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Pool one map by hand: queries of each row of blocks, and its shares."""
     starts = range(0, len(weights), TILE)
-    found = []
+    result = []
     for start in starts:
         part = weights[start : start + TILE]
         shares = [part[:, at : at + TILE].sum(-1).mean() for at in starts]
-        found.append((len(part), np.array(shares)))
-    return found
+        result.append((len(part), np.array(shares)))
+    return result
 
 
 def test_blocks_window_and_stripes_agree_with_the_dense_maps(captured, result):
@@ -56,8 +56,8 @@ def test_blocks_window_and_stripes_agree_with_the_dense_maps(captured, result):
             diagonal = table.diagonal().copy()
             np.fill_diagonal(table, 0)
             expected.append((weights @ counts, weights @ diagonal, (weights @ table).max()))
-        found = [result[name].values[place] for name in ("blocks_needed", *SHARES[:2])]
-        np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
+        actual = [result[name].values[place] for name in ("blocks_needed", *SHARES[:2])]
+        np.testing.assert_allclose(actual, np.mean(expected, axis=0), atol=1e-5)
     np.testing.assert_allclose(sum(result[name] for name in SHARES), 1, atol=1e-5)
 
 

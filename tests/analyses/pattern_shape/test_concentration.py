@@ -69,12 +69,12 @@ def test_gaussian_logits_have_their_own_temperature(circuit, sigma):
 def test_a_temperature_edit_moves_the_effective_temperature_by_its_factor(random_llama):
     ids = np.random.default_rng(0).integers(1, len(WORDS), size=(3, LENGTH)).tolist()
     heads = tuple((layer, head) for layer in range(2) for head in range(4))
-    found = []
+    actual = []
     for value in (1 / 40, 1 / 20):
         cap = capture(random_llama, ids, stats=STATS, edits=(Temperature(heads, value),))
         result = concentration.run(cap, random_llama, causal_prompts=0)
-        found.append(result["temperature"].values[0])
-    np.testing.assert_allclose(found[1] / found[0], 2, rtol=0.1)
+        actual.append(result["temperature"].values[0])
+    np.testing.assert_allclose(actual[1] / actual[0], 2, rtol=0.1)
 
 
 def test_spreading_the_spiky_heads_costs_the_bundled_model_more(bundled):
@@ -89,7 +89,7 @@ def test_a_sink_is_left_out_of_the_columns_on_request(circuit):
     ids = [[WORDS.index("<bos>"), *[WORDS.index("apple")] * 31]] * 2
     captured = capture(circuit, ids, stats=STATS)
     options = [{"skip_keys": skip, "causal_prompts": 0} for skip in (0, 1)]
-    results = [concentration.run(captured, circuit, **each) for each in options]
+    results = [concentration.run(captured, circuit, **option) for option in options]
     whole, rest = (result["column_hardness"].values for result in results)
     assert rest[SINK] < 1e-2 < whole[SINK]
     np.testing.assert_allclose(rest[PREVIOUS], 32, rtol=2e-3)

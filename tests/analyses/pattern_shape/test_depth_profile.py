@@ -54,7 +54,7 @@ def test_the_part_with_the_needle_is_the_dearest_to_hide(bundled):
 
 def test_hiding_agrees_with_a_dense_mask(random_llama):
     ids = np.random.default_rng(0).integers(1, len(WORDS), size=24).tolist()
-    found = depth_profile._cost(random_llama, ids, [list(range(1, 5)), list(range(5, 9))], 18)
+    result = depth_profile._cost(random_llama, ids, [list(range(1, 5)), list(range(5, 9))], 18)
     costs = []
     for keys in ((), range(1, 5), range(5, 9)):
         mask = torch.full((24, 24), -torch.inf).triu(1)
@@ -62,8 +62,8 @@ def test_hiding_agrees_with_a_dense_mask(random_llama):
         logits, _ = architectures.eager(random_llama.module, torch.tensor([ids]), mask[None, None])
         nats = torch.nn.functional.cross_entropy(logits[0, 17:-1], torch.tensor(ids[18:]))
         costs.append(float(nats))
-    np.testing.assert_allclose(found, np.array(costs[1:]) - costs[0], atol=1e-6)
-    assert np.abs(found).max() > 1e-6
+    np.testing.assert_allclose(result, np.array(costs[1:]) - costs[0], atol=1e-6)
+    assert np.abs(result).max() > 1e-6
 
 
 def test_bad_input_is_refused(circuit):

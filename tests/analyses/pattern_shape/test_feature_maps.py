@@ -20,9 +20,11 @@ def result(bundled):
 
 @pytest.mark.requirement("A16")
 def test_only_the_softmax_is_spiky_and_monotone_in_the_scores(result):
-    found = result[0]
-    spiky = dict(zip(found["feature_map"].values, found["mean_spikiness"].values, strict=True))
-    ordered = dict(zip(found["feature_map"].values, found["mean_monotonicity"].values, strict=True))
+    actual = result[0]
+    spiky = dict(zip(actual["feature_map"].values, actual["mean_spikiness"].values, strict=True))
+    ordered = dict(
+        zip(actual["feature_map"].values, actual["mean_monotonicity"].values, strict=True)
+    )
     assert ordered.pop("softmax") > 0.999
     assert spiky["softmax"] > 0.6
     # The paper's claim: fixed maps lose spikiness, and with it the order of the scores.
@@ -32,7 +34,7 @@ def test_only_the_softmax_is_spiky_and_monotone_in_the_scores(result):
 
 @pytest.mark.requirement("A16")
 def test_weights_of_every_map_agree_with_torch(result):
-    found, captured = result
+    actual, captured = result
     own = torch.from_numpy(captured["pattern"].values).double()
     q, k = (torch.from_numpy(captured[name].values).double() for name in ("q", "k"))
     k = k.repeat_interleave(2, dim=2)
@@ -53,16 +55,16 @@ def test_weights_of_every_map_agree_with_torch(result):
         spiky = (1 - entropy / torch.log(torch.arange(13.0, 25.0).double())).mean(-1)
         distance = ((rows - own).abs().sum(-1) / 2)[..., places].mean(-1)
         for own_name, expected in (("map_spikiness", spiky), ("map_distance", distance)):
-            one = found[own_name].values[..., number]
+            one = actual[own_name].values[..., number]
             np.testing.assert_allclose(one, expected.mean(0), atol=1e-4, err_msg=name)
 
 
 def test_an_even_head_stays_even_under_every_map(circuit):
     ids = [[0, *[WORDS.index("apple")] * 15]] * 2
-    found = feature_maps.run(capture(circuit, ids, **OPTIONS))
-    np.testing.assert_allclose(found["map_spikiness"].values[UNIFORM], 0, atol=1e-5)
-    np.testing.assert_allclose(found["map_distance"].values[UNIFORM], 0, atol=1e-5)
-    assert found["map_distance"].values[SINK][feature_maps.MAPS.index("elu")] > 0.5
+    result = feature_maps.run(capture(circuit, ids, **OPTIONS))
+    np.testing.assert_allclose(result["map_spikiness"].values[UNIFORM], 0, atol=1e-5)
+    np.testing.assert_allclose(result["map_distance"].values[UNIFORM], 0, atol=1e-5)
+    assert result["map_distance"].values[SINK][feature_maps.MAPS.index("elu")] > 0.5
 
 
 def test_bad_input_is_refused(circuit):

@@ -104,12 +104,12 @@ def test_the_relevant_heads_carry_the_answers(result, bundled):
     intact, without, _ = result["relevance_accuracy"].values
     assert (intact, without) == (1.0, 0.0)
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=16, seed=4, pairs=4)
-    found = position_bias.run(bundled, task, draws=3)
+    actual = position_bias.run(bundled, task, draws=3)
     # The copying heads that the card of the bundled model names.
-    named = set(found.attrs["heads_by_type"]["relevance"][:5])
+    named = set(actual.attrs["heads_by_type"]["relevance"][:5])
     assert named == {"L3H0", "L3H1", "L3H4", "L3H5", "L3H7"}
-    assert found["relevance_accuracy"].values[1] < 0.5
-    assert found.attrs["verdict"] == "supported"
+    assert actual["relevance_accuracy"].values[1] < 0.5
+    assert actual.attrs["verdict"] == "supported"
 
 
 @pytest.mark.requirement("A14")

@@ -113,8 +113,8 @@ def test_hiding_anchors_costs_the_bundled_model_more_than_hiding_others(bundled)
 
 
 def test_coupling_leaves_out_partners_outside_the_text():
-    found = _peaks.coupled([np.array([0, 9])], [np.array([1])], [10], 1, 0)
-    assert found.tolist() == [[0.0, 0.0, 1.0]]
+    result = _peaks.coupled([np.array([0, 9])], [np.array([1])], [10], 1, 0)
+    assert result.tolist() == [[0.0, 0.0, 1.0]]
     assert np.isnan(_peaks.coupled([np.array([9])], [np.array([1])], [10], 1, 0)[0, 2])
 
 

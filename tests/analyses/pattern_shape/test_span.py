@@ -21,7 +21,9 @@ def words(seed: int, count: int) -> list[int]:
 
 def closed_form() -> tuple[list[float], list[float]]:
     octaves = [np.arange(low, high) for low, high in ((4, 8), (8, 16), (16, 32))]
-    return [one.mean() for one in octaves], [np.ceil(0.9 * one).mean() for one in octaves]
+    return [octave.mean() for octave in octaves], [
+        np.ceil(0.9 * octave).mean() for octave in octaves
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,8 @@ def test_entropy_and_distance_are_those_of_renormalised_rows(held):
     expected = -(rows * logs).sum(-1), (rows * np.abs(at[:, None] - at)).sum(-1)
     raw = [held[name].transpose("prompt", "layer", "head", "query").values.astype(np.float64)
            for name in ("entropy", "distance")]  # fmt: skip
-    found = without_first.entropy(raw[0], first), without_first.distance(raw[1], first)
-    for one, other in zip(found, expected, strict=True):
+    result = without_first.entropy(raw[0], first), without_first.distance(raw[1], first)
+    for one, other in zip(result, expected, strict=True):
         assert np.isfinite(other).any()
         # A row that leaves a thousandth loses three digits of float32.
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
@@ -61,8 +61,8 @@ def test_results_are_means_over_such_rows(held, bundled):
     # Two visible keys leave one, which has no entropy.
     entropies = np.where(places > 1, entropies, np.nan)
     result = entropy.run(held)
-    found = result["entropy_without_first"].values
-    np.testing.assert_allclose(found, np.nanmean(mean(entropies), 0), atol=2e-3)
+    actual = result["entropy_without_first"].values
+    np.testing.assert_allclose(actual, np.nanmean(mean(entropies), 0), atol=2e-3)
     share = mean(entropies / np.log(np.maximum(places, 1.5)))
     np.testing.assert_allclose(result["entropy_share_without_first"], mean(share, 0), atol=2e-3)
     spiky = concentration.run(held, bundled, causal_prompts=0)["spikiness_without_first"]
@@ -80,8 +80,8 @@ def test_strength_by_distance_is_that_of_renormalised_rows(held):
          for low, high in pairwise(edges)], -1,
     )  # fmt: skip
     expected = np.where(np.isnan(first)[..., None], np.nan, expected)
-    found = without_first.strength(per_query(held, "distance_hist"), first, held["bin"].values)
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    result = without_first.strength(per_query(held, "distance_hist"), first, held["bin"].values)
+    np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_concentration_and_temperature_are_those_of_renormalised_rows(held, bundled):
@@ -89,8 +89,8 @@ def test_concentration_and_temperature_are_those_of_renormalised_rows(held, bund
     largest = np.sort(rows)[..., ::-1]
     weights = per_query(held, "topk")
     kept = weights.shape[-1] - 1
-    found = np.nan_to_num(without_first.largest(weights, first))
-    np.testing.assert_allclose(found, np.nan_to_num(largest[..., :kept]), rtol=2e-3, atol=2e-3)
+    actual = np.nan_to_num(without_first.largest(weights, first))
+    np.testing.assert_allclose(actual, np.nan_to_num(largest[..., :kept]), rtol=2e-3, atol=2e-3)
     result = concentration.run(held, bundled, causal_prompts=0)
     others = np.arange(rows.shape[-2])
     full = np.where(others > kept, largest[..., :kept].sum(-1), np.nan)
@@ -109,7 +109,7 @@ def test_concentration_and_temperature_are_those_of_renormalised_rows(held, bund
 def test_conditions_are_compared_by_renormalised_rows(bundled, name):
     task = tasks.make("induction", tokenizer=bundled.tokenizer, n=3, seed=4)
     here, _ = _conditions.pair(bundled, task, "corrupted")
-    found, _ = _conditions.read_heads(bundled, here, [f"{name}_without_first"], [[1]] * 3)
+    result, _ = _conditions.read_heads(bundled, here, [f"{name}_without_first"], [[1]] * 3)
     held = capture(bundled, [list(ids) for ids in here.ids], stats=("pattern", "first_mass"))
     rows = renormalised(held)
     logs, at = np.log(np.where(rows > 0, rows, 1)), np.arange(rows.shape[-1])
@@ -118,7 +118,7 @@ def test_conditions_are_compared_by_renormalised_rows(bundled, name):
         mean(parts[name].sum(-1)[row][..., list(dict.fromkeys(queries))])
         for row, queries in enumerate(here.queries)
     ]
-    np.testing.assert_allclose(found[f"{name}_without_first"], expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(result[f"{name}_without_first"], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_comparison_leads_with_the_rows_that_the_sink_does_not_hide(bundled, monkeypatch):

@@ -30,8 +30,8 @@ def result(circuit, task):
 def test_every_measure_finds_the_two_heads_of_the_circuit(result):
     for name in ("lost_metric", "lost_log_probability", "output_divergence"):
         values = np.abs(result[name].values)
-        found = np.argsort(-values, axis=None)[:2]
-        assert {divmod(int(at), 4) for at in found} == {PREVIOUS, INDUCTION}
+        actual = np.argsort(-values, axis=None)[:2]
+        assert {divmod(int(at), 4) for at in actual} == {PREVIOUS, INDUCTION}
         assert result[name].attrs["evidence"] == "causal"
         rest = [values[head] for head in np.ndindex(2, 4) if head not in (PREVIOUS, INDUCTION)]
         assert max(rest) < 1e-3 * values.max()
@@ -44,10 +44,10 @@ def test_every_measure_finds_the_two_heads_of_the_circuit(result):
 @pytest.mark.requirement("A12")
 def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
     cap = capture(random_llama, task, **SHARED)
-    found = atlas.run(cap, random_llama, task, skip=2)
+    result = atlas.run(cap, random_llama, task, skip=2)
     other = importance.run(cap, random_llama, task)
-    np.testing.assert_allclose(found["lost_metric"], other["zero_ablation"], atol=1e-6)
-    np.testing.assert_allclose(found["gate_gradient"], other["gate_gradient"], atol=1e-6)
+    np.testing.assert_allclose(result["lost_metric"], other["zero_ablation"], atol=1e-6)
+    np.testing.assert_allclose(result["gate_gradient"], other["gate_gradient"], atol=1e-6)
     encoded, apart = encode(task, random_llama.tokenizer), []
     for ids, asked in zip(encoded.ids, encoded.questions, strict=True):
         at, given = [each.at for each in asked], torch.tensor([list(ids)])
@@ -57,9 +57,11 @@ def test_the_measures_are_those_of_one_ablation_at_a_time(random_llama, task):
                 for edits in ((), (Ablate(heads=((1, 2),)),))
             ]
         apart.append((jensenshannon(*pair, base=2, axis=-1) ** 2).mean())
-    assert float(found["output_divergence"].values[1, 2]) == pytest.approx(np.mean(apart), rel=1e-3)
-    pair = [np.abs(found[name].values).ravel() for name in ("lost_metric", "output_divergence")]
-    assert float(found["agreement"].values[0, 2]) == pytest.approx(spearmanr(*pair).statistic)
+    assert float(result["output_divergence"].values[1, 2]) == pytest.approx(
+        np.mean(apart), rel=1e-3
+    )
+    pair = [np.abs(result[name].values).ravel() for name in ("lost_metric", "output_divergence")]
+    assert float(result["agreement"].values[0, 2]) == pytest.approx(spearmanr(*pair).statistic)
 
 
 @pytest.mark.requirement("A12")
@@ -81,14 +83,14 @@ def test_strength_and_the_map_leave_out_a_first_token_that_takes_much(circuit, t
     cap = capture(circuit, task, **SHARED)
     for large, first in ((-1.0, "strength_without_first"), (1.0, "strength")):
         monkeypatch.setattr(without_first, "LARGE", large)
-        found = atlas.run(cap, circuit, task, skip=2)
-        assert next(name for name in found if name.startswith("strength")) == first
-        assert ("without the first token" in found["x"].attrs["long_name"]) == (large < 0)
+        result = atlas.run(cap, circuit, task, skip=2)
+        assert next(name for name in result if name.startswith("strength")) == first
+        assert ("without the first token" in result["x"].attrs["long_name"]) == (large < 0)
         np.testing.assert_allclose(
-            found["strength_without_first"].sum("bin").values[PREVIOUS], 1.0, atol=1e-4
+            result["strength_without_first"].sum("bin").values[PREVIOUS], 1.0, atol=1e-4
         )
     # The sink head has nothing left, the uniform one all that is not the first token.
-    uniform = found["strength_without_first"].values[:, 0, 2]
+    uniform = result["strength_without_first"].values[:, 0, 2]
     lengths = np.arange(2, 14)
     expected = [np.mean([1 / (n - 1) for n in lengths]),
                 np.mean([(n > 2) / (n - 1) for n in lengths])]  # fmt: skip
@@ -98,7 +100,7 @@ def test_strength_and_the_map_leave_out_a_first_token_that_takes_much(circuit, t
 @pytest.mark.requirement("A12")
 def test_the_map_is_the_principal_components_of_the_models_own_patterns(random_llama, task):
     cap = capture(random_llama, task, stats=(*atlas.NEEDS, "pattern"), keep=("q", "k"))
-    found = atlas.run(cap, random_llama, task, skip=2, queries=100)
+    result = atlas.run(cap, random_llama, task, skip=2, queries=100)
     dims = ("prompt", "layer", "head", "query", "key")
     weights = cap["pattern"].transpose(*dims).values.astype(np.float64)
     length = weights.shape[-1]
@@ -113,13 +115,13 @@ def test_the_map_is_the_principal_components_of_the_models_own_patterns(random_l
     features = np.sqrt(pooled.reshape(-1, pooled.shape[-1]))
     features -= features.mean(0)
     left, sizes, _ = np.linalg.svd(features, full_matrices=False)
-    for axis, values in enumerate((found["x"].values[0], found["y"].values[0])):
+    for axis, values in enumerate((result["x"].values[0], result["y"].values[0])):
         expected = left[:, axis] * sizes[axis]
         sign = np.sign(expected @ values)
         np.testing.assert_allclose(values * sign, expected, atol=1e-4)
     shown = 100 * (sizes[:2] ** 2).sum() / (sizes**2).sum()
-    said = found["atlas"].attrs["convention"].partition("components show ")[2].partition("%")[0]
-    assert float(said) == pytest.approx(shown, abs=0.1)
+    output = result["atlas"].attrs["convention"].partition("components show ")[2].partition("%")[0]
+    assert float(output) == pytest.approx(shown, abs=0.1)
 
 
 @pytest.mark.requirement("A12")
@@ -130,7 +132,7 @@ def test_heads_that_look_alike_stand_together_on_the_map(result):
     assert np.ptp(x[uniform]) < 1e-4
     assert np.ptp(y[uniform]) < 1e-4
     previous, sink = heads.index("L0H0"), heads.index("L0H1")
-    for one, other in ((previous, sink), (previous, uniform[0]), (sink, uniform[0])):
-        assert np.hypot(x[one] - x[other], y[one] - y[other]) > 0.3
+    for first, second in ((previous, sink), (previous, uniform[0]), (sink, uniform[0])):
+        assert np.hypot(x[first] - x[second], y[first] - y[second]) > 0.3
     figure = viz.draw(result, "atlas")
     assert len(figure.layout.updatemenus[0].buttons) == len(atlas.MAPS) * len(atlas.METRICS)

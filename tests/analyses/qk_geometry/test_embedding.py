@@ -28,10 +28,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def vectors(story, layer: int, head: int) -> tuple[np.ndarray, np.ndarray]:
-    one = story.isel(prompt=0, layer=layer)
-    length = int(one["length"])
-    group = int(one["kv_group"].values[head])
-    q, k = one["q"].values[head, :length], one["k"].values[group, :length]
+    selected = story.isel(prompt=0, layer=layer)
+    length = int(selected["length"])
+    group = int(selected["kv_group"].values[head])
+    q, k = selected["q"].values[head, :length], selected["k"].values[group, :length]
     return q.astype(float), k.astype(float)
 
 

@@ -31,15 +31,15 @@ def small(layers: int = 1) -> dict[str, int]:
 @pytest.mark.requirement("A18")
 def test_the_terms_of_all_pairs_add_up_to_the_logits_and_the_shares_are_theirs(bundled, story):
     layer, head, group = 2, 5, 2
-    one = story.isel(prompt=0, layer=layer)
-    length = int(one["length"])
-    q = one["q"].values[head, :length].astype(float)
-    k = one["k"].values[group, :length].astype(float)
+    selected = story.isel(prompt=0, layer=layer)
+    length = int(selected["length"])
+    q = selected["q"].values[head, :length].astype(float)
+    k = selected["k"].values[group, :length].astype(float)
     # Llama turns channel c together with channel c + 16.
     pairs = [slice(c, None, 16) for c in range(16)]
     terms = np.stack([q[:, pair] @ k[:, pair].T / 32**0.5 for pair in pairs])
     weights = pattern(story, layer, head).values.astype(float)
-    lse = one["lse"].values[head, :length].astype(float)
+    lse = selected["lse"].values[head, :length].astype(float)
     seen = np.tril(np.ones_like(weights)) > 0
     logits = np.log(weights.clip(1e-30)) + lse[:, None]
     likely = seen & (weights > 1e-6)

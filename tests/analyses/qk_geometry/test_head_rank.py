@@ -106,8 +106,8 @@ class AttentionOnly(LlamaDecoderLayer):
 
     def forward(self, hidden_states, **given):
         given = {name: given[name] for name in ("attention_mask", "position_embeddings")}
-        found = self.self_attn(hidden_states=hidden_states, **given)[0]
-        return hidden_states + found if self.skips else found
+        result = self.self_attn(hidden_states=hidden_states, **given)[0]
+        return hidden_states + result if self.skips else result
 
 
 class WithSkips(AttentionOnly):
@@ -128,16 +128,16 @@ def deep(kind: type[LlamaDecoderLayer]) -> LlamaForCausalLM:
 
 @pytest.mark.long
 def test_attention_alone_loses_rank_with_depth_and_skip_connections_keep_it():
-    found = {}
+    actual = {}
     for kind in (AttentionOnly, WithSkips):
         model = load_model(deep(kind))
         cap = captured(model, IDS[:1])
         for norm in head_rank.NORMS:
             result = head_rank.run(cap, model, norm=norm, checked=1)
-            found[kind, norm] = result["to_equal_rows"].values
+            actual[kind, norm] = result["to_equal_rows"].values
         assert result["boundary"].values[[0, -1]].tolist() == ["input", "after L9"]
     for norm in head_rank.NORMS:
-        alone, skips = found[AttentionOnly, norm], found[WithSkips, norm]
+        alone, skips = actual[AttentionOnly, norm], actual[WithSkips, norm]
         assert (np.diff(alone) < 0).all()
         assert alone[-1] < 0.1 * alone[0]
         assert skips[-1] > 0.5 * skips[0]

@@ -61,8 +61,8 @@ def test_what_the_first_token_leaves_is_compared_by_itself(bundled, story):
     pairs = itertools.permutations(range(len(maps)), 2)
     shared = np.mean([(maps[a] * maps[b]).sum(-1) for a, b in pairs], axis=0)
     expected = (shared / (maps**2).sum(-1).mean(0)).mean()
-    found = result["positionality_without_first"].values[1, 3]
-    assert float(found) == pytest.approx(expected, abs=1e-4)
+    actual = result["positionality_without_first"].values[1, 3]
+    assert float(actual) == pytest.approx(expected, abs=1e-4)
     variance = maps.var(axis=0, ddof=1).sum(-1).mean()
     assert float(result["variance_without_first"].values[1, 3]) == pytest.approx(variance, abs=1e-4)
 

@@ -24,12 +24,12 @@ def captured(model, ids=IDS):
 
 def test_divergences_are_those_of_scipy():
     shares = np.random.default_rng(0).dirichlet(np.ones(7) / 3, size=(4, 5))
-    found = _signatures.divergences(shares)
+    result = _signatures.divergences(shares)
     for one in range(4):
         for other in range(4):
             expected = np.mean([jensenshannon(*pair, base=2) ** 2 for pair in
                                 zip(shares[one], shares[other], strict=True)])  # fmt: skip
-            assert found[one, other] == pytest.approx(expected, abs=1e-9)
+            assert result[one, other] == pytest.approx(expected, abs=1e-9)
 
 
 def test_pooled_rows_hold_the_whole_weight_and_never_diverge_more_than_the_maps(circuit):
@@ -86,9 +86,9 @@ def test_a_head_that_is_copied_is_found_by_its_rows_and_by_its_outputs(random_ll
     heads = result["one"].values.tolist()
     names = [heads.index(f"L1H{head}") for head in range(4)]
     apart, alike = (result[name].values for name in ("pattern_divergence", "output_similarity"))
-    for one, other, cosine in ((0, 1, 1.0), (2, 3, -1.0)):
-        assert apart[names[one], names[other]] == pytest.approx(0.0, abs=1e-9)
-        assert alike[names[one], names[other]] == pytest.approx(cosine, abs=1e-5)
+    for first, second, cosine in ((0, 1, 1.0), (2, 3, -1.0)):
+        assert apart[names[first], names[second]] == pytest.approx(0.0, abs=1e-9)
+        assert alike[names[first], names[second]] == pytest.approx(cosine, abs=1e-5)
     assert result["alike_in_layer"].values[1, :2].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
@@ -102,9 +102,9 @@ def test_heads_with_the_pattern_of_their_nearest_head_move_the_output_less(bundl
 
 def test_the_order_of_the_matrix_is_that_of_the_groups(circuit):
     result = similarity.run(captured(circuit), circuit, clusters=4)
-    found = [result["cluster"].values[int(name[1]), int(name[3])] for name in result["one"].values]
-    assert found == sorted(found)
-    assert (np.diff(np.bincount(np.array(found, dtype=int))[1:]) <= 0).all()
+    actual = [result["cluster"].values[int(name[1]), int(name[3])] for name in result["one"].values]
+    assert actual == sorted(actual)
+    assert (np.diff(np.bincount(np.array(actual, dtype=int))[1:]) <= 0).all()
 
 
 def test_bad_input_is_refused(random_llama):

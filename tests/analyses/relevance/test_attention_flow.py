@@ -78,11 +78,11 @@ def test_other_published_maps():
 
 def test_without_the_first_key_rows_are_what_is_left_of_them():
     attention = maps(2, 2, 5)
-    found, whole = attention_flow.mix(attention, residual=False, first=False)[0], attention.mean(1)
+    result, whole = attention_flow.mix(attention, residual=False, first=False)[0], attention.mean(1)
     left = whole[0, 1:, 1:] / whole[0, 1:, 1:].sum(-1, keepdims=True)
-    np.testing.assert_allclose(found[1:, 1:], left, atol=1e-12)
-    assert (found[1:, 0] == 0).all()
-    np.testing.assert_allclose(found[0], whole[0, 0])
+    np.testing.assert_allclose(result[1:, 1:], left, atol=1e-12)
+    assert (result[1:, 0] == 0).all()
+    np.testing.assert_allclose(result[0], whole[0, 0])
     sink = np.zeros((1, 1, 3, 3))
     sink[..., 0] = 1.0
     np.testing.assert_array_equal(
@@ -110,8 +110,8 @@ def test_a_flow_is_too_small_by_a_part_of_its_smallest_cut_alone():
     exact = np.array(
         [nx.maximum_flow_value(graph, (layers, size - 1), (0, key)) for key in range(size)]
     )
-    found = attention_flow.largest_flows(mixed, [size - 1])[0]
-    missing = exact - found * 10**9
+    result = attention_flow.largest_flows(mixed, [size - 1])[0]
+    missing = exact - result * 10**9
     assert (missing >= 0).all()
     assert (missing < size**2 * 10**9).all()
     assert missing.max() > 0

@@ -61,8 +61,8 @@ def test_rows_are_those_of_dense_maps(family):
     whole = np.eye(len(IDS))
     for each in weighed:
         whole = whole + each @ whole
-    found = gradient_attention.relevance(trace)
-    np.testing.assert_allclose(found, whole[-1], rtol=1e-3, atol=1e-5)
+    result = gradient_attention.relevance(trace)
+    np.testing.assert_allclose(result, whole[-1], rtol=1e-3, atol=1e-5)
     # The published variant of rollout: normalised rows, the first layer left out.
     normal = np.eye(len(IDS))
     for each in weighed[1:]:
@@ -84,9 +84,9 @@ def test_the_gradient_of_a_weight_is_that_of_autograd(family):
     answer = trace.target.score(result.logits[:, -1])
     slopes = torch.autograd.grad(answer.sum(), result.attentions)
     architectures.switch(module, "sdpa")
-    maps, found = dense_maps(trace)
+    maps, actual = dense_maps(trace)
     seen = maps > 0
-    np.testing.assert_allclose(found[seen], torch.cat(slopes).numpy()[seen], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(actual[seen], torch.cat(slopes).numpy()[seen], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.requirement("C2")
@@ -98,8 +98,8 @@ def test_transformer_attribution_is_gradient_times_relevance(family):
     whole = np.eye(len(IDS))
     for each in (slopes * relevant * maps).clip(min=0).mean(1):
         whole = whole + each @ whole
-    found = transformer_attribution.relevance(trace)
-    np.testing.assert_allclose(found, whole[-1], rtol=1e-3, atol=1e-6)
+    result = transformer_attribution.relevance(trace)
+    np.testing.assert_allclose(result, whole[-1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.requirement("C2")
@@ -138,7 +138,7 @@ def test_relevance_of_a_linear_model_is_exact():
         block.mlp.down_proj.weight.zero_()
         block.self_attn.q_proj.weight.zero_()  # uniform attention
     trace = Trace(model, target.predicted(model, IDS))
-    found = lrp_method.relevance(trace)
+    result = lrp_method.relevance(trace)
     with torch.no_grad():
         x = model.module.get_input_embeddings()(torch.tensor(IDS)).double()
         root = (x.square().mean(-1, keepdim=True) + model.module.config.rms_norm_eps).sqrt()
@@ -152,7 +152,7 @@ def test_relevance_of_a_linear_model_is_exact():
         scale = (last.square().mean() + model.module.config.rms_norm_eps).sqrt()
         direction = model.module.lm_head.weight[trace.target.answer_ids[0]].double()
         expected = moved / scale * model.module.model.norm.weight @ direction
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_what_the_rules_do_not_know_is_refused():
@@ -180,13 +180,13 @@ def test_modules_are_put_back(bundled):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_integrated_gradients_are_complete(family):
     trace = traced(family)
-    found, missing = integrated_gradients.integrate(trace)
+    result, missing = integrated_gradients.integrate(trace)
     assert missing <= integrated_gradients.TOLERANCE
     base = trace.embedding.mean(0).expand_as(trace.embedding)
     with torch.no_grad():
         logits = at_embeddings(trace.model.module, base)
     gained = trace.score - float(trace.target.score(logits))
-    assert abs(found.sum() - gained) <= missing * max(abs(gained), abs(trace.score)) + 1e-5
+    assert abs(result.sum() - gained) <= missing * max(abs(gained), abs(trace.score)) + 1e-5
     # More points than needed: the plain Riemann sum of the definition.
     slopes = torch.zeros_like(base)
     for place in (torch.arange(400) + 0.5) / 400:
@@ -194,7 +194,7 @@ def test_integrated_gradients_are_complete(family):
         score = trace.target.score(at_embeddings(trace.model.module, stream))
         slopes += torch.autograd.grad(score.sum(), stream)[0] / 400
     expected = (slopes * (trace.embedding - base)).sum(-1)
-    np.testing.assert_allclose(found, expected, atol=0.05 * float(expected.abs().max()))
+    np.testing.assert_allclose(result, expected, atol=0.05 * float(expected.abs().max()))
 
 
 def at_embeddings(module, stream):
@@ -220,10 +220,10 @@ def test_every_method_answers_and_says_what_it_is(circuit):
     for name, method in methods().items():
         if name == "attn_lrp":
             continue
-        found = method.relevance(trace)
-        assert found.shape == (len(trace.target.ids),), name
-        assert np.isfinite(found).all(), name
-        assert method.signed or (found >= 0).all(), name
+        result = method.relevance(trace)
+        assert result.shape == (len(trace.target.ids),), name
+        assert np.isfinite(result).all(), name
+        assert method.signed or (result >= 0).all(), name
 
 
 @pytest.mark.requirement("C2")
@@ -234,9 +234,9 @@ def test_gradient_relevance_finds_the_planted_copy(circuit):
         trace = Trace(circuit, place)
         evidence = len(place.ids) - 4  # where the answer stood
         for method in ("gradient_attention", "transformer_attribution", "lrp"):
-            found = methods()[method].relevance(trace).copy()
-            found[place.at] = 0.0  # its own 1
-            assert int(found.argmax()) == evidence, method
+            result = methods()[method].relevance(trace).copy()
+            result[place.at] = 0.0  # its own 1
+            assert int(result.argmax()) == evidence, method
 
 
 def test_the_optional_package_is_asked_for(bundled):
@@ -255,8 +255,8 @@ def test_attn_lrp_through_lxt():
     attn_lrp._notice.cache_clear()
     trace = traced("llama")
     with pytest.warns(UserWarning, match="no patent rights"):
-        found = attn_lrp.relevance(trace)
-    assert found.shape == (len(IDS),)
+        result = attn_lrp.relevance(trace)
+    assert result.shape == (len(IDS),)
     assert "forward" not in vars(trace.model.module.model.norm)
     rules = attn_lrp._rules("models.llama")
     with pytest.MonkeyPatch.context() as patch:

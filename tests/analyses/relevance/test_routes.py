@@ -47,12 +47,12 @@ def family(name):
 
 def shares(whole, parts):
     """The definition, part by part."""
-    found = {}
+    result = {}
     for name, part in parts.items():
         gain = np.abs(whole).sum() - np.abs(whole - part).sum()
-        found[name] = max(1e-5, gain) if np.any(part) else 0.0
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()}
+        result[name] = max(1e-5, gain) if np.any(part) else 0.0
+    total = sum(result.values())
+    return {name: value / total for name, value in result.items()}
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma2"])
@@ -143,22 +143,22 @@ def kept(parts, threshold):
 
 def dense_trace(name, model, ids, at, threshold):
     """The whole graph by its definition, position by position, all in float64."""
-    found = Dense(name, model, ids)
+    result = Dense(name, model, ids)
     importance = np.zeros(len(ids))
     importance[at] = 1.0
     heads, mlp, residual, bias = np.zeros((2, 4)), np.zeros(2), np.zeros(2), np.zeros(2)
     for layer in (1, 0):
         below = np.zeros(len(ids))
         for row in np.flatnonzero(importance):
-            before, after = (found.streams[layer + up][row] for up in (0, 1))
+            before, after = (result.streams[layer + up][row] for up in (0, 1))
             parts = {
-                (head, key): found.maps[layer][head, row, key]
-                * found.values[layer][key, head]
-                @ found.out[layer][head]
+                (head, key): result.maps[layer][head, row, key]
+                * result.values[layer][key, head]
+                @ result.out[layer][head]
                 for head in range(4)
                 for key in range(row + 1)
             }
-            parts["bias"] = found.bias[layer]
+            parts["bias"] = result.bias[layer]
             added = sum(parts.values())
             parts["residual"] = before
             through_mlp = after - before - added
@@ -191,16 +191,16 @@ def dense_trace(name, model, ids, at, threshold):
 def test_the_whole_trace_is_that_of_the_definition_in_float64(name, threshold):
     model, text = family(name), list(range(5, 17))
     blocks = _routes.Blocks.of(model)
-    found = _routes.trace(_routes.read(model, text, blocks), blocks, 11, threshold)
+    result = _routes.trace(_routes.read(model, text, blocks), blocks, 11, threshold)
     expected = dense_trace(name, model, text, 11, threshold)
     for part in ("tokens", "heads", "mlp", "residual", "bias"):
         np.testing.assert_allclose(
-            getattr(found, part), getattr(expected, part), atol=1e-5, err_msg=part
+            getattr(result, part), getattr(expected, part), atol=1e-5, err_msg=part
         )
-    assert found.tokens.sum() + found.bias.sum() == pytest.approx(1, abs=1e-9)
+    assert result.tokens.sum() + result.bias.sum() == pytest.approx(1, abs=1e-9)
     if threshold == 0:
-        assert (found.bias.sum() > 1e-3) == (name in ("gpt2", "gpt_neox"))
-        assert (found.tokens > 0).all()
+        assert (result.bias.sum() > 1e-3) == (name in ("gpt2", "gpt_neox"))
+        assert (result.tokens > 0).all()
 
 
 def test_importance_is_handed_down_whole(random_llama):
@@ -214,8 +214,8 @@ def test_importance_is_handed_down_whole(random_llama):
         for layer in range(2):
             through = [e for e in routes.edges if e[0] == layer and e[1] != _routes.MLP]
             assert sum(edge[-1] for edge in through) == pytest.approx(1)
-    found = method("routes").relevance(Trace(random_llama, Target(tuple(text), 27, (5,))))
-    np.testing.assert_allclose(found, _routes.trace(streams, blocks, 27, 0.01).tokens)
+    result = method("routes").relevance(Trace(random_llama, Target(tuple(text), 27, (5,))))
+    np.testing.assert_allclose(result, _routes.trace(streams, blocks, 27, 0.01).tokens)
 
 
 @torch.no_grad()

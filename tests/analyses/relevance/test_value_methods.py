@@ -58,9 +58,9 @@ def test_value_zeroing_is_what_passes_without_the_values_give(family):
              for token in range(len(IDS))], dim=1,
         ).numpy()  # fmt: skip
         whole = turned / turned.sum(1, keepdims=True) @ whole
-    found = value_zeroing.relevance(trace)
-    np.testing.assert_allclose(found, whole[-1], atol=1e-4)
-    assert found.sum() == pytest.approx(1)
+    result = value_zeroing.relevance(trace)
+    np.testing.assert_allclose(result, whole[-1], atol=1e-4)
+    assert result.sum() == pytest.approx(1)
 
 
 def test_value_zeroing_in_parts_is_the_same(monkeypatch):
@@ -91,9 +91,9 @@ def test_norms_are_those_of_the_output_projection(family, monkeypatch):
             shift = module(torch.zeros_like(shares))
             expected.append((module(shares) - shift).norm(dim=-1).numpy())
     monkeypatch.setattr(norm_attention, "CHUNK", 2000)
-    found = norm_attention.norms(trace)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-    shares = found / found.sum(1, keepdims=True)
+    result = norm_attention.norms(trace)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
+    shares = result / result.sum(1, keepdims=True)
     np.testing.assert_allclose(norm_attention.relevance(trace), shares.mean(0))
 
 

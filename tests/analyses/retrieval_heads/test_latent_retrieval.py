@@ -27,8 +27,8 @@ def associating(circuit):
     words, into = torch.arange(len(WORDS)), attention.c_attn.weight
     for pair in PARTNERS:
         if set(pair) <= set(KEYS):
-            one, other = (WORDS.index(word) for word in pair)
-            into[TOKEN + one, SIZE + other] = into[TOKEN + other, SIZE + one] = 3.0
+            first, second = (WORDS.index(word) for word in pair)
+            into[TOKEN + first, SIZE + second] = into[TOKEN + second, SIZE + first] = 3.0
     into[BEFORE + words, WIDTH + SIZE + words] = 1.0
     attention.c_attn.bias[2 * SIZE - 1] = 16.0
     into[PLACE, WIDTH + 2 * SIZE - 1] = 1.0

@@ -22,11 +22,11 @@ from headscope.probes.prompts.writing import split
 @pytest.mark.requirement("B4")
 def test_the_ratio_of_sums_is_the_ratio_of_the_models_own_maps(bundled):
     prompts = [[0, 30, 31, 32, 33, 34, 35], [0, 40, 41, 42]]
-    found = generate(bundled, prompts, ("span_mass",), new_tokens=3, prefix=2)
-    measured = ratios(found, 2)
+    result = generate(bundled, prompts, ("span_mass",), new_tokens=3, prefix=2)
+    measured = ratios(result, 2)
     assert measured.shape == (2, 3, 4, 8)
     for row, prompt in enumerate(prompts):
-        ids = found["token_id"].values[row, : len(prompt) + 3].astype(int)
+        ids = result["token_id"].values[row, : len(prompt) + 3].astype(int)
         maps = eager_maps(bundled.module, ids.tolist())
         context = len(prompt) - 2
         for step in range(3):
@@ -60,8 +60,8 @@ def test_the_area_is_the_one_of_scikit_learn():
     assert area == pytest.approx(roc_auc_score(truth, scores))
     # Hanley and McNeil's standard error, from the area and the counts alone.
     yes, no = int(truth.sum()), int((~truth).sum())
-    one, two = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (yes - 1) * (one - area**2) + (no - 1) * (two - area**2)
+    first, second = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (yes - 1) * (first - area**2) + (no - 1) * (second - area**2)
     half = 1.96 * np.sqrt(variance / (yes * no))
     assert (upper - lower) / 2 == pytest.approx(half, rel=0.25)
 
@@ -101,12 +101,12 @@ def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
     for here, there in zip(
         present.prompts, absent(present, bundled.tokenizer).prompts, strict=True
     ):
-        ours, theirs = split(here.clean), split(there.clean)
+        ours, expected = split(here.clean), split(there.clean)
         asked = ours[-1]
-        assert theirs[-1] == asked
+        assert expected[-1] == asked
         assert ours.count(asked) == 2
-        assert theirs.count(asked) == 1
-        (place,) = (at for at in range(len(ours)) if ours[at] != theirs[at])
+        assert expected.count(asked) == 1
+        (place,) = (at for at in range(len(ours)) if ours[at] != expected[at])
         assert ours[place] == asked
         assert f" {ours[place + 1]}" in here.questions[0].answers
 

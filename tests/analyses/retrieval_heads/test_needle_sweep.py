@@ -94,7 +94,7 @@ def test_the_curve_of_a_known_circuit(circuit, masking):
     # A random set does harm when it holds the other half of the circuit, and only then.
     for row, count in ((1, 1), (2, 4)):
         sets = _head_masking.random_sets(ranked[count:], count, 6, count)
-        assert mean[row, 1] == pytest.approx(np.mean([PREVIOUS not in each for each in sets]))
+        assert mean[row, 1] == pytest.approx(np.mean([PREVIOUS not in subset for subset in sets]))
     assert record["heads"]["1"] == ["L1H0"]
 
 

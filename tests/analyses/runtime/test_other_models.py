@@ -58,8 +58,8 @@ def test_a_transformer_bridge_gives_the_numbers_of_its_model(random_llama, mixed
     results = []
     for each in (load_model(bridge, tokenizer=random_llama.tokenizer), random_llama):
         cap = capture(each, mixed, stats=(), keep=("z",))
-        found = importance.run(cap, each, mixed, metric="logit_difference")
-        scores = [found[name] for name in ("zero_ablation", "mean_ablation", "gate_gradient")]
+        result = importance.run(cap, each, mixed, metric="logit_difference")
+        scores = [result[name] for name in ("zero_ablation", "mean_ablation", "gate_gradient")]
         slopes = _input.input_gradient(each, [0, 5, 6, 7], 8)
         results.append((*scores, slopes, head_outputs.output_weights(each)))
     *pairs, weights = zip(*results, strict=True)

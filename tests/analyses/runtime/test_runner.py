@@ -32,7 +32,7 @@ def test_analyses_of_one_prompt_set_share_one_capture(circuit, captures):
     results = dict(runner.execute_many(names, circuit, task=task, options=options))
     assert list(results) == list(names)
     # Importance captures the corrupted prompts, too; the task itself is captured once.
-    of_task = [each for each in captures if each["prompts"] is task]
+    of_task = [capture for capture in captures if capture["prompts"] is task]
     assert len(of_task) == 1
     assert of_task[0]["stats"] == ("offset_mass", "target_mass", "first_mass", "pattern")
     assert of_task[0]["keep"] == ("z",)
@@ -63,9 +63,9 @@ def test_a_capture_that_holds_the_need_is_used(circuit, captures):
 def test_the_seed_draws_other_prompts_and_is_recorded(circuit):
     given = {"task": "recall", "n": 2, "options": {"draws": 1}}
     results = [runner.execute("head_types", circuit, seed=seed, **given) for seed in (0, 0, 1)]
-    digests = [each.attrs["prompts_sha256"] for each in results]
+    digests = [result.attrs["prompts_sha256"] for result in results]
     assert digests[0] == digests[1] != digests[2]
-    assert [json.loads(each.attrs["options"])["seed"] for each in results] == [0, 0, 1]
+    assert [json.loads(result.attrs["options"])["seed"] for result in results] == [0, 0, 1]
     assert results[0].attrs["n_prompts"] == 2
 
 
@@ -100,7 +100,8 @@ def test_a_result_states_what_the_intact_model_makes_of_its_task(circuit):
         replace(
             prompt,
             questions=tuple(
-                replace(each, answers=each.wrong, wrong=each.answers) for each in prompt.questions
+                replace(question, answers=question.wrong, wrong=question.answers)
+                for question in prompt.questions
             ),
         )
         for prompt in task.prompts

@@ -19,27 +19,27 @@ def noise(prompts: int) -> np.ndarray:
 
 
 def test_shares_of_real_effects_are_compared():
-    found = verdict(0.1, 1.0, 0.9, 1.0)
-    assert found.state == "supported"
+    result = verdict(0.1, 1.0, 0.9, 1.0)
+    assert result.state == "supported"
     mean = noise(16).mean(0)
-    assert f"does {10 * mean[0] / mean[1]:.3g}%" in found.text
+    assert f"does {10 * mean[0] / mean[1]:.3g}%" in result.text
     assert verdict(0.9, 1.0, 0.1, 1.0).state == "disagreement"
 
 
 @pytest.mark.parametrize("fixed", [0.1, 2.0])
 def test_nothing_is_a_share_of_no_effect(fixed):
-    found = verdict(fixed, 1.0, 0.4, 0.001)
-    assert "%" not in found.text
-    assert found.state == ("supported" if fixed < 1 else "disagreement")
+    result = verdict(fixed, 1.0, 0.4, 0.001)
+    assert "%" not in result.text
+    assert result.state == ("supported" if fixed < 1 else "disagreement")
     assert verdict(fixed, 0.001, 0.4, 1.0).state == "too_few"
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 15])
 def test_few_prompts_say_nothing(prompts):
     assert verdict(0.1, 1.0, 0.9, 1.0, prompts=prompts).state == "too_few"
-    found = causal_verdict(np.full(prompts, 3.0), "3 nats")
-    assert found.state == "too_few"
-    assert found.text == f"Too few prompts for a causal check ({prompts} of 16): 3 nats."
+    result = causal_verdict(np.full(prompts, 3.0), "3 nats")
+    assert result.state == "too_few"
+    assert result.text == f"Too few prompts for a causal check ({prompts} of 16): 3 nats."
 
 
 def test_two_heads_and_two_groups_are_judged_by_one_t_test():
@@ -48,9 +48,9 @@ def test_two_heads_and_two_groups_are_judged_by_one_t_test():
     assert exceeds_zero(over).tolist() == [True, False, False]
     assert single[0] < 0.05 < single[1]
     for claimed, state in (([0], "supported"), ([1], "disagreement"), ([2], "disagreement")):
-        found = causal_verdict(over, "it is", "; it is not", np.array(claimed))
-        assert found.state == state
-        assert found.text.endswith("; it is not.") == (state == "disagreement")
+        result = causal_verdict(over, "it is", "; it is not", np.array(claimed))
+        assert result.state == state
+        assert result.text.endswith("; it is not.") == (state == "disagreement")
     assert causal_verdict(over[:, :2], "it is").state == "disagreement"
 
 

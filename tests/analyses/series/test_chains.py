@@ -39,8 +39,8 @@ def targets(rows: chains.Rows) -> dict[str, list[list[list[int]]]]:
 def accuracy(module: Any, edits: tuple[Ablate, ...] = (), longest: int = 3) -> list[float]:
     """Accuracy on chains of every length, over many texts."""
     rows = chains.draw(400, torch.Generator().manual_seed(78))
-    found = logits(load_model(module), rows.ids, edits)[..., : chains.VALUES].argmax(-1)
-    right = (found == rows.values).double()
+    result = logits(load_model(module), rows.ids, edits)[..., : chains.VALUES].argmax(-1)
+    right = (result == rows.values).double()
     return [float(right[rows.steps == length].mean()) for length in range(longest + 1)]
 
 
@@ -55,11 +55,11 @@ def trained(**options: Any) -> tuple[Any, xr.Dataset]:
             last = module
             yield step, module
 
-    found = follow(states(), ASKED.ids.tolist(), targets(ASKED))
+    result = follow(states(), ASKED.ids.tolist(), targets(ASKED))
     for length in (1, 3):
         values = [row[length] for row in scored]
-        found[f"accuracy_{length}"] = ("checkpoint", values, {"units": "share"})
-    return last, found
+        result[f"accuracy_{length}"] = ("checkpoint", values, {"units": "share"})
+    return last, result
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def test_chains_of_three_are_solved_when_the_head_of_two_steps_is_there(runs):
 @pytest.mark.requirement("E4")
 def test_one_layer_solves_one_step_and_no_more():
     *_, (_, module) = chains.train((400,), layers=1)
-    none, one, two, three = accuracy(module)
-    assert min(none, one) > 0.95
-    assert max(two, three) < 0.75
+    none, first, second, three = accuracy(module)
+    assert min(none, first) > 0.95
+    assert max(second, three) < 0.75
 
 
 @pytest.mark.requirement("E4")

@@ -21,25 +21,25 @@ COMMON = 1 - sum(toy.DISTINCT_SHARES)
 
 def targets(rows: toy.Rows) -> dict[str, list[list[list[int]]]]:
     """Where words of each kind stand, asked at the query: often, sometimes, rarely, common."""
-    found = {}
+    result = {}
     for place, name in enumerate((*SHARES, "common")):
         kinds = [
             list(toy.COMMON) if name == "common" else [toy.distinct(word - toy.NEXT.start)[place]]
             for word in rows.following.tolist()
         ]
-        found[name] = [
+        result[name] = [
             [[]] * (toy.LENGTH - 1) + [[at for at, word in enumerate(row) if word in kind]]
             for row, kind in zip(rows.ids.tolist(), kinds, strict=True)
         ]
-    return found
+    return result
 
 
-def asked(told: bool = True) -> toy.Rows:
+def held_rows(told: bool = True) -> toy.Rows:
     return toy.draw(160, torch.Generator().manual_seed(77), told=told)
 
 
 def trained(told: bool = True, **options: float) -> tuple[object, xr.Dataset]:
-    rows, last = asked(told), []
+    rows, last = held_rows(told), []
 
     def states():
         for step, module in toy.train(STEPS, told=told, **options):
@@ -88,12 +88,12 @@ def test_attention_keeps_what_occurs_together_most_often_and_drops_the_rest_in_t
     ends = []
     for seed in range(3):
         *_, (_, module) = toy.train(STEPS[:-1], seed=seed)
-        rows = asked()
-        found = capture(
+        rows = held_rows()
+        result = capture(
             load_model(module), rows.ids.tolist(), stats=("target_mass",), targets=targets(rows)
         )["target_mass"].isel(layer=0, head=0, query=-1)
         counts = np.array([[len(keys[-1]) for keys in targets(rows)[kind]] for kind in kinds])
-        mass = found.sel(target=list(kinds)).transpose("target", "prompt").values
+        mass = result.sel(target=list(kinds)).transpose("target", "prompt").values
         # Weight of one word against that of a common one: the difference of their scores.
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = np.log(mass / counts)

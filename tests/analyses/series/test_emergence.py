@@ -30,18 +30,18 @@ def losses() -> xr.Dataset:
     """Loss on words said the second time, by transformers alone."""
     steps = [int(name.rpartition("step")[2]) for name in checkpoints(SERIES)]
     _, again = evaluation.held_out()
-    found = []
+    result = []
     for step in steps:
         loss = predict_next(evaluation.load(folder(SERIES), f"step{step}"), again[:16])[0]
-        found.append(loss[:, evaluation.PERIOD + 1 :].mean(1).double().numpy())
-    ends = bootstrap(np.array(found).T)
+        result.append(loss[:, evaluation.PERIOD + 1 :].mean(1).double().numpy())
+    ends = bootstrap(np.array(result).T)
     names = ("loss", "loss_lower", "loss_upper")
     values = {name: ("checkpoint", end) for name, end in zip(names, ends, strict=True)}
     return xr.Dataset(values, {"step": ("checkpoint", steps)})
 
 
-def heads(found: xr.Dataset) -> list[tuple[int, int]]:
-    return [(int(row["name"][1]), int(row["name"][3:])) for row in found.attrs["order"]]
+def heads(emerged: xr.Dataset) -> list[tuple[int, int]]:
+    return [(int(row["name"][1]), int(row["name"][3:])) for row in emerged.attrs["order"]]
 
 
 @pytest.mark.requirement("E4")
@@ -69,15 +69,15 @@ def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(ty
 def test_the_checkpoints_tell_that_the_previous_token_head_is_first(types, losses):
     together = types.assign(losses.drop_vars("step"))
     for later in ("induction", "loss"):
-        found = order(together, [later, "previous_token"])
-        assert found["score"].values.tolist() == ["previous_token", later]
-        assert found.attrs["order"][0]["entries"] == ["L0H0"]
-        assert found.attrs["verdict"] == "supported"
-        assert float(found["lag"][1]) > 0
+        result = order(together, [later, "previous_token"])
+        assert result["score"].values.tolist() == ["previous_token", later]
+        assert result.attrs["order"][0]["entries"] == ["L0H0"]
+        assert result.attrs["verdict"] == "supported"
+        assert float(result["lag"][1]) > 0
     # Induction heads and the drop of the loss are one event: within the distance of checkpoints.
-    found = order(together, ["induction", "loss"])
-    assert found.attrs["verdict"] == "too_few"
-    assert found["lag_lower"][1] < 0 < found["lag_upper"][1] <= 50
+    result = order(together, ["induction", "loss"])
+    assert result.attrs["verdict"] == "too_few"
+    assert result["lag_lower"][1] < 0 < result["lag_upper"][1] <= 50
     # The sink is last, at every level.
     whole = order(types)
     assert whole["score"].values.tolist()[0] == "previous_token"
@@ -90,7 +90,7 @@ def test_the_checkpoints_tell_that_the_previous_token_head_is_first(types, losse
 def test_checkpoints_in_another_order_have_no_order_of_emergence(types):
     """The control: the same scores, with the checkpoints of each dealt anew."""
     scores = ["previous_token", "induction"]
-    rng, said = np.random.default_rng(0), []
+    rng, output = np.random.default_rng(0), []
     for _ in range(40):
         dealt = types.copy()
         for name in scores:
@@ -98,11 +98,11 @@ def test_checkpoints_in_another_order_have_no_order_of_emergence(types):
             for end in ("", "_lower", "_upper"):
                 dealt[f"{name}{end}"] = types[f"{name}{end}"].isel(checkpoint=places).variable
         try:
-            found = order(dealt, scores)
+            result = order(dealt, scores)
         except NotApplicable:
             continue  # what ends as low as it began has not emerged
-        said.append(found["score"].values[0] == scores[0])
-    assert 0.2 < np.mean(said) < 0.8
+        output.append(result["score"].values[0] == scores[0])
+    assert 0.2 < np.mean(output) < 0.8
 
 
 @pytest.mark.requirement("E4")
@@ -113,16 +113,16 @@ def test_ablating_the_induction_heads_matters_at_the_end_and_not_at_the_beginnin
     others = [head for head in others if head not in circuit]
     assert len(others) >= len(top)
     _, again = evaluation.held_out()
-    found = {}
+    result = {}
     for step in ("step100", checkpoints(SERIES)[-1].rpartition("@")[2]):
         model, stock = load_model(f"{SERIES}@{step}"), evaluation.load(folder(SERIES), step)
-        found[step] = {}
+        result[step] = {}
         for name, taken in (("intact", ()), ("top", top), ("others", others)):
-            found[step][name] = said_again(model, again[:16], taken)
+            result[step][name] = said_again(model, again[:16], taken)
             # The edit inside the pass is the ablation of the weights.
             expected = evaluation.second_time(without(stock, taken), again[:16])
-            assert found[step][name] == pytest.approx(tuple(expected.values()), abs=1e-3)
-    early, late = found.values()
+            assert result[step][name] == pytest.approx(tuple(expected.values()), abs=1e-3)
+    early, late = result.values()
     # Loss and accuracy where words come again; a guess costs log(482) = 6.2 nats.
     assert late["intact"] == (pytest.approx(0.15, abs=0.15), pytest.approx(0.97, abs=0.03))
     assert late["top"][0] > 6
@@ -144,19 +144,19 @@ def said_again(model, rows, taken) -> tuple[float, float]:
 @pytest.mark.requirement("A3")
 def test_a_sink_on_the_first_token_forms_after_induction(types):
     _, again = evaluation.held_out()
-    found = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])
-    share = found["topology_share"].sel(kind="none")
-    assert (share[found["step"] <= 500] == 1).all()
+    result = timeline("sink_topology", f"{SERIES}@*", [row.tolist() for row in again[:8]])
+    share = result["topology_share"].sel(kind="none")
+    assert (share[result["step"] <= 500] == 1).all()
     assert float(share[-1]) == 0
-    assert float(found["sink_share"].sel(place="first token")[-1]) > 0.5
+    assert float(result["sink_share"].sel(place="first token")[-1]) > 0.5
     # As it is drawn, every head looks everywhere alike: the first of T tokens gets H_T / T.
     uniform = (1 / np.arange(1, again.shape[1] + 1)).mean()
-    np.testing.assert_allclose(found["at_first"][0], uniform, atol=2e-3)
-    sink = emergence(found, "at_first", least=0.3).attrs["order"]
+    np.testing.assert_allclose(result["at_first"][0], uniform, atol=2e-3)
+    sink = emergence(result, "at_first", least=0.3).attrs["order"]
     assert [row["name"] for row in sink] == ["L0H1"]
     induction = emergence(types, "induction", least=0.4).attrs["order"]
     assert sink[0]["lower"] >= max(row["step"] for row in induction)
-    assert found.attrs["positional_encoding"] == "rotary (default)"
+    assert result.attrs["positional_encoding"] == "rotary (default)"
 
 
 def test_the_analysis_own_causal_check_turns_from_too_few_to_supported(types):
@@ -174,8 +174,8 @@ def test_scores_are_those_of_eager_maps(types):
     intact = types["induction_accuracy"].sel(checkpoint="step400", condition="intact")
     accuracy = evaluate_task(model, task, (), "accuracy").mean()
     assert accuracy == pytest.approx(float(intact))
-    rows = torch.tensor([model.encode(one.clean) for one in task.prompts])
+    rows = torch.tensor([model.encode(prompt.clean) for prompt in task.prompts])
     assert rows.shape[1] == 2 * evaluation.PERIOD + 1
     expected = head_scores(evaluation.load(folder(SERIES), "step400"), rows)
-    found = types["induction"].sel(checkpoint="step400")
-    np.testing.assert_allclose(found, expected["induction"], atol=1e-4)
+    result = types["induction"].sel(checkpoint="step400")
+    np.testing.assert_allclose(result, expected["induction"], atol=1e-4)

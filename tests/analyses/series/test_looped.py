@@ -33,22 +33,22 @@ def test_all_loops_share_their_weights_and_the_machine_computes_what_the_program
         assert all(a is b for a, b in zip(first.parameters(), block.parameters(), strict=True))
     rows = torch.tensor([machine.encode(prompt.clean) for prompt in task.prompts])
     assert rows.shape == (len(clean), ADDRESSES)
-    found = machine.tokenizer.convert_ids_to_tokens(logits(machine, rows)[:, -1].argmax(-1))
+    result = machine.tokenizer.convert_ids_to_tokens(logits(machine, rows)[:, -1].argmax(-1))
     expected = [execute(program).letters[-1] for program in clean]
-    assert found == expected
+    assert result == expected
     assert len(set(expected)) > 5
     # One loop more, or less, is one instruction more or less.
     for loops in (1, LOOPS - 1, LOOPS + 2):
         other = looped(loops)
-        found = other.tokenizer.convert_ids_to_tokens(logits(other, rows)[:, -1].argmax(-1))
-        assert found == [execute(program, loops).letters[-1] for program in clean]
+        result = other.tokenizer.convert_ids_to_tokens(logits(other, rows)[:, -1].argmax(-1))
+        assert result == [execute(program, loops).letters[-1] for program in clean]
 
 
 @pytest.mark.requirement("E4")
 def test_the_fetching_head_looks_where_the_program_counter_points_in_every_loop(machine, drawn):
     task, clean, other = drawn
-    found = capture(machine, task, stats=("topk", "topk_key"), k=1)
-    last = found.isel(query=-1, rank=0)
+    result = capture(machine, task, stats=("topk", "topk_key"), k=1)
+    last = result.isel(query=-1, rank=0)
     key = last["topk_key"].transpose("prompt", "layer", "head").values
     weight = last["topk"].transpose("prompt", "layer", "head").values
     trace = np.array([execute(program).fetched for program in clean])
@@ -73,8 +73,8 @@ def test_a_head_score_over_loops_finds_the_fetching_head_alone(machine, drawn):
         f"loop {loop}": [[[]] * (ADDRESSES - 1) + [[run[loop]]] for run in runs]
         for loop in range(LOOPS)
     }
-    found = capture(machine, task, stats=("target_mass",), targets=targets)["target_mass"]
-    mass = found.isel(query=-1).mean("prompt").transpose("target", "layer", "head").values
+    result = capture(machine, task, stats=("target_mass",), targets=targets)["target_mass"]
+    mass = result.isel(query=-1).mean("prompt").transpose("target", "layer", "head").values
     for loop in range(LOOPS):
         best = np.unravel_index(mass[loop].argmax(), mass[loop].shape)
         assert best == (loop, FETCH)
@@ -84,8 +84,8 @@ def test_a_head_score_over_loops_finds_the_fetching_head_alone(machine, drawn):
 @pytest.mark.requirement("E4")
 def test_resampling_a_loop_does_what_the_other_programs_instruction_would(machine, drawn):
     task, clean, other = drawn
-    found = runner.execute("importance", machine, task=task, options={"exhaustive": True})
-    lost = found["resample_ablation"].transpose("layer", "head").values
+    result = runner.execute("importance", machine, task=task, options={"exhaustive": True})
+    lost = result["resample_ablation"].transpose("layer", "head").values
     pairs = list(zip(clean, other, strict=True))
     kept = [
         np.mean([

@@ -25,41 +25,41 @@ def made(half: float = 0.01, **curves: np.ndarray) -> xr.Dataset:
 
 
 def test_scores_of_one_run_are_ordered_by_its_checkpoints():
-    found = order(
+    result = order(
         made(late=curve(650), early=curve(350), last=curve(850)), ["late", "early", "last"]
     )
-    assert found["score"].values.tolist() == ["early", "late", "last"]
-    np.testing.assert_allclose(found["emergence_step"], [350, 650, 850], atol=12)
-    assert found["emergence_step_lower"].values.tolist() == [300, 600, 800]
-    assert found["emergence_step_upper"].values.tolist() == [400, 700, 900]
-    np.testing.assert_allclose(found["lag"][1:], [300, 200], atol=15)
+    assert result["score"].values.tolist() == ["early", "late", "last"]
+    np.testing.assert_allclose(result["emergence_step"], [350, 650, 850], atol=12)
+    assert result["emergence_step_lower"].values.tolist() == [300, 600, 800]
+    assert result["emergence_step_upper"].values.tolist() == [400, 700, 900]
+    np.testing.assert_allclose(result["lag"][1:], [300, 200], atol=15)
     # What is not seen between checkpoints may shorten or lengthen the lag by their distances.
-    assert found["lag_lower"].values[1:].tolist() == [200, 100]
-    assert found["lag_upper"].values[1:].tolist() == [400, 300]
-    assert found.attrs["pairs"] == ["supported", "supported"]
-    assert found.attrs["verdict"] == "supported"
-    assert found["in_order"].values[1:].tolist() == [1, 1]
+    assert result["lag_lower"].values[1:].tolist() == [200, 100]
+    assert result["lag_upper"].values[1:].tolist() == [400, 300]
+    assert result.attrs["pairs"] == ["supported", "supported"]
+    assert result.attrs["verdict"] == "supported"
+    assert result["in_order"].values[1:].tolist() == [1, 1]
     # Progress is the share of the change: a logistic curve, whatever its height.
     expected = curve(350, final=1.0)
     expected = (expected - expected[0]) / (expected[-1] - expected[0])
-    np.testing.assert_allclose(found["progress"].sel(score="early"), expected, atol=1e-6)
+    np.testing.assert_allclose(result["progress"].sel(score="early"), expected, atol=1e-6)
 
 
 def test_a_falling_loss_and_heads_are_ordered_together():
     heads = np.stack([curve(700), curve(400), 0 * STEPS], axis=-1)[:, None]
     timeline = made(loss=6 - curve(600, final=5.0))
     timeline["role"] = (("checkpoint", "layer", "head"), heads)
-    found = order(timeline, ["loss", "role"])
-    assert [(row["score"], row["entries"]) for row in found.attrs["order"]] == [
+    result = order(timeline, ["loss", "role"])
+    assert [(row["score"], row["entries"]) for row in result.attrs["order"]] == [
         ("role", ["L0H1"]), ("loss", [""]),
     ]  # fmt: skip
-    assert found.attrs["verdict"] == "supported"
+    assert result.attrs["verdict"] == "supported"
 
 
 def test_what_rises_between_the_same_checkpoints_cannot_be_told():
-    found = order(made(one=curve(440, 5.0), other=curve(460, 5.0)), ["one", "other"])
-    assert found.attrs["verdict"] == "too_few"
-    assert found["lag_lower"][1] < 0 < found["lag_upper"][1]
+    result = order(made(one=curve(440, 5.0), other=curve(460, 5.0)), ["one", "other"])
+    assert result.attrs["verdict"] == "too_few"
+    assert result["lag_lower"][1] < 0 < result["lag_upper"][1]
     # Nor can what lies apart by less than its intervals.
     close = {"one": curve(430, 90.0), "other": curve(440, 90.0)}
     assert order(made(half=0.1, **close), ["one", "other"]).attrs["verdict"] == "too_few"
@@ -76,12 +76,12 @@ def test_scores_of_several_runs_are_ordered_by_the_interval_over_runs():
         made(first=curve(begin), then=curve(begin + lag), same=curve(begin + rng.normal(0, 40)))
         for begin, lag in zip(begins, lags, strict=True)
     ]
-    found = order(runs, ["then", "first"])
-    assert found["score"].values.tolist() == ["first", "then"]
-    assert float(found["lag_lower"][1]) < lags.mean() < float(found["lag_upper"][1])
-    assert found.attrs["verdict"] == "supported"
-    assert "in 8 of 8 runs" in found.attrs["note"]
-    assert "progress" not in found
+    result = order(runs, ["then", "first"])
+    assert result["score"].values.tolist() == ["first", "then"]
+    assert float(result["lag_lower"][1]) < lags.mean() < float(result["lag_upper"][1])
+    assert result.attrs["verdict"] == "supported"
+    assert "in 8 of 8 runs" in result.attrs["note"]
+    assert "progress" not in result
     assert order(runs, ["first", "same"]).attrs["verdict"] == "not_supported"
     assert order(runs[:2], ["first", "then"]).attrs["verdict"] == "too_few"
 
@@ -91,11 +91,11 @@ def test_the_order_is_lost_when_runs_are_paired_with_those_of_other_scores():
     rng = np.random.default_rng(1)
     runs = []
     for number, begin in enumerate(rng.normal(400, 60, 10)):
-        one, other = curve(begin), curve(begin + 150)
-        runs.append(made(a=one, b=other) if number % 2 else made(a=other, b=one))
-    found = order(runs, ["a", "b"])
-    assert found.attrs["verdict"] == "not_supported"
-    assert float(found["in_order"][1]) == 0.5
+        first, second = curve(begin), curve(begin + 150)
+        runs.append(made(a=first, b=second) if number % 2 else made(a=second, b=first))
+    result = order(runs, ["a", "b"])
+    assert result.attrs["verdict"] == "not_supported"
+    assert float(result["in_order"][1]) == 0.5
 
 
 def test_it_refuses_what_has_no_order():

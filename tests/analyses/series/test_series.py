@@ -48,7 +48,7 @@ def run(grown: Path, out: Path | None = None, **options) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def found(grown: Path) -> xr.Dataset:
+def recorded(grown: Path) -> xr.Dataset:
     return run(grown)
 
 
@@ -57,65 +57,65 @@ def at(array: xr.DataArray, head: tuple[int, int]) -> xr.DataArray:
 
 
 @pytest.mark.requirement("E4")
-def test_the_planted_order_of_emergence_is_found(found):
-    assert found["induction"].dims == ("checkpoint", "layer", "head")
-    assert found["step"].values.tolist() == list(STEPS)
+def test_the_planted_order_of_emergence_is_found(recorded):
+    assert recorded["induction"].dims == ("checkpoint", "layer", "head")
+    assert recorded["step"].values.tolist() == list(STEPS)
     for score, head in (("bos", SINK), ("previous_token", PREVIOUS), ("induction", INDUCTION)):
-        when = emergence(found, score, least=0.9)
+        when = emergence(recorded, score, least=0.9)
         assert [row["name"] for row in when.attrs["order"]] == [f"L{head[0]}H{head[1]}"]
         ends = (when[f"emergence_step{end}"] for end in ("", "_lower", "_upper"))
         step, low, high = (float(at(end, head)) for end in ends)
         assert (low, high) == (PLANTED[head] - 100, PLANTED[head])
         assert low < step < high
-    accuracy = found["induction_accuracy"].sel(condition="intact").values
+    accuracy = recorded["induction_accuracy"].sel(condition="intact").values
     assert (accuracy[:4] < 0.3).all()
     assert (accuracy[4:] == 1.0).all()
     # The circuit needs both heads, so ablating it changes nothing before both are there.
-    ablated = found["induction_accuracy"].sel(condition="induction heads ablated").values
+    ablated = recorded["induction_accuracy"].sel(condition="induction heads ablated").values
     assert (ablated[4:] < 0.3).all()
     np.testing.assert_allclose(ablated[:4], accuracy[:4], atol=0.15)
 
 
 @pytest.mark.requirement("A3")
 def test_the_topology_of_sinks_is_followed_over_training(grown):
-    found = timeline("sink_topology", grown, task=repeated(length=16))
+    result = timeline("sink_topology", grown, task=repeated(length=16))
     steps = list(STEPS)
-    kinds = found["topology_share"].sel(kind=["none", "centralised"]).values.tolist()
+    kinds = result["topology_share"].sel(kind=["none", "centralised"]).values.tolist()
     planted = steps.index(PLANTED[SINK])
     assert kinds == [[1.0, 0.0]] * planted + [[0.0, 1.0]] * (len(steps) - planted)
-    first = found["at_first"]
+    first = result["at_first"]
     # A head that looks everywhere alike parks H_T / T on the first of T tokens.
     uniform = (1 / np.arange(1, 34)).mean()
     np.testing.assert_allclose(at(first, SINK).values[:planted], uniform, atol=1e-4)
     assert (at(first, SINK).values[planted:] > 0.99).all()
-    assert found.attrs["positional_encoding"] == "absolute (one vector a position)"
-    own = found.attrs["by_checkpoint"]
+    assert result.attrs["positional_encoding"] == "absolute (one vector a position)"
+    own = result.attrs["by_checkpoint"]
     assert [own[f"checkpoint-{step}"]["topology"] for step in (0, 500)] == ["none", "centralised"]
 
 
-def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, found):
+def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, recorded):
     alone = runner.execute(
         "head_types", load_model(grown / "checkpoint-300"), task=repeated(),
         options={"draws": 1, "least_score": 0.9},
     )  # fmt: skip
-    here = found.sel(checkpoint="checkpoint-300")
+    here = recorded.sel(checkpoint="checkpoint-300")
     for name in alone.data_vars:
         np.testing.assert_array_equal(here[name].values, alone[name].values)
-        assert found[name].attrs["long_name"] == alone[name].attrs["long_name"]
+        assert recorded[name].attrs["long_name"] == alone[name].attrs["long_name"]
     assert here["revision"].item() == alone.attrs["revision"]
-    own = found.attrs["by_checkpoint"]["checkpoint-300"]
+    own = recorded.attrs["by_checkpoint"]["checkpoint-300"]
     assert own["heads_by_type"] == alone.attrs["heads_by_type"]
     for field in ("analysis", "title", "options", "prompts_sha256", "n_prompts", "headscope"):
-        assert found.attrs[field] == alone.attrs[field]
-    assert found.attrs["model"] == str(grown)
-    json.dumps(found.attrs)
+        assert recorded.attrs[field] == alone.attrs[field]
+    assert recorded.attrs["model"] == str(grown)
+    json.dumps(recorded.attrs)
 
 
 def test_the_most_severe_verdict_of_the_checkpoints_counts():
     verdicts = {"step0": "too_few", "step1": "disagreement", "step2": "supported"}
     series = [State(name, name, name, at) for at, name in enumerate(verdicts)]
     bare = xr.Dataset({"y": ("layer", [0.0])}, attrs={"note": "A note."})
-    results = {name: bare.assign_attrs(verdict=said) for name, said in verdicts.items()}
+    results = {name: bare.assign_attrs(verdict=output) for name, output in verdicts.items()}
     whole = joined.join(series, results, {})
     assert whole.attrs["verdict"] == "disagreement"
     assert "Disagreement at step1. Too few to tell at step0." in whole.attrs["note"]
@@ -123,7 +123,7 @@ def test_the_most_severe_verdict_of_the_checkpoints_counts():
     assert joined.join(series, results, {}).attrs["verdict"] == "too_few"
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(grown, found, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_goes_on_where_it_was(grown, recorded, tmp_path, monkeypatch):
     def stop(step: str, done: int, total: int) -> None:
         if (step, done) == ("checkpoints", 4):
             raise KeyboardInterrupt
@@ -143,8 +143,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(grown, found, tmp_path, monke
     whole = run(grown, tmp_path / "kept", progress=lambda *step: seen.append(step))
     assert [Path(name).name for name in loaded] == ["checkpoint-400", "checkpoint-500"]
     assert [done for step, done, total in seen if step == "checkpoints"] == list(range(7))
-    xr.testing.assert_identical(whole, found)
-    xr.testing.assert_identical(timeline_folder.load(tmp_path / "kept"), found)
+    xr.testing.assert_identical(whole, recorded)
+    xr.testing.assert_identical(timeline_folder.load(tmp_path / "kept"), recorded)
     # Other weights under the same name are run again, and they alone.
     loaded.clear()
     for file in (grown / "checkpoint-100").glob("*.safetensors"):
@@ -179,11 +179,11 @@ def test_a_broken_checkpoint_is_named_and_the_others_go_on(grown, random_llama, 
     random_llama.module.save_pretrained(other)
     random_llama.tokenizer.save_pretrained(other)
     sources = [grown / "checkpoint-0", broken, other, grown / "checkpoint-300"]
-    found = timeline("sinks", sources, [[0, 5, 6, 7, 8] * 4])
-    assert list(found.attrs["failed"]) == ["checkpoint-250"]
-    assert "does not load" in found.attrs["failed"]["checkpoint-250"]
-    assert "WARNING: checkpoint-250 failed" in found.attrs["note"]
-    assert found["sink"].isnull().all(("layer", "head")).values.tolist() == [
+    result = timeline("sinks", sources, [[0, 5, 6, 7, 8] * 4])
+    assert list(result.attrs["failed"]) == ["checkpoint-250"]
+    assert "does not load" in result.attrs["failed"]["checkpoint-250"]
+    assert "WARNING: checkpoint-250 failed" in result.attrs["note"]
+    assert result["sink"].isnull().all(("layer", "head")).values.tolist() == [
         False, True, False, False,
     ]  # fmt: skip
     shutil.copytree(broken, tmp_path / "checkpoint-251")
@@ -206,8 +206,8 @@ def test_models_of_other_shape_fail_by_name(circuit):
     import constructed
 
     small = constructed.random_llama(layers=1)
-    found = timeline("sinks", [circuit, small], [[0, 5, 6, 7] * 6], steps=(1, 2))
-    assert "it has {'layer': 1, 'head': 4}" in next(iter(found.attrs["failed"].values()))
+    result = timeline("sinks", [circuit, small], [[0, 5, 6, 7] * 6], steps=(1, 2))
+    assert "it has {'layer': 1, 'head': 4}" in next(iter(result.attrs["failed"].values()))
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ class TestEmergence:
         given = {"y": curve}
         if half:
             given |= {"y_lower": curve - half, "y_upper": curve + half}
-        found = emergence(xr.Dataset(given), "y", **options)
-        return tuple(float(found[f"emergence_step{end}"]) for end in ("", "_lower", "_upper"))
+        result = emergence(xr.Dataset(given), "y", **options)
+        return tuple(float(result[f"emergence_step{end}"]) for end in ("", "_lower", "_upper"))
 
     def test_a_line_crosses_half_of_its_end_in_the_middle(self):
         assert self.of([0.0, 0.2, 0.4, 0.6, 0.8]) == (20.0, 10.0, 20.0)
@@ -270,10 +270,10 @@ class TestEmergence:
     def test_order_and_ties(self):
         values = np.array([[0, 0, 0, 0], [0, 1, 1, 0.1], [1, 1, 1, 0.1]], dtype=float)
         data = {"y": (("checkpoint", "layer", "head"), values[:, None])}
-        found = emergence(xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])}), "y")
-        np.testing.assert_array_equal(found["emergence_order"].values, [[3, 1, 1, np.nan]])
-        assert [row["name"] for row in found.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]
-        assert found.attrs["note"].startswith("y: L0H1 at step 5, L0H2 at step 5, L0H0 at step 15")
+        result = emergence(xr.Dataset(data, {"step": ("checkpoint", [0, 10, 20])}), "y")
+        np.testing.assert_array_equal(result["emergence_order"].values, [[3, 1, 1, np.nan]])
+        assert [row["name"] for row in result.attrs["order"]] == ["L0H1", "L0H2", "L0H0"]
+        assert result.attrs["note"].startswith("y: L0H1 at step 5, L0H2 at step 5, L0H0 at step 15")
 
     def test_bad_requests_are_refused(self):
         check_refusal("score", emergence, xr.Dataset({"y": ("checkpoint", [0.0])}), "z")

@@ -129,11 +129,11 @@ def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled):
     with torch.no_grad():
         states = bundled.module(input_ids=torch.tensor(ids), output_hidden_states=True)
     # The last entry is normalised; the others are what goes into each block.
-    found = result["magnitude"].sel(size="largest").values
+    actual = result["magnitude"].sel(size="largest").values
     for boundary, state in enumerate(states.hidden_states[:-1]):
         sizes = state.abs().flatten(1)
         largest = sizes.amax(1)
-        assert found[boundary] == pytest.approx(float(largest.mean()), rel=1e-4)
+        assert actual[boundary] == pytest.approx(float(largest.mean()), rel=1e-4)
         assert bool((largest < 1000 * sizes.median(1).values).all())
     assert result.attrs["massive"] == []
     assert np.isnan(result["loss"].values[1:]).all()

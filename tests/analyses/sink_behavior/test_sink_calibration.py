@@ -144,13 +144,17 @@ def test_the_map_is_that_of_one_head_edited_at_a_time(bundled):
     result = sink_calibration.run(cap, bundled, gammas="0.1 1 5")
 
     def change(edit):
-        return np.mean([mean_loss(bundled, one, (edit,)) - mean_loss(bundled, one) for one in ids])
+        return np.mean(
+            [mean_loss(bundled, token, (edit,)) - mean_loss(bundled, token) for token in ids]
+        )
 
     for layer, head in ((0, 2), (3, 7)):
         edit = ScaleKeys(heads=((layer, head),), keys=(0,), factor=0.1)
         expected = change(edit)
         assert float(result["first_less"][layer, head]) == pytest.approx(float(expected), abs=2e-6)
-    every = ScaleKeys([(one, two) for one in range(4) for two in range(8)], keys=(0,), factor=5.0)
+    every = ScaleKeys(
+        [(token, two) for token in range(4) for two in range(8)], keys=(0,), factor=5.0
+    )
     expected = change(every)
     sweep = result["sweep"].sel(scaled="first token")
     assert float(sweep.sel(gamma=5.0)) == pytest.approx(float(expected), abs=2e-6)

@@ -76,7 +76,7 @@ def test_an_encoder_with_absolute_positions(last, kind):
     result = sink_topology.run(capture(model, ids, stats=("received",)), model)
     assert result.attrs["topology"] == kind
     assert result.attrs["positional_encoding"] == "absolute (one vector a position)"
-    at_last = [eager_maps(model.module, one)[0, :, :, -1].mean(-1) for one in ids]
+    at_last = [eager_maps(model.module, token)[0, :, :, -1].mean(-1) for token in ids]
     np.testing.assert_allclose(result["at_last"][0], torch.stack(at_last).mean(0), atol=1e-5)
     assert (float(result["at_last"].min()) > 0.3) is last
 

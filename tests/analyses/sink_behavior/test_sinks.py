@@ -62,7 +62,10 @@ def test_only_the_sink_heads_of_the_circuit_pass(circuit):
     # Without a repeated word L1H0 rests on <bos>, too; the previous-token head must not pass.
     ids = words("<bos>", *KEYS, "north", "south", "east", "west")
     scores = sinks.run(capture(circuit, [ids], stats=("received",)))["sink"]
-    assert {(int(one), int(two)) for one, two in np.argwhere(scores.values > 0.3)} == {SINK, (1, 0)}
+    assert {(int(first), int(second)) for first, second in np.argwhere(scores.values > 0.3)} == {
+        SINK,
+        (1, 0),
+    }
 
 
 def received(alpha: np.ndarray, lengths: list[int]) -> xr.Dataset:

@@ -46,8 +46,8 @@ def test_the_induction_heads_also_matter_on_fresh_prompts(bundled, types):
     rest = [(layer, head) for layer in range(4) for head in range(8) if (layer, head) not in top]
     without = evaluate(bundled, fresh, (Ablate(top),), "accuracy").mean()
     others = [
-        evaluate(bundled, fresh, (Ablate(each),), "accuracy").mean()
-        for each in causal_check.random_sets(rest, len(top), 5, seed=7)
+        evaluate(bundled, fresh, (Ablate(subset),), "accuracy").mean()
+        for subset in causal_check.random_sets(rest, len(top), 5, seed=7)
     ]
     # The median: a set that happens to hold the previous-token heads breaks induction as well.
     assert without < 0.3 < 0.8 < np.median(others)
@@ -95,7 +95,7 @@ def test_the_gate_gradient_ranks_heads_like_ablation_does(bundled):
 def test_repeating_one_token_leaves_nothing_to_sink_into(bundled):
     # RoPE turns keys by distance alone, so equal tokens stay equal: no position can stand out.
     ids = np.random.default_rng(0).integers(5, bundled.vocabulary, size=4).tolist()
-    repeated = capture(bundled, [[each] * 64 for each in ids], ("received",), ("resid",))
+    repeated = capture(bundled, [[token] * 64 for token in ids], ("received",), ("resid",))
     stream = repeated["resid"]
     assert float(abs(stream - stream.isel(query=0)).max()) < 1e-3 * float(abs(stream).max())
     story = tasks.make("story", tokenizer=bundled.tokenizer, n=4, seed=0)
@@ -126,7 +126,7 @@ def test_the_circuit_found_by_resampling_carries_the_task(bundled):
     rest = [head for head in every if head not in circuit]
     without = evaluate(bundled, task, (Ablate(circuit),), "logit_difference").mean()
     others = [
-        evaluate(bundled, task, (Ablate(each),), "logit_difference").mean()
-        for each in causal_check.random_sets(rest, len(circuit), 4, seed=5)
+        evaluate(bundled, task, (Ablate(subset),), "logit_difference").mean()
+        for subset in causal_check.random_sets(rest, len(circuit), 4, seed=5)
     ]
     assert without < 0.3 * np.mean(others)

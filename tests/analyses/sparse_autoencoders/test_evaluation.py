@@ -37,8 +37,8 @@ def test_vectors_are_the_kept_z_and_no_later_layer_runs(bundled, prompts):
     z = z.transpose("prompt", "layer", "query", "head", ...)
     layers = []
     with work.counting(lambda tokens, backward: layers.append(tokens)):
-        for rows, found in stream(bundled, given, Site(1)):
-            for row, values in zip(rows, found, strict=True):
+        for rows, result in stream(bundled, given, Site(1)):
+            for row, values in zip(rows, result, strict=True):
                 expected = z.values[row, 1, : len(values)].reshape(len(values), -1)
                 np.testing.assert_allclose(values.numpy(), expected, atol=1e-5)
     assert sum(layers) == 2 * sum(map(len, given))
@@ -62,14 +62,14 @@ def test_splices_are_the_edits_they_stand_for(bundled, prompts):
     layer, some = 1, prompts[:4]
     mean = moments(batch for _, batch in stream(bundled, some, Site(layer))).mean.float()
     rewrites = [lambda z: z, torch.zeros_like, mean.expand_as]
-    [found] = splicing.losses(bundled, some, Site(layer), rewrites)
+    [result] = splicing.losses(bundled, some, Site(layer), rewrites)
     values = torch.zeros(bundled.layers, bundled.heads, bundled.geometry.value_size)
     values[layer] = mean.view(bundled.heads, -1)
     heads = whole(bundled, layer)
     edits = [(), (Ablate(heads),), (Replace(heads, values),)]
-    expected = [[mean_loss(bundled, ids, each) for each in edits] for ids in some]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert found[:, 1].mean() > found[:, 0].mean() + 0.05
+    expected = [[mean_loss(bundled, ids, edit) for edit in edits] for ids in some]
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    assert result[:, 1].mean() > result[:, 0].mean() + 0.05
 
 
 def identity(size, site):
@@ -122,9 +122,9 @@ def test_a_feature_is_taken_out_and_the_error_stays(bundled, prompts):
 def test_moments_and_components_are_those_of_numpy():
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 4).astype(np.float32)
-    found = moments(iter([torch.from_numpy(part)[None] for part in np.split(x, [100, 250])]))
-    np.testing.assert_allclose(found.covariance, np.cov(x.T, bias=True), rtol=1e-6, atol=1e-6)
-    made = found.components(2)(torch.from_numpy(x))
+    result = moments(iter([torch.from_numpy(part)[None] for part in np.split(x, [100, 250])]))
+    np.testing.assert_allclose(result.covariance, np.cov(x.T, bias=True), rtol=1e-6, atol=1e-6)
+    made = result.components(2)(torch.from_numpy(x))
     left, values, right = np.linalg.svd(x - x.mean(0), full_matrices=False)
     expected = x.mean(0) + (left[:, :2] * values[:2]) @ right[:2]
     np.testing.assert_allclose(made, expected, atol=1e-3)
@@ -148,16 +148,16 @@ def test_firing_counts_and_examples_are_those_of_the_whole_text(bundled, prompts
     sae = SparseAutoencoder("topk", bundled.heads * bundled.geometry.value_size, 40, site, k=3)
     sae.encoder.data = torch.randn(sae.encoder.shape, generator=generator)
     sae.requires_grad_(False)
-    found = evaluation.firing(stream(bundled, some, site), sae, len(some), examples=2)
+    result = evaluation.firing(stream(bundled, some, site), sae, len(some), examples=2)
     active = [sae.encode(vectors(bundled, torch.tensor([list(ids)]), site)[0]) for ids in some]
-    np.testing.assert_array_equal(found.fired, [(each > 0).sum(0).tolist() for each in active])
-    np.testing.assert_allclose(found.l0, 3, atol=1e-6)
+    np.testing.assert_array_equal(result.fired, [(each > 0).sum(0).tolist() for each in active])
+    np.testing.assert_allclose(result.l0, 3, atol=1e-6)
     energy = sum(each.double().square().sum(0) for each in active)
-    np.testing.assert_allclose(found.energy, energy, rtol=1e-4)
-    assert found.density.shape == (6, 40)
+    np.testing.assert_allclose(result.energy, energy, rtol=1e-4)
+    assert result.density.shape == (6, 40)
     for feature in range(40):
         strongest = max(float(each[:, feature].max()) for each in active)
-        shown = found.examples(feature)
+        shown = result.examples(feature)
         assert bool(shown) == (strongest > 0)
         if shown:
             best = shown[0]

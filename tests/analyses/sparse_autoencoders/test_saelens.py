@@ -106,8 +106,8 @@ def test_documented_layouts_compute_what_saelens_computes(config, how, tmp_path)
     x = np.random.default_rng(1).normal(size=(50, SIZE)).astype(np.float32)
     expected = activations(x, w, **how)
     assert 0 < (expected > 0).mean() < 0.9
-    found = sae.encode(torch.from_numpy(x))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    result = sae.encode(torch.from_numpy(x))
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     made = output(expected, w, rescaled=how.get("rescaled", False))
     np.testing.assert_allclose(sae(torch.from_numpy(x)).numpy(), made, atol=2e-5)
     assert sae.site == Site(5)
@@ -161,8 +161,8 @@ def test_what_is_written_is_read_again_and_has_the_layout_of_version_6(kind, hea
     tensors = load_file(folder / "sae_weights.safetensors")
     expected = {"W_enc", "b_enc", "W_dec", "b_dec"}
     assert set(tensors) == expected | ({"threshold"} if architecture == "jumprelu" else set())
-    found = activations(x.numpy(), tensors, kind=architecture, k=3)
-    np.testing.assert_allclose(found, sae.encode(x).numpy(), atol=1e-5)
+    result = activations(x.numpy(), tensors, kind=architecture, k=3)
+    np.testing.assert_allclose(result, sae.encode(x).numpy(), atol=1e-5)
     assert {each.name for each in folder.parent.iterdir()} == {"sae"}
 
 

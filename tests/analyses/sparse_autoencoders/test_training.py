@@ -79,11 +79,11 @@ def test_planted_directions_are_found_and_are_not_in_vectors_without_them(kind):
 
 def test_the_same_seed_gives_the_same_autoencoder_and_another_scale_the_same_directions():
     _, vectors = planted(2048)
-    one, again, other = (train(vectors, "topk", steps=60, seed=at) for at in (0, 0, 1))
-    assert torch.equal(one.decoder, again.decoder)
-    assert not torch.equal(one.decoder, other.decoder)
+    first, again, second = (train(vectors, "topk", steps=60, seed=at) for at in (0, 0, 1))
+    assert torch.equal(first.decoder, again.decoder)
+    assert not torch.equal(first.decoder, second.decoder)
     large = train(1000 * vectors, "topk", steps=60)
-    torch.testing.assert_close(large(1000 * vectors), 1000 * one(vectors), rtol=1e-2, atol=1.0)
+    torch.testing.assert_close(large(1000 * vectors), 1000 * first(vectors), rtol=1e-2, atol=1.0)
 
 
 def test_topk_keeps_exactly_k_and_batchtopk_k_on_average():
@@ -251,14 +251,14 @@ def test_a_training_goes_on_from_its_state_to_the_same_weights(kind):
         again.step(batch)
     assert training.complete
     assert again.complete
-    one, other = (each.result().state_dict() for each in (training, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, second = (each.result().state_dict() for each in (training, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     # Without the moments of Adam it is another one.
     bare = {name: part for name, part in state.items() if not name.startswith("adam.")}
     without = Training.resume(bare, Site(0), settings)
     for batch in batches[110:]:
         without.step(batch)
-    assert not torch.equal(without.result().decoder, one["decoder"])
+    assert not torch.equal(without.result().decoder, first["decoder"])
 
 
 @pytest.mark.parametrize(

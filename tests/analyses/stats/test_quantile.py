@@ -11,8 +11,8 @@ def test_a_quantile_of_pieces_is_that_of_numpy(share, count):
     values = (draw.random(count) ** 8).astype(np.float32) + np.float32(1e-30)
     values[: count // 3] = 0.25  # ties
     pieces = np.array_split(draw.permutation(values), 7)
-    found = quantile(lambda: iter(pieces), share)
-    assert found == pytest.approx(float(np.quantile(values.astype(float), share)), rel=1e-12)
+    result = quantile(lambda: iter(pieces), share)
+    assert result == pytest.approx(float(np.quantile(values.astype(float), share)), rel=1e-12)
 
 
 def test_a_quantile_of_nothing_is_missing():

@@ -21,18 +21,18 @@ def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
     task = tasks.make("story", tokenizer=bundled.tokenizer, n=1, seed=1)
     (ids,) = read(bundled, task).ids
     maps = eager_maps(bundled.module, ids).numpy()
-    found = received(bundled, ids, 4, np.full(bundled.layers, np.nan))
+    result = received(bundled, ids, 4, np.full(bundled.layers, np.nan))
     count = len(ids)
     back = np.subtract.outer(np.arange(count), np.arange(count))
-    np.testing.assert_allclose(found.total, maps.sum(-2), atol=1e-4)
-    np.testing.assert_allclose(found.near, (maps * (back < 4)).sum(-2), atol=1e-4)
+    np.testing.assert_allclose(result.total, maps.sum(-2), atol=1e-4)
+    np.testing.assert_allclose(result.near, (maps * (back < 4)).sum(-2), atol=1e-4)
     for key in (0, 7, count - 6):
         keys_seen = np.arange(key + 4, count) + 1
         far = maps[..., key + 4 :, key].mean(-1) * keys_seen.mean()
-        np.testing.assert_allclose(found.far[..., key], far, atol=1e-3)
+        np.testing.assert_allclose(result.far[..., key], far, atol=1e-3)
         end = maps[..., -4:, key].mean(-1) * (count - 1.5)
-        np.testing.assert_allclose(found.end[..., key], end, atol=1e-4)
-    np.testing.assert_array_equal(found.far[..., -4:], 0.0)
+        np.testing.assert_allclose(result.end[..., key], end, atol=1e-4)
+    np.testing.assert_array_equal(result.far[..., -4:], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -41,19 +41,19 @@ def test_what_a_key_receives_is_that_of_the_models_own_maps(bundled):
 )
 def test_planted_heads_give_tokens_the_life_that_follows(lives, head, lifetime, share):
     # 25 tokens, 6 of them too near the end to be judged.
-    found = lives["lifetime_tokens"].sel(layer=head[0], head=head[1])
-    assert float(found.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
+    result = lives["lifetime_tokens"].sel(layer=head[0], head=head[1])
+    assert float(result.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
 
 
 def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
     sink = lives["lifetime_mass"].sel(layer=SINK[0], head=SINK[1])
     assert float(sink.sel(lifetime="global")) > 0.99
     assert float(lives["near_mass"].sel(layer=PREVIOUS[0], head=PREVIOUS[1])) > 0.99
-    found = lives["lifetime_tokens"].sel(layer=INDUCTION[0], head=INDUCTION[1])
+    result = lives["lifetime_tokens"].sel(layer=INDUCTION[0], head=INDUCTION[1])
     # The second half reads words 2 to 13 once each, the last two of them at the end of the text;
     # the first half rests on the first token.
-    assert float(found.sel(lifetime="local")) == pytest.approx(11 / 19, abs=1e-6)
-    assert float(found.sel(lifetime="global")) == pytest.approx(2 / 19, abs=1e-6)
+    assert float(result.sel(lifetime="local")) == pytest.approx(11 / 19, abs=1e-6)
+    assert float(result.sel(lifetime="global")) == pytest.approx(2 / 19, abs=1e-6)
     # Only the sink and the even heads attend to the first token until the end.
     assert float(lives["token_global"][0]) == pytest.approx(5 / 8)
 

@@ -63,7 +63,7 @@ def test_masses_are_those_of_the_models_own_maps(random_bert):
         places = [
             [0], [len(ids) - 1], [at + 1 for at, word in enumerate(words) if word in ".,"],
         ]  # fmt: skip
-        kinds.append([whole[..., each].sum(-1).mean(-1) for each in places])
+        kinds.append([whole[..., position].sum(-1).mean(-1) for position in places])
     assert result["delimiter"].values.tolist() == ["beginning", "separator", "punctuation"]
     np.testing.assert_allclose(result["mass_at"], np.mean(shifts, axis=0), atol=1e-5)
     np.testing.assert_allclose(result["delimiter_mass"], np.mean(kinds, axis=0), atol=1e-5)

@@ -40,8 +40,8 @@ def test_the_mass_between_any_two_groups_is_that_of_the_models_own_maps(bundled,
             rows = [at for at, name in enumerate(labels) if name == one]
             columns = [at for at, name in enumerate(labels) if name == other]
             expected = weights[:, :, rows][..., columns].sum(-1).mean(-1)
-            found = result["segment_mass"].sel({"from": one, "to": other})
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            actual = result["segment_mass"].sel({"from": one, "to": other})
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
             seen = [sum(at <= row for at in columns) / (row + 1) for row in rows]
             enriched = result["enrichment"].sel({"from": one, "to": other})
             np.testing.assert_allclose(enriched, expected / np.mean(seen), atol=1e-4)
@@ -142,20 +142,20 @@ def test_an_even_share_under_a_window(random_llama):
     held["window"].values[:] = 2.0
     numbers = np.array([0, 0, 1, 1, 1])
     rows = _segment_mass.members(numbers, 2)
-    found = _segment_mass.even(held, numbers, 2, rows)[0, 0]
+    result = _segment_mass.even(held, numbers, 2, rows)[0, 0]
     # Query 2 sees keys 1 and 2, so half of what it sees is in the first segment; 3 and 4 do not.
-    np.testing.assert_allclose(found, [[1.0, np.nan], [0.5 / 3, 2.5 / 3]])
+    np.testing.assert_allclose(result, [[1.0, np.nan], [0.5 / 3, 2.5 / 3]])
 
 
 def test_bad_groupings_are_refused(circuit, tmp_path):
     prompts = [[0, 5, 6, 7], [0, 5, 6]]
-    for rows, said in (
+    for rows, output in (
         ([["a"] * 4], "one list for each of 2"),
         ([["a"] * 4, ["a"]], "prompt 2 has 3 tokens"),
         ([[""] * 4, [""] * 3], "no token has one"),
     ):
         options = {"labels": label(tmp_path, rows)}
-        check_message(said, execute, "segments", circuit, prompts, options=options)
+        check_message(output, execute, "segments", circuit, prompts, options=options)
     options = {"labels": str(tmp_path / "none.json")}
     check_message("cannot be read", execute, "segments", circuit, prompts, options=options)
     check_refusal("pieces", execute, "segments", circuit, prompts)

@@ -13,8 +13,8 @@ PAGE = (Path(__file__).parents[3] / "docs" / "batch.md").read_text()
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
+    (result,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return str(result)
 
 
 def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch, capsys):

@@ -47,37 +47,41 @@ def start(file: Path, out: Path, *more: str, **variables: str) -> subprocess.Pop
 
 def workers(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:
     """List the workers that are at a kind of task: Ray names their processes so."""
-    found = []
+    result = []
     for one in psutil.Process(process.pid).children(recursive=True):
         try:
             if "".join(one.cmdline()).startswith(f"ray::{doing}"):
-                found.append(one)
+                result.append(one)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return result
 
 
 def listening(process: subprocess.Popen[str]) -> set[str]:
     """List the addresses that a cluster listens on."""
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    found = set()
+    result = set()
     for one in tree:
         try:
-            found |= {each.laddr.ip for each in one.net_connections() if each.status == "LISTEN"}
+            result |= {
+                connection.laddr.ip
+                for connection in one.net_connections()
+                if connection.status == "LISTEN"
+            }
         except psutil.NoSuchProcess:
             continue
-    return found
+    return result
 
 
 @pytest.mark.cluster
 def test_two_workers_of_which_one_is_killed_give_the_same_bytes(job, tmp_path, digests):
-    asked = job(
+    submitted = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 5\nshard: 2\n"
         "analyses: [distractors, importance, entropy]\n"
     )
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
     # Meanwhile, the same job in this process.
-    local = run(asked, tmp_path / "local")
+    local = run(submitted, tmp_path / "local")
     assert [one["state"] for one in local.cells] == ["failed", "done", "done"]
     killed, addresses = None, set()
     while killed is None and process.poll() is None:
@@ -86,12 +90,12 @@ def test_two_workers_of_which_one_is_killed_give_the_same_bytes(job, tmp_path, d
             one.send_signal(signal.SIGKILL)
             killed = one.pid
         time.sleep(0.01)
-    said, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert killed is not None, errors
     assert addresses
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert process.returncode == 1, errors
-    assert "2 of 3 cells have a result" in said
+    assert "2 of 3 cells have a result" in output
     assert errors.count("failed: distractors, ") == 1
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
@@ -131,12 +135,12 @@ def split(address: str) -> tuple[str, int]:
 @pytest.mark.cluster
 def test_a_job_joins_a_running_cluster_and_gives_the_same_bytes(job, cluster, tmp_path, digests):
     text = "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 3\nanalyses: [sinks, entropy]\n"
-    asked = job(text)
+    submitted = job(text)
     process = start(tmp_path / "job.yaml", tmp_path / "ray", "--address", cluster)
-    local = run(asked, tmp_path / "local")
-    said, errors = process.communicate(timeout=300)
+    local = run(submitted, tmp_path / "local")
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "2 of 2 cells have a result" in said
+    assert "2 of 2 cells have a result" in output
     assert not local.failed
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
     # The driver of one job has gone, and another joins.
@@ -181,11 +185,11 @@ def test_a_cluster_of_other_versions_is_refused():
 @pytest.mark.cluster
 def test_three_by_three_and_all_analyses_give_the_same_bytes(three_by_three, tmp_path, digests):
     process = start(tmp_path / "job.yaml", tmp_path / "ray")
-    said, errors = process.communicate(timeout=1800)
+    output, errors = process.communicate(timeout=1800)
     # Cells whose analysis does not suit the task are recorded as failed.
     assert process.returncode == 1, errors
     local = run(three_by_three, tmp_path / "local")
-    assert f"{len(local.cells) - len(local.failed)} of {len(local.cells)} cells" in said
+    assert f"{len(local.cells) - len(local.failed)} of {len(local.cells)} cells" in output
     assert len(local.failed) < len(local.cells) / 2
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 

@@ -45,20 +45,20 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
     monkeypatch.setattr(probes, "capture", record)
     steps: list[tuple[str, int, int]] = []
     done = run(two_by_two, tmp_path / "out", progress=lambda *step: steps.append(step))
-    assert [one["state"] for one in done.cells] == ["done"] * 8
+    assert [cell["state"] for cell in done.cells] == ["done"] * 8
     assert captures == [
         (model, task, ("received", "entropy", "first_mass"))
         for model in ("headscope/bundled", "small")
         for task in ("induction", "ioi")
     ], "the analyses of one model, task and seed share a capture"
     assert [step for step in steps if step[0] == "cells"] == [("cells", n, 8) for n in range(9)]
-    found = table(tmp_path / "out")
-    assert len(found) == sum(one["rows"] for one in done.cells)
+    result = table(tmp_path / "out")
+    assert len(result) == sum(cell["rows"] for cell in done.cells)
     key = ["model", "task", "analysis", "seed", "layer", "head", "variable", "entry"]
-    assert not found.duplicated(key).any()
+    assert not result.duplicated(key).any()
     task = tasks.make("ioi", bundled.tokenizer, n=3)
     expected = runner.execute("sinks", bundled, task, options={"least_queries": 1})
-    rows = found[(found["model"] == "headscope/bundled") & (found["task"] == "ioi")]
+    rows = result[(result["model"] == "headscope/bundled") & (result["task"] == "ioi")]
     rows = rows[(rows["analysis"] == "sinks") & (rows["variable"] == "sink")]
     assert len(rows) == bundled.layers * bundled.heads
     for _, row in rows.iterrows():
@@ -66,14 +66,14 @@ def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, mon
         assert row["name"] == f"L{row['layer']}H{row['head']}"
         for column, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper")):
             assert row[column] == float(expected[f"sink{end}"].sel(place))
-    one = rows.iloc[0]
-    assert one["units"] == expected["sink"].attrs["units"]
+    cell = rows.iloc[0]
+    assert cell["units"] == expected["sink"].attrs["units"]
     own = expected["sink"].attrs.get("convention", expected.attrs["convention"])
-    assert one["convention"] == own
-    assert (one["n"], one["revision"]) == (3, bundled.revision)
-    assert one["prompts_sha256"] == expected.attrs["prompts_sha256"]
-    assert json.loads(one["options"])["least_queries"] == 1
-    assert one["run"] in {each["cell"] for each in done.cells}
+    assert cell["convention"] == own
+    assert (cell["n"], cell["revision"]) == (3, bundled.revision)
+    assert cell["prompts_sha256"] == expected.attrs["prompts_sha256"]
+    assert json.loads(cell["options"])["least_queries"] == 1
+    assert cell["run"] in {each["cell"] for each in done.cells}
 
 
 def test_the_index_leads_to_every_report(two_by_two, tmp_path):
@@ -99,12 +99,12 @@ def test_the_index_leads_to_every_report(two_by_two, tmp_path):
     assert len(page.read_text()) < 500_000, "plotly.js is there once, beside the reports"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["not_reproducible"] == ["log.jsonl"]
-    assert {one["state"] for one in manifest["cells"]} == {"done"}
+    assert {cell["state"] for cell in manifest["cells"]} == {"done"}
     assert set(manifest["versions"]) >= {"python", "torch", "headscope"}
 
 
 def count(folder: Path) -> int:
-    return sum(not one.name.startswith(".") for one in folder.rglob("*") if one.is_file())
+    return sum(not file.name.startswith(".") for file in folder.rglob("*") if file.is_file())
 
 
 def kill(job: Job, out: Path, files: int, times: int) -> None:
@@ -125,17 +125,17 @@ def kill(job: Job, out: Path, files: int, times: int) -> None:
 
 @pytest.mark.long
 def test_ten_kills_leave_no_mark(job, tmp_path, digests):
-    asked = job(
+    submitted = job(
         "models: [headscope/bundled]\ntasks: [ioi]\nnumber: 2\n"
         "analyses: [sinks, entropy]\nseeds: [0, 1, 2, 3]\n"
     )
-    run(asked, tmp_path / "whole")
+    run(submitted, tmp_path / "whole")
     expected = digests(tmp_path / "whole")
     out = tmp_path / "killed"
-    kill(asked, out, len(expected), 10)
-    assert run(asked, out).kept == 8, "the last kills came while reports were written"
+    kill(submitted, out, len(expected), 10)
+    assert run(submitted, out).kept == 8, "the last kills came while reports were written"
     assert digests(out) == expected
-    assert run(asked, out).kept == 8
+    assert run(submitted, out).kept == 8
     assert digests(out) == expected
 
 
@@ -159,14 +159,14 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(job, tmp_path, small
     # What `positionals` and `options` read of it.
     broken.__signature__ = __import__("inspect").Signature()
     out = tmp_path / "out"
-    asked = job(BROKEN.format(empty=empty))
-    states = {(one["model"], one["analysis"]): one for one in run(asked, out).cells}
+    submitted = job(BROKEN.format(empty=empty))
+    states = {(cell["model"], cell["analysis"]): cell for cell in run(submitted, out).cells}
     unsuited = "task: ioi does not come with any number of facts; use recall"
     assert states["headscope/bundled", "distractors"]["reason"] == unsuited
     assert states["headscope/bundled", "span"]["reason"] == "ZeroDivisionError: by nothing"
     for name in ("entropy", "rollout"):
         assert states["headscope/bundled", name]["state"] == "done"
-    reasons = {states["empty", name]["reason"] for name in asked.analyses}
+    reasons = {states["empty", name]["reason"] for name in submitted.analyses}
     assert len(reasons) == 1
     assert next(iter(reasons)).startswith("model: 'empty' does not load: "), "called by its name"
     index = (out / "index.html").read_text()
@@ -178,8 +178,8 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(job, tmp_path, small
     assert set(table(out)["analysis"]) == {"entropy"}, "rollout has no number a head"
     # What failed is left alone, unless it is asked for.
     monkeypatch.undo()
-    assert len(run(asked, out).failed) == 6
-    again = run(asked, out, retry=True)
+    assert len(run(submitted, out).failed) == 6
+    again = run(submitted, out, retry=True)
     assert len(again.failed) == 5
     assert again.kept == 2
     report = next(out.glob("reports/*bundled/*/*/report.html")).read_text()
@@ -189,14 +189,14 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(job, tmp_path, small
 def test_a_dry_run_says_cells_and_memory_and_writes_nothing(two_by_two, headscope, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     given = ("--out", tmp_path / "out", "--dry-run")
-    code, said, errors = headscope("batch", tmp_path / "job.yaml", *given)
+    code, output, errors = headscope("batch", tmp_path / "job.yaml", *given)
     assert (code, errors) == (0, [])
     assert sorted(tmp_path.rglob("*")) == before
-    lines = said.splitlines()
+    lines = output.splitlines()
     assert lines[0].startswith("headscope/bundled · induction · seed 0: 2 cells, 3 prompts, ")
     assert lines[1].startswith("    sinks: runs the model once over ")
     assert re.fullmatch(r"    entropy: reads the capture, [\d.]+ MB captured", lines[2])
-    assert re.search(r"8 cells, about \d+ s of passes; 4 captures of ", said)
+    assert re.search(r"8 cells, about \d+ s of passes; 4 captures of ", output)
     group = two_by_two.groups[0]
     model = worker.load(group.model, 1)
     given = group.task.draw(model, 0)
@@ -237,9 +237,9 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
     assert code == 2
     assert [line for line in errors if line.startswith("error: ")] == errors[-1:]
     assert "No space left on device" in errors[-1]
-    assert not [one for one in out.rglob("*") if one.name.endswith(".tmp")]
-    said = headscope("batch", tmp_path / "job.yaml", "--out", out).printed()
-    assert "8 of 8 cells have a result, 2 of them known before" in said
+    assert not [file for file in out.rglob("*") if file.name.endswith(".tmp")]
+    output = headscope("batch", tmp_path / "job.yaml", "--out", out).printed()
+    assert "8 of 8 cells have a result, 2 of them known before" in output
     run(two_by_two, tmp_path / "whole")
     assert digests(out) == digests(tmp_path / "whole")
 
@@ -252,7 +252,7 @@ def test_a_folder_belongs_to_one_job(job, tmp_path, digests):
     other = job(text + "seeds: [3]\n")
     check_refusal("out", run, other, out)
     assert digests(out) == before
-    assert [one["seed"] for one in run(other, out, overwrite=True).cells] == [3]
+    assert [cell["seed"] for cell in run(other, out, overwrite=True).cells] == [3]
     assert not list(out.glob("*/*/*/*/seed=0"))
     # A file that was changed by hand is made again.
     (rows,) = out.glob("heads/*/*/*/*/heads.parquet")
@@ -273,15 +273,15 @@ def test_two_batches_do_not_share_a_folder(two_by_two, tmp_path):
 def test_a_model_that_was_changed_is_not_mixed_with_the_old_one(job, tmp_path, small):
     mine = tmp_path / "mine"
     shutil.copytree(small, mine)
-    asked = job("models: [mine]\ntasks: [ioi]\nnumber: 2\nanalyses: [entropy, atlas]\n")
+    submitted = job("models: [mine]\ntasks: [ioi]\nnumber: 2\nanalyses: [entropy, atlas]\n")
     out = tmp_path / "out"
-    run(asked, out)
-    BatchState(out, asked).forget(asked.groups[0], "atlas")
+    run(submitted, out)
+    BatchState(out, submitted).forget(submitted.groups[0], "atlas")
     weights = load_file(mine / "model.safetensors")
     weights["lm_head.weight"] += 1
     save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
     worker._load.cache_clear()
-    assert "model: mine is at revision" in str(refusal(run, asked, out))
+    assert "model: mine is at revision" in str(refusal(run, submitted, out))
 
 
 def test_shards_of_prompts_give_the_numbers_of_one_capture(job, tmp_path):
@@ -301,11 +301,11 @@ def test_shards_of_prompts_give_the_numbers_of_one_capture(job, tmp_path):
 
 @pytest.mark.slow
 def test_three_by_three_and_all_analyses_survive_ten_kills(three_by_three, tmp_path, digests):
-    asked = three_by_three
-    whole = run(asked, tmp_path / "whole")
+    submitted = three_by_three
+    whole = run(submitted, tmp_path / "whole")
     assert len(whole.cells) == 9 * len(analyses.names())
     assert len(whole.failed) < len(whole.cells) / 2
     expected = digests(tmp_path / "whole")
-    kill(asked, tmp_path / "killed", len(expected), 10)
-    run(asked, tmp_path / "killed")
+    kill(submitted, tmp_path / "killed", len(expected), 10)
+    run(submitted, tmp_path / "killed")
     assert digests(tmp_path / "killed") == expected

@@ -117,7 +117,7 @@ def in_order(told: tuple[str, ...]) -> tuple[int, ...]:
     ],
 )
 def test_one_error_is_reported_with_its_line(text, line, tmp_path):
-    assert any(f"job.yaml:{line}" in one for one in faults(tmp_path, text))
+    assert any(f"job.yaml:{line}" in fault for fault in faults(tmp_path, text))
 
 
 def test_a_model_of_the_hub_out_of_reach(tmp_path):
@@ -188,7 +188,7 @@ def test_attention_of_an_encoder_and_decoder_needs_pairs(tmp_path, paired_folder
         f"  - {{model: '{paired_folder}', name: b}}\n"
         "tasks:\n  - ioi\n  - prompts: pairs.jsonl\nanalyses:\n  - sinks\n  - importance\n",
     )
-    said = "\n".join(lines)
-    assert "5:5: task: ioi holds single texts, and the cross attention of a reads pairs" in said
-    assert "6:5: task: pairs holds pairs, and b reads single texts" in said
-    assert "9:5: analyses: importance needs answers, and pairs holds plain prompts" in said
+    output = "\n".join(lines)
+    assert "5:5: task: ioi holds single texts, and the cross attention of a reads pairs" in output
+    assert "6:5: task: pairs holds pairs, and b reads single texts" in output
+    assert "9:5: analyses: importance needs answers, and pairs holds plain prompts" in output

@@ -38,7 +38,7 @@ def agree(model: Any, prompts: Any, size: int, **options: Any) -> xr.Dataset:
 def test_every_statistic_of_prompts_of_different_lengths(bundled, size):
     prompts = [[5 + (7 * at + length) % 90 for at in range(length)] for length in LENGTHS]
     # Which keys come first is a matter of rounding where two are as large.
-    stats = [one for one in statistics.names() if one not in ("topk_key", "span_mass")]
+    stats = [name for name in statistics.names() if name not in ("topk_key", "span_mass")]
     options = {"stats": stats, "keep": ("q", "k", "v", "z", "resid"), "batch_tokens": 40}
     assert agree(bundled, prompts, size, **options).sizes["prompt"] == len(LENGTHS)
 

@@ -25,7 +25,7 @@ def test_a_run_does_not_differ_from_itself(runs, headscope, tmp_path):
     assert "0 of 32 intervals leave out 0 (paired by prompt)" in out
     [score] = json.loads(file.read_text())["scores"]
     assert score["agreement"] == pytest.approx(1.0)
-    assert {one["difference"] for one in score["heads"]} == {0.0}
+    assert {head["difference"] for head in score["heads"]} == {0.0}
 
 
 def test_runs_of_other_prompts_are_compared_by_what_they_share(runs, headscope):
@@ -42,7 +42,7 @@ def test_a_task_ablates_every_head_of_both_on_the_same_prompts(runs, headscope, 
     assert score["units"] == "logits"
     # The same model on the same prompts: every head agrees, and so do the three best.
     assert len(score["top"]["shared"]) == 3
-    assert max(abs(one["difference"]) for one in score["heads"]) < 1e-6
+    assert max(abs(head["difference"]) for head in score["heads"]) < 1e-6
 
 
 def test_what_is_not_there_is_refused_in_one_line(runs, headscope):

@@ -26,25 +26,29 @@ def run(tmp_path):
 def asks(name: str) -> list[str]:
     """List what ``run`` of an analysis asks for, beside its options."""
     parameters = inspect.signature(inspect.unwrap(analyses.load(name).run)).parameters
-    return [each.name for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    return [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind is not parameter.KEYWORD_ONLY
+    ]
 
 
 def test_without_names_those_run_that_need_the_capture_alone_and_head_types(run, headscope):
     expected = {name for name in analyses.names() if asks(name) == ["capture"]} | {"head_types"}
     assert {"sinks", "entropy"} < expected < set(analyses.names()) - {"importance"}
     assert set(quick()) == expected
-    said = headscope("analyze", run.path, "--set", "head_types.draws=1").printed()
+    output = headscope("analyze", run.path, "--set", "head_types.draws=1").printed()
     assert set(run.results()) == expected
-    (line,) = [line for line in said.splitlines() if line.startswith("left, ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("left, ")]
     left = line.partition(": ")[2].partition(";")[0].split(", ")
     assert set(left) == set(analyses.names()) - expected
     assert f"headscope analyze {run.path} --all runs them all" in line
 
 
 def test_what_is_named_runs_alone_and_nothing_is_said_of_the_others(run, headscope):
-    said = headscope("analyze", run.path, "offsets").printed()
+    output = headscope("analyze", run.path, "offsets").printed()
     assert set(run.results()) == {"offsets"}
-    assert "left" not in said
+    assert "left" not in output
     assert (
         "--all: runs every analysis" in headscope("analyze", run.path, "offsets", "--all").refusal()
     )
@@ -93,8 +97,8 @@ def test_the_demo_runs_on_any_model_in_its_register(tmp_path, monkeypatch, heads
 def test_a_register_is_that_of_the_capture_and_of_its_analyses(tmp_path, headscope, monkeypatch):
     folder = tmp_path / "run"
     given = ("capture", PYTHON, "--task", "ioi", "--number", 3, "--out", folder)
-    said = headscope(*given, "--register", "plain").printed()
-    assert "(ioi, plain register" in said
+    output = headscope(*given, "--register", "plain").printed()
+    assert "(ioi, plain register" in output
     run, model = run_folder.open(folder), load_model(PYTHON)
     task = tasks.make("ioi", model.tokenizer, 3, register="plain")
     assert run.prompts() == [list(ids) for ids in encode(task, model.tokenizer).ids]

@@ -117,8 +117,8 @@ def test_lines_come_at_their_interval_and_nothing_between(monkeypatch):
             time.sleep(0.01)
     lines = console.file.getvalue().splitlines()
     assert 1 <= len(lines) <= 3
-    said = r"capture: \d+% done, 0:0\d elapsed"
-    assert all(re.fullmatch(said, line) for line in lines), lines
+    output = r"capture: \d+% done, 0:0\d elapsed"
+    assert all(re.fullmatch(output, line) for line in lines), lines
     time.sleep(0.3)
     assert console.file.getvalue().splitlines() == lines, "nothing after the end"
 

@@ -91,9 +91,9 @@ def test_what_is_not_at_hand_is_said_in_one_line(what, wanted, monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert wanted in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert wanted in output
+    assert output.count("\n") == 1
 
 
 def test_a_model_without_the_heads_is_refused(monkeypatch, capsys):

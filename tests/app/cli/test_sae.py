@@ -19,7 +19,7 @@ def texts(tmp_path):
     model = load_model(MODEL)
     story = tasks.make("story", model.tokenizer, 12, 3)
     path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": each.clean}) + "\n" for each in story.prompts))
+    path.write_text("".join(json.dumps({"text": prompt.clean}) + "\n" for prompt in story.prompts))
     return path
 
 
@@ -75,8 +75,8 @@ def test_a_stopped_training_goes_on_and_leaves_no_checkpoint(
     assert any(f"goes on from {kept}" in line for line in ended.err)
     ended.printed()
     assert not kept.exists()
-    one, other = (saelens.load(folder) for folder in (tmp_path / "whole", out))
-    assert torch.equal(one.decoder, other.decoder)
+    first, second = (saelens.load(folder) for folder in (tmp_path / "whole", out))
+    assert torch.equal(first.decoder, second.decoder)
 
 
 def test_what_cannot_be_trained_is_refused_before_it_runs(texts, tmp_path, headscope):

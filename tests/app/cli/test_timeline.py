@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import asked, browser_views, links, unpacked
+from browser_views import browser_views, links, query_of, unpacked
 from charts import figures
 from refusals import check_refusal
 from typer.testing import CliRunner
@@ -32,15 +32,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_the_command_says_when_heads_emerge_and_writes_a_page(made):
-    folder, said = made
-    assert said.startswith("3 of 3 checkpoints, steps 0 to 1000.")
-    (line,) = [line for line in said.splitlines() if line.startswith("induction: ")]
+    folder, output = made
+    assert output.startswith("3 of 3 checkpoints, steps 0 to 1000.")
+    (line,) = [line for line in output.splitlines() if line.startswith("induction: ")]
     assert line.startswith("induction: L1H")
     assert " and 1000)" in line
     page = (folder / "timeline.html").read_text()
     assert "head_types over the training of headscope/induction" in page
     assert page.count('class="plot"') == 6
-    (line,) = [line for line in said.splitlines() if line.startswith("order: ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("order: ")]
     # Three checkpoints cannot tell which of them is first.
     assert "the checkpoints lie too far apart to tell" in line
     assert "Order of emergence" in page
@@ -106,7 +106,7 @@ def test_the_picked_head_stands_out_in_lines_and_grid_and_opens_where_it_was_cap
     app = dashboard(run, "timelines", line="L1H2")
     [link] = links(app)
     assert link.label == "Open L1H2 in Heads: late, step1000"
-    assert {"run": ["late"], "layer": ["1"], "head": ["2"]}.items() <= asked(link).items()
+    assert {"run": ["late"], "layer": ["1"], "head": ["2"]}.items() <= query_of(link).items()
 
 
 def test_a_timeline_beside_a_run_is_found(demo_run, made, dashboard):

@@ -50,9 +50,9 @@ def test_a_link_opens_the_question_and_the_analysis_and_says_what_is_not_there(s
     assert app.dataframe[0].value["analysis"].tolist() == analyses.families()["sink_behavior"]
     assert app.header[0].value == "massive"
     app = screen(question="nothing", analysis="nowhere")
-    said = " ".join(warning.value for warning in app.warning)
-    assert "'nothing'" in said
-    assert "'nowhere'" in said
+    output = " ".join(warning.value for warning in app.warning)
+    assert "'nothing'" in output
+    assert "'nowhere'" in output
     assert len(app.dataframe[0].value) == len(analyses.names())
 
 
@@ -65,8 +65,8 @@ def test_cost_is_estimated_for_the_options_chosen_and_then_the_analysis_runs(
     assert "not estimated with these options" in " ".join(each.value for each in app.markdown)
     press(app, "estimate_one")
     [told] = cost.estimate(["patching"], bundled, run_folder.open(folder).prompts(), n=4)
-    said = " ".join(each.value for each in app.markdown)
-    passes, tokens = re.search(r"([\d.]+) passes × ([\d,]+) tokens", said).groups()
+    output = " ".join(each.value for each in app.markdown)
+    passes, tokens = re.search(r"([\d.]+) passes × ([\d,]+) tokens", output).groups()
     # The first ablations on a model check its prefixes, too: a twentieth of the passes here.
     assert float(passes) == pytest.approx(told.passes, rel=0.05)
     assert tokens == f"{told.tokens:,}"
@@ -106,9 +106,9 @@ def test_every_analysis_has_a_form_whose_defaults_change_nothing(name, demo_run,
     assert app.header[0].value == name
     assert not app.error
     labels = {
-        each.label.replace("\\", "")
+        element.label.replace("\\", "")
         for kind in ("number_input", "text_input", "checkbox", "selectbox")
-        for each in app.get(kind)
+        for element in app.get(kind)
     }
     assert set(analyses.options(name)) <= labels
     press(app, "estimate_one")
@@ -136,8 +136,8 @@ def test_a_cancelled_analysis_keeps_what_was_finished_and_nothing_half(screen, f
     assert QUEUE.wait(TIMEOUT)
     assert job.state == "cancelled"
     app.run()
-    said = " ".join(each.value for each in app.markdown)
-    assert plain("cancelled. What was finished is kept") in said
+    output = " ".join(each.value for each in app.markdown)
+    assert plain("cancelled. What was finished is kept") in output
     run = run_folder.open(folder)
     assert run.results() == {}
     assert not list(folder.rglob("*.tmp"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import asked, browser_views, links
+from browser_views import browser_views, links, query_of
 from charts import figures, numbers
 from streamlit.testing.v1 import AppTest
 
@@ -60,7 +60,7 @@ def test_routes_flow_between_positions_and_open_the_heads_that_carry_most(screen
     assert sum(arriving) == pytest.approx(float(route[last].sum()), rel=1e-4)
     usage = result["head_usage"].values
     most = np.unravel_index(int(usage.argmax()), usage.shape)
-    first = asked(links(app)[-6])
+    first = query_of(links(app)[-6])
     assert (first["layer"], first["head"]) == ([str(most[0])], [str(most[1])])
     assert first["by"] == ["routes.head_usage"]
 

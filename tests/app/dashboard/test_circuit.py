@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from browser_views import asked, links
+from browser_views import links, query_of
 from charts import figures
 from streamlit.testing.v1 import AppTest
 
@@ -72,7 +72,7 @@ def test_pinned_nodes_leave_the_paths_through_them_and_their_heads(screen, measu
     table = app.main.dataframe[0].value
     assert 0 < len(table) <= 10
     assert (table["from"] == name).any()
-    heads = [asked(link) for link in links(app) if "layer" in asked(link)]
+    heads = [query_of(link) for link in links(app) if "layer" in query_of(link)]
     assert [(each["layer"], each["head"]) for each in heads] == [([str(layer)], [str(head)])]
     assert app.multiselect(key=f"what_if_heads_{name}").value == [name]
 

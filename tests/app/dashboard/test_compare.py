@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_views import asked, browser_views, links, unpacked
+from browser_views import browser_views, links, query_of, unpacked
 from charts import figures
 from streamlit.testing.v1 import AppTest
 
@@ -81,7 +81,7 @@ def test_a_pick_is_shown_in_all_with_intervals_and_opens_in_either_run(screen, r
     for shown, interval, side in zip(table["value"], table["95 % interval"], sides, strict=False):
         assert shown.split()[0] == f"{float(side['sink'][2, 3]):#.3g}"
         assert interval.startswith("[")
-    opened = [asked(link) for link in links(app) if "in Heads" in link.label]
+    opened = [query_of(link) for link in links(app) if "in Heads" in link.label]
     for link, run in zip(opened, "ab", strict=True):
         there = {"run": [run], "by": ["sinks.sink"], "layer": ["2"], "head": ["3"]}
         assert there.items() <= link.items()
@@ -92,10 +92,10 @@ def test_a_pick_is_shown_in_all_with_intervals_and_opens_in_either_run(screen, r
 def test_the_heads_that_differ_most_are_named_in_the_scatter(screen, runs, headscope, tmp_path):
     row = told(headscope, tmp_path, runs, "sinks.sink")
     app = screen(compared="sinks.sink")
-    [points] = [each for each in figures(app)["compared_scatter"]["data"] if each.get("text")]
+    [points] = [head for head in figures(app)["compared_scatter"]["data"] if head.get("text")]
     named = {text for text in points["text"] if text}
-    assert {each["head"] for each in row["heads"][:5]} == named
-    assert app.dataframe[0].value["head"].tolist() == [each["head"] for each in row["heads"][:10]]
+    assert {head["head"] for head in row["heads"][:5]} == named
+    assert app.dataframe[0].value["head"].tolist() == [head["head"] for head in row["heads"][:10]]
 
 
 def test_other_shapes_and_other_meanings_are_refused_with_the_reason(screen, runs, demo_run):

@@ -29,8 +29,8 @@ def answer(path: str, accepts: str = "gzip, br") -> tuple[dict[str, str], bytes]
     headers = [(b"accept-encoding", accepts.encode())]
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
     asyncio.run(CompressedScripts(behind, EARLY)(scope, receive, send))
-    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return found, b"".join(message.get("body", b"") for message in sent)
+    result = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return result, b"".join(message.get("body", b"") for message in sent)
 
 
 def test_a_script_arrives_compressed_and_whole():

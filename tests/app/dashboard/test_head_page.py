@@ -110,8 +110,8 @@ def test_an_example_opens_its_prompt_at_the_token(screen, demo_run, bundled):
     assert len(best["words"]) > best["at"]
     every = []
     for ids in run_folder.open(demo_run).prompts():
-        found = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5).values
-        every.append(found[1:, 1:].max())
+        result = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5).values
+        every.append(result[1:, 1:].max())
     assert float(best["prefix"]) == pytest.approx(max(every), rel=0.01)
 
 
@@ -119,11 +119,11 @@ def test_examples_share_the_prompts_and_deciles_are_of_all_positions():
     rng = np.random.default_rng(3)
     values = rng.random((20, 50))
     top, deciles = prompt_examples.examples(values)
-    assert len({one.prompt for one in top}) == 10
-    assert [one.value for one in top] == sorted(values.max(1))[::-1][:10]
-    for share, one in zip(prompt_examples.DECILES, deciles, strict=True):
-        assert one.value == pytest.approx(np.quantile(values, share), abs=0.01)
-        assert values[one.prompt, one.position] == one.value
+    assert len({decile.prompt for decile in top}) == 10
+    assert [decile.value for decile in top] == sorted(values.max(1))[::-1][:10]
+    for share, decile in zip(prompt_examples.DECILES, deciles, strict=True):
+        assert decile.value == pytest.approx(np.quantile(values, share), abs=0.01)
+        assert values[decile.prompt, decile.position] == decile.value
     assert prompt_examples.examples(np.full((2, 3), np.nan)) == ([], [])
 
 
@@ -157,8 +157,8 @@ def test_the_terms_of_a_query_and_a_key_are_in_the_link(screen, demo_run, bundle
     app = screen(tab="Query-key", layer="2", head="5", prompt="1", query_token="6", key_token="2")
     ids = run_folder.open(demo_run).prompts()[1]
     exact = pattern(capture(bundled, [ids], stats=("lse",), keep=("q", "k")), 2, 5).values
-    (said,) = [one.value for one in app.main.markdown if "Σ qᵢ·kᵢ" in one.value]
-    weight = float(re.findall(r"\*\*([\d.e-]+)\*\*", said)[-1])
+    (output,) = [one.value for one in app.main.markdown if "Σ qᵢ·kᵢ" in one.value]
+    weight = float(re.findall(r"\*\*([\d.e-]+)\*\*", output)[-1])
     assert weight == pytest.approx(exact[6, 2], rel=0.01)
     rows = browser_views(app)["query_keys"]["groups"][0]["rows"]
     assert [row["id"] for row in rows] == np.argsort(-exact[6], kind="stable")[: len(rows)].tolist()
@@ -206,8 +206,8 @@ def important(n: int, mean: float, lower: float, upper: float, heads: list[str])
         attrs={"n_prompts": n, "task": "ioi", "important_heads": heads},
     )
     ends = [xr.DataArray(np.where(values != 0, end, 0.0), dims=grid) for end in (lower, upper)]
-    found = Score("importance.mean_ablation", result["mean_ablation"], *ends, frozenset(heads))
-    return {"importance": result}, {found.key: found}
+    actual = Score("importance.mean_ablation", result["mean_ablation"], *ends, frozenset(heads))
+    return {"importance": result}, {actual.key: actual}
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,9 @@ def test_a_disagreement_is_of_the_top_tenth_and_the_lower_half():
     layer, head = np.argwhere(causal == 39)[0]
     flipped = score(39 - causal)
     scores = {"a.b": score(causal, "causal", "a.b"), "c.d": flipped}
-    said = head_summary.disagreement(scores, layer, head)
-    assert "40th of 40" in said
-    assert "1st of 40" in said
+    output = head_summary.disagreement(scores, layer, head)
+    assert "40th of 40" in output
+    assert "1st of 40" in output
     assert not head_summary.disagreement(scores | {"c.d": score(causal)}, layer, head)
     shares = score(39 - causal, units="share")
     assert not head_summary.disagreement(scores | {"c.d": shares}, layer, head)
@@ -263,9 +263,13 @@ def test_bars_are_the_best_score_of_each_family_and_ties_are_no_top_rank():
         "entropy.entropy": score(-first, key="entropy.entropy"),
         "importance.gate": score(first, key="importance.gate"),
     }
-    found = head_summary.highest(scores, 1, 4)
-    assert [one.score.key for one in found] == ["sinks.other", "importance.gate", "entropy.entropy"]
-    assert [one.below for one in found] == [1.0, 1.0, 0.0]
+    result = head_summary.highest(scores, 1, 4)
+    assert [one.score.key for one in result] == [
+        "sinks.other",
+        "importance.gate",
+        "entropy.entropy",
+    ]
+    assert [one.below for one in result] == [1.0, 1.0, 0.0]
     assert head_summary.standing(scores["sinks.sink"], 1, 4).below == 0
     assert head_summary.standing(scores["sinks.sink"], 1, 4).rank_text == "1st (10 tied) of 10"
 

@@ -44,10 +44,10 @@ def test_a_link_opens_the_same_view(screen):
 def test_what_a_link_asks_for_in_vain_is_said(screen):
     app = screen(by="sinks.nothing", layer="99", head="1", prompt="77")
     assert title(app).endswith("H1")
-    said = " ".join(warning.value for warning in app.warning)
-    assert "sinks.nothing" in said
-    assert "'99'" in said
-    assert "'77'" in said
+    output = " ".join(warning.value for warning in app.warning)
+    assert "sinks.nothing" in output
+    assert "'99'" in output
+    assert "'77'" in output
 
 
 def test_arrows_move_between_heads_and_stop_at_the_edge(screen):
@@ -104,8 +104,8 @@ def test_a_long_text_has_an_overview_and_an_exact_window(screen, bundled, long_t
     app = screen(layer="1", head="3", queries="700-827", keys="640-743", text=long_text)
     assert not app.warning
     ids = bundled.encode(long_text)
-    found = capture(bundled, [ids], stats=("lse",), keep=("q", "k"))
-    exact = pattern(found, 1, 3).values.astype(float)
+    result = capture(bundled, [ids], stats=("lse",), keep=("q", "k"))
+    exact = pattern(result, 1, 3).values.astype(float)
     view = long(app)
     assert (view["tile"], view["length"]) == (-(-len(ids) // 256), len(ids))
     expected = dense_overview(exact, view["tile"])
@@ -145,9 +145,9 @@ def test_a_long_text_opens_whole_and_a_shorter_one_drops_the_window(screen, bund
 @pytest.mark.parametrize(("queries", "keys"), [("5000-5099", "0-9"), ("0-9", ""), ("0-599", "x")])
 def test_a_window_outside_the_text_is_said(queries, keys, screen, long_text):
     app = screen(text=long_text, queries=queries, keys=keys, map="nothing")
-    said = " ".join(warning.value for warning in app.warning)
-    assert queries in said
-    assert "'nothing'" in said
+    output = " ".join(warning.value for warning in app.warning)
+    assert queries in output
+    assert "'nothing'" in output
     assert long(app)["state"] == {}
 
 
@@ -207,13 +207,13 @@ def test_no_filter_that_is_offered_is_empty(screen, demo_run):
 @pytest.mark.requirement("A13")
 def test_evidence_that_no_head_has_is_not_offered():
     every = frozenset({"L0H0", "L0H1", "L1H0", "L1H1"})
-    for found, offered in (
+    for result, offered in (
         (every, ["causal"]),
         (frozenset(), ["correlational only"]),
         (frozenset({"L1H0"}), ["causal", "correlational only"]),
     ):
-        scores = {"one": SimpleNamespace(with_effect=found)}
-        assert head_filters.causal(scores) == found
+        scores = {"one": SimpleNamespace(with_effect=result)}
+        assert head_filters.causal(scores) == result
         assert head_filters.evidence(scores, 4) == offered
 
 
@@ -239,8 +239,8 @@ def test_the_token_view_has_the_weights_of_the_prompt_and_its_state_from_the_lin
 
 def test_a_state_that_the_token_view_lacks_is_said(screen):
     app = screen(mode="Sound", token="999", scale="huge")
-    said = " ".join(warning.value for warning in app.warning)
-    assert all(word in said for word in ("'Sound'", "'999'", "'huge'"))
+    output = " ".join(warning.value for warning in app.warning)
+    assert all(word in output for word in ("'Sound'", "'999'", "'huge'"))
     assert browser_views(app)["token_view"]["state"] == {}
 
 
@@ -251,8 +251,8 @@ def test_thumbnails_show_every_head_on_the_prompt_in_view(screen, bundled, first
     exact = capture(bundled, [ids], stats=("pattern",))["pattern"].values[0]
     shape = (4, 8, len(ids), len(ids))
     assert drawn["picked"] == [1, 2]
-    found = unpacked(drawn["maps"], "u1").reshape(shape)
-    np.testing.assert_allclose(found, np.ceil(255 * np.sqrt(exact)), atol=1)
+    result = unpacked(drawn["maps"], "u1").reshape(shape)
+    np.testing.assert_allclose(result, np.ceil(255 * np.sqrt(exact)), atol=1)
 
 
 def test_a_filter_that_the_run_lacks_is_said(screen):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from browser_views import asked, links
+from browser_views import links, query_of
 from charts import figures, numbers
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
@@ -134,10 +134,10 @@ def test_verdicts_follow_null_effect_prompts_and_what_was_measured():
 def test_two_methods_are_drawn_against_each_other_with_their_rank_correlation(screen, result):
     app = screen(x="gate gradient", y="mean ablation")
     drawn = figures(app)
-    one, other = (
+    first, second = (
         np.abs(result[name].values).ravel() for name in ("gate_gradient", "mean_ablation")
     )
-    expected = spearmanr(one, other).statistic
+    expected = spearmanr(first, second).statistic
     assert f"ρ = **{expected:#.3g}**" in said(app)
     cells = numbers(drawn["agreement"]["data"][0]["text"])
     at = [METHODS[name] for name in METHODS if name in result]
@@ -145,7 +145,7 @@ def test_two_methods_are_drawn_against_each_other_with_their_rank_correlation(sc
     assert written.startswith(f"<b>{expected:#.3g}</b><br>[")
     [points] = [trace for trace in drawn["methods_scatter"]["data"] if trace["mode"] != "lines"]
     assert len(points["customdata"]) == 32
-    ranks = [np.argsort(np.argsort(-side, kind="stable")) for side in (one, other)]
+    ranks = [np.argsort(np.argsort(-side, kind="stable")) for side in (first, second)]
     apart = int(np.argmax(np.abs(ranks[0] - ranks[1])))
     assert points["text"][apart] == f"L{apart // 8}H{apart % 8}", "the one that disagrees most"
 
@@ -160,7 +160,7 @@ def test_the_link_picks_a_head_and_says_what_is_not_there(screen, result):
     assert shown["mean ablation"].split()[0] == f"{float(result['mean_ablation'][2, 5]):#.3g}"
     app.selectbox(key="pick").set_value("L0H0").run()
     assert app.subheader[1].value == "L0H0"
-    [link] = [asked(each) for each in links(app) if "in Heads" in each.label]
+    [link] = [query_of(each) for each in links(app) if "in Heads" in each.label]
     assert {"run": ["measured"], "layer": ["0"], "head": ["0"]}.items() <= link.items()
 
 
@@ -210,7 +210,7 @@ def test_heads_that_are_picked_are_removed_and_the_tokens_shown_before_and_after
     app.run()
     assert not app.exception
     capture = run_folder.open(measured).capture
-    ids = [int(one) for one in capture["token_id"].values[1, : int(capture["length"][1])]]
+    ids = [int(value) for value in capture["token_id"].values[1, : int(capture["length"][1])]]
     heads = [(int(name[1]), int(name[3])) for name in dict.fromkeys(("L2H5", *important))]
     expected = what_if(bundled, [ids], [edits.Ablate(tuple(heads))])
     answer = QUEUE.jobs[-1].result
@@ -239,7 +239,7 @@ def test_the_report_has_the_sections_that_were_chosen(screen, measured):
         )
         assert b'href="heads.csv"' in archive.read("report.html")
     app.toggle(key="preview").set_value(True).run()
-    assert built.page in [each.proto.srcdoc for each in app.get("iframe")]
+    assert built.page in [element.proto.srcdoc for element in app.get("iframe")]
 
 
 def test_an_encoder_or_a_run_without_a_task_is_refused_by_name(dashboard, paired_runs):

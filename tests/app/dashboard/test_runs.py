@@ -200,7 +200,9 @@ def test_what_a_prompt_or_a_name_says_is_shown_as_text(screen, place):
     app.text_area(key="new_text").set_value(HOSTILE).run()
     press(app, "new_estimate")
     shown = [
-        each.value for kind in ("markdown", "error", "warning", "caption") for each in app.get(kind)
+        element.value
+        for kind in ("markdown", "error", "warning", "caption")
+        for element in app.get(kind)
     ]
     hostile = [text for text in shown if "evil" in text]
     assert hostile, "the refusal names the unknown words"
@@ -228,7 +230,7 @@ def test_jobs_are_done_once_and_said(screen, first_words):
     app.run()
     assert len(QUEUE.jobs) == before + 1, "a rerun asks for nothing again"
     assert QUEUE.jobs[-1].state == DONE
-    said = " ".join(markdown.value for markdown in app.markdown)
-    assert "see the form of the new run" in said
+    output = " ".join(markdown.value for markdown in app.markdown)
+    assert "see the form of the new run" in output
     app.button(key=f"close_{id(QUEUE.jobs[-1])}").click().run()
     assert "see the form of the new run" not in " ".join(each.value for each in app.markdown)

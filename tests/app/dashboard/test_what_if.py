@@ -42,7 +42,7 @@ def last() -> Job:
 @pytest.mark.requirement("D5")
 def test_every_edit_of_heads_has_a_form_with_the_answer_of_the_function(screen, demo_run, bundled):
     recorded = run_folder.open(demo_run).capture
-    ids = [int(one) for one in recorded["token_id"].values[0, : int(recorded["length"][0])]]
+    ids = [int(value) for value in recorded["token_id"].values[0, : int(recorded["length"][0])]]
     heads = ((0, 5),)
     mean = mean_z(capture(bundled, [ids], stats=(), keep=("z",)))
     gates = torch.ones(bundled.layers, bundled.heads)
@@ -113,12 +113,12 @@ def test_another_picked_head_is_offered_and_bad_tokens_are_refused(screen):
     screen.button(key="go_Right").click().run()
     assert screen.multiselect(key="what_if_heads_L0H6").value == ["L0H6"]
     screen.selectbox(key="what_if_edit").set_value("KnockOut").run()
-    for text, said in (
+    for text, output in (
         ("4000", "KnockOut.keys: no position 4000"),
         ("0, x", "KnockOut.keys: '0, x' is no list of positions"),
     ):
         screen.text_input(key="what_if_KnockOut_keys").set_value(text).run()
         app = ask(screen, "KnockOut")
-        assert last().error.startswith(said)
-        assert plain(said) in app.error[0].value
+        assert last().error.startswith(output)
+        assert plain(output) in app.error[0].value
         assert last().result is None

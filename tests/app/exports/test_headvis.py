@@ -44,7 +44,7 @@ def test_metrics_are_those_of_eager_attention_maps(tree, maps, run):
     assert len(rows) == config["n_layers"] * config["n_heads"] == 32
     assert set(config["metrics"]) <= rows[0].keys()
     for row in (rows[0], rows[13], rows[31]):
-        own = [each[row["layer"], row["head"]] for each in maps]
+        own = [attention_map[row["layer"], row["head"]] for attention_map in maps]
         lags = [np.abs(np.subtract.outer(np.arange(len(one)), np.arange(len(one)))) for one in own]
         mean = np.concatenate([(one * lag).sum(1) for one, lag in zip(own, lags, strict=True)])
         square = np.concatenate([(one * lag**2).sum(1) for one, lag in zip(own, lags, strict=True)])
@@ -66,32 +66,32 @@ def test_metrics_are_those_of_eager_attention_maps(tree, maps, run):
 
 
 def _induction(own: list[np.ndarray], prompts: list[list[int]]) -> float:
-    found = []
+    result = []
     for weights, ids in zip(own, prompts, strict=True):
         for query, token in enumerate(ids):
             keys = [at + 1 for at in range(query) if ids[at] == token and at + 1 != query]
             if keys:
-                found.append(weights[query, keys[-8:]].sum())
-    return float(np.mean(found))
+                result.append(weights[query, keys[-8:]].sum())
+    return float(np.mean(result))
 
 
 def test_sequences_hold_the_largest_weights_and_are_ordered_by_them(tree, maps):
     data = head(tree, 3, 0)
-    assert {each["interval"] for each in data["sequences"]} <= set(range(1, 6))
+    assert {sequence["interval"] for sequence in data["sequences"]} <= set(range(1, 6))
     strengths = {}
-    for each in data["sequences"]:
-        whole = maps[each["sequence_id"]][3, 0]
-        size = each["seq_len"]
-        assert len(each["tokens"]) == size == len(whole)
+    for sequence in data["sequences"]:
+        whole = maps[sequence["sequence_id"]][3, 0]
+        size = sequence["seq_len"]
+        assert len(sequence["tokens"]) == size == len(whole)
         stored = np.zeros(size * size)
-        stored[each["attention_indices"]] = each["attention_values"]
+        stored[sequence["attention_indices"]] = sequence["attention_values"]
         stored = stored.reshape(size, size)
         kept = np.sort(whole, axis=1)[:, ::-1][:, :8]
         expected = np.where(kept >= headvis.LEAST, kept, 0).sum(1)
         np.testing.assert_allclose(stored.sum(1), expected, atol=2e-3)
         np.testing.assert_allclose(stored[stored > 0], whole[stored > 0], atol=1e-4)
-        assert each["max_activation"] == pytest.approx(whole[1:, 1:].max(), abs=1e-4)
-        strengths.setdefault(each["interval"], []).append(each["max_activation"])
+        assert sequence["max_activation"] == pytest.approx(whole[1:, 1:].max(), abs=1e-4)
+        strengths.setdefault(sequence["interval"], []).append(sequence["max_activation"])
     ordered = sorted(strengths)
     for low, high in pairwise(ordered):
         assert max(strengths[low]) <= min(strengths[high])
@@ -110,7 +110,7 @@ def test_what_was_written_comes_back_as_a_result_and_as_patterns(tree, run, tmp_
     assert result.attrs["n_prompts"] == run.manifest["n_prompts"]
     first, *_ = headvis_import.patterns(tree, 3, 0)
     assert first.attrs["max_activation"] == max(
-        each["max_activation"] for each in head(tree, 3, 0)["sequences"]
+        sequence["max_activation"] for sequence in head(tree, 3, 0)["sequences"]
     )
     assert np.nansum(first.values, axis=1).max() <= 1.001
     assert np.isnan(first.values).any(), "what the tree leaves out is missing, not 0"

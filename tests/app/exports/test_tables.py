@@ -47,8 +47,8 @@ def test_a_row_of_the_long_table_says_what_its_number_is(kind, results):
     lost = results["mine"]["lost"]
     assert row["value"] == pytest.approx(float(lost[1, 2]), rel=1e-12)
     assert row["lower"] < row["value"] < row["upper"]
-    said = {name: row[name] for name in ("units", "n", "evidence", "convention", "model", "run")}
-    assert said == {
+    output = {name: row[name] for name in ("units", "n", "evidence", "convention", "model", "run")}
+    assert output == {
         "units": "nats", "n": 20, "evidence": "causal", "convention": "mean over prompts",
         "model": "mine/model", "run": "run1",
     }  # fmt: skip
@@ -73,8 +73,8 @@ def test_columns_of_a_wide_table_are_described_in_parquet_and_json(results):
     schema = pq.read_schema(io.BytesIO(content))
     expected = {"units": "nats", "n": "20", "evidence": "causal", "convention": "mean over prompts"}
     for name in ("mine.lost", "mine.lost_lower", "mine.lost_upper"):
-        said = {key.decode(): text.decode() for key, text in schema.field(name).metadata.items()}
-        assert said.items() >= expected.items(), name
+        output = {key.decode(): text.decode() for key, text in schema.field(name).metadata.items()}
+        assert output.items() >= expected.items(), name
     columns = json.loads(tables.encode("json", results, MANIFEST, "a", wide=True))["columns"]
     assert columns["mine.share"]["evidence"] == "correlational"
     assert columns["mine.share"]["units"] == "share"

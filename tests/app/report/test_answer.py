@@ -31,49 +31,49 @@ def importance(prompts: int = 32, important: tuple[str, ...] = ("L2H3", "L4H1"))
 
 def test_important_heads_come_first_with_intervals_and_roles():
     kinds = xr.Dataset(attrs={"heads_by_type": {"induction": ["L4H1"], "bos": ["L2H3"] * 2}})
-    found = answer.answer({"importance": importance(), "head_types": kinds}).importance
-    assert found is not None
-    assert (found.task, found.n) == ("ioi", 32)
-    assert (found.metric, found.intact) == ("logit difference", "8.00")
-    assert [(row.rank, row.name, row.roles) for row in found.rows] == [
+    result = answer.answer({"importance": importance(), "head_types": kinds}).importance
+    assert result is not None
+    assert (result.task, result.n) == ("ioi", 32)
+    assert (result.metric, result.intact) == ("logit difference", "8.00")
+    assert [(row.rank, row.name, row.roles) for row in result.rows] == [
         ("1st", "L2H3", ("bos",)), ("2nd", "L4H1", ("induction",)),
     ]  # fmt: skip
-    assert found.conclusion == "2 heads are important, of 24 ablated"
+    assert result.conclusion == "2 heads are important, of 24 ablated"
     mean = importance()["mean_ablation"]
-    value, interval = found.rows[0].numbers[0]
+    value, interval = result.rows[0].numbers[0]
     assert float(value) == pytest.approx(float(mean[2, 3]), rel=1e-2)
     assert interval.startswith("[4.")
 
 
 def test_the_agreement_of_two_methods_is_their_rank_correlation():
     result = importance()
-    found = answer.answer({"importance": result}).importance
-    assert found is not None
-    assert found.methods == ("mean ablation", "zero ablation", "gate gradient")
-    assert [len(row) for row in found.agreement] == [0, 1, 2]
+    actual = answer.answer({"importance": result}).importance
+    assert actual is not None
+    assert actual.methods == ("mean ablation", "zero ablation", "gate gradient")
+    assert [len(row) for row in actual.agreement] == [0, 1, 2]
     pairs = (("zero_ablation", "mean_ablation"), ("gate_gradient", "mean_ablation"))
     for row, (one, other) in enumerate(pairs, 1):
         expected = spearmanr(*(np.abs(result[name].values).ravel() for name in (one, other)))
-        assert found.agreement[row][0][0] == pytest.approx(expected.statistic)
+        assert actual.agreement[row][0][0] == pytest.approx(expected.statistic)
 
 
 def test_heads_that_were_not_ablated_are_left_out_and_counted():
     result = importance()
     for end in ("", "_lower", "_upper"):
         result[f"mean_ablation{end}"][0] = np.nan
-    found = answer.answer({"importance": result}).importance
-    assert found is not None
-    assert found.measured == "20 of 24 heads were ablated"
+    actual = answer.answer({"importance": result}).importance
+    assert actual is not None
+    assert actual.measured == "20 of 24 heads were ablated"
     both = np.isfinite(result["mean_ablation"].values)
     pair = (np.abs(result[name].values[both]) for name in ("zero_ablation", "mean_ablation"))
-    assert found.agreement[1][0][0] == pytest.approx(spearmanr(*pair).statistic)
+    assert actual.agreement[1][0][0] == pytest.approx(spearmanr(*pair).statistic)
 
 
 def test_too_few_prompts_call_no_head_important():
-    found = answer.answer({"importance": importance(4)}).importance
-    assert found is not None
-    assert found.conclusion.startswith("Too few prompts (4, of at least 16)")
-    assert len(found.rows) == answer.FEWEST
+    result = answer.answer({"importance": importance(4)}).importance
+    assert result is not None
+    assert result.conclusion.startswith("Too few prompts (4, of at least 16)")
+    assert len(result.rows) == answer.FEWEST
     none = answer.answer({"importance": importance(important=())}).importance
     assert none is not None
     assert none.conclusion.startswith("None of 24 heads is important")
@@ -82,9 +82,9 @@ def test_too_few_prompts_call_no_head_important():
 def test_ties_are_ties():
     result = importance(important=())
     result["mean_ablation"][...] = 0.5
-    found = answer.answer({"importance": result}).importance
-    assert found is not None
-    assert {row.rank for row in found.rows} == {"1st (24 tied)"}
+    actual = answer.answer({"importance": result}).importance
+    assert actual is not None
+    assert {row.rank for row in actual.rows} == {"1st (24 tied)"}
 
 
 def test_what_disagrees_is_said_with_the_text_of_its_verdict():

@@ -35,11 +35,11 @@ class Reader(HTMLParser):
         self._inside = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        result = dict(attrs)
         self.loads += [str(value) for name, value in attrs if name in LOADS]
-        if found.get("id"):
-            self.ids.append(str(found["id"]))
-        self._inside = str(found["id"]) if found.get("type") == "application/gzip" else tag
+        if result.get("id"):
+            self.ids.append(str(result["id"]))
+        self._inside = str(result["id"]) if result.get("type") == "application/gzip" else tag
         self.scripts += self._inside == "script"
 
     def handle_endtag(self, tag: str) -> None:
@@ -95,7 +95,7 @@ def test_the_same_results_give_the_same_page(demo_run):
 
 def test_every_variable_is_shown_once_importance_first(page, demo_run):
     results = run_folder.open(demo_run).results()
-    shown = [each for each in page.ids if each in analyses.names()]
+    shown = [token for token in page.ids if token in analyses.names()]
     assert sorted(shown) == sorted(results)
     assert shown[0] == "importance"
     expected = {
@@ -105,7 +105,7 @@ def test_every_variable_is_shown_once_importance_first(page, demo_run):
         if results[name][key].ndim
     }
     assert set(page.figures) == expected
-    assert sorted(each for each in page.ids if each in expected) == sorted(expected)
+    assert sorted(token for token in page.ids if token in expected) == sorted(expected)
 
 
 @pytest.mark.requirement("A13")
@@ -157,12 +157,12 @@ def test_tables_hold_the_results(written, demo_run):
     sink = results["sinks"]["sink"]
     row = parquet.set_index("name").loc["L2H3"]
     assert row["sinks.sink"] == pytest.approx(float(sink.sel(layer=2, head=3)))
-    found = json.loads(written.with_name("report.json").read_text(encoding="utf-8"))
-    stored = found["analyses"]["sinks"]["variables"]["sink"]
+    result = json.loads(written.with_name("report.json").read_text(encoding="utf-8"))
+    stored = result["analyses"]["sinks"]["variables"]["sink"]
     np.testing.assert_allclose(stored["values"], sink.values)
     assert stored["attrs"]["units"] == sink.attrs["units"]
-    assert found["run"]["prompts_sha256"] == found["analyses"]["sinks"]["attrs"]["prompts_sha256"]
-    assert {each["analysis"] for each in found["findings"]} >= {"sinks", "head_types"}
+    assert result["run"]["prompts_sha256"] == result["analyses"]["sinks"]["attrs"]["prompts_sha256"]
+    assert {finding["analysis"] for finding in result["findings"]} >= {"sinks", "head_types"}
     long = pd.read_parquet(written.with_name("scores.parquet"))
     rows = long[(long["analysis"] == "sinks") & (long["variable"] == "sink")].set_index("name")
     assert rows.loc["L2H3", "value"] == row["sinks.sink"]
@@ -218,7 +218,7 @@ def test_nothing_is_written_where_a_file_cannot_be(tmp_path, monkeypatch):
     run = fake(tmp_path, xr.Dataset({"x": xr.DataArray(1.0)}), monkeypatch)
     (tmp_path / "heads.parquet").mkdir()
     check_message(r"heads\.parquet cannot be written", build.write_report, run)
-    leftovers = [one.name for one in tmp_path.rglob("*") if one.is_file()]
+    leftovers = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert [name for name in leftovers if "tmp" in name] == []
     check_message("cannot be written", build.write_report, run, tmp_path / "no such folder")
     assert not (tmp_path / "no such folder").exists()

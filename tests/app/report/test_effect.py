@@ -40,7 +40,7 @@ def test_noise_of_270_heads_is_no_effect():
 
 
 def test_findings_say_which_heads_have_an_effect():
-    told = {one.name: one.effect for one in findings(result(32))}
+    told = {finding.name: finding.effect for finding in findings(result(32))}
     assert told.keys() > PLANTED
     assert {told[name] for name in PLANTED} == {"above its null"}
     assert set(told.values()) == {"above its null", "not above its null"}
@@ -49,7 +49,7 @@ def test_findings_say_which_heads_have_an_effect():
 def test_few_prompts_cannot_tell():
     data = result(LEAST_PROMPTS - 1)
     assert causal(collect(data)) == set()
-    assert {one.effect for one in findings(data)} == {"too few prompts"}
+    assert {finding.effect for finding in findings(data)} == {"too few prompts"}
 
 
 def test_a_null_of_the_analysis_itself_goes_first():

@@ -23,8 +23,8 @@ def score(values: list[list[float]], **attrs: object) -> xr.DataArray:
 
 
 def test_one_row_a_head_one_column_a_score():
-    found = results(sink=score([[0.1, 0.2], [0.3, np.nan]]), other=score([[1, 2], [3, 4]]))
-    table = heads_table(found)
+    result = results(sink=score([[0.1, 0.2], [0.3, np.nan]]), other=score([[1, 2], [3, 4]]))
+    table = heads_table(result)
     assert table["name"].tolist() == ["L0H0", "L0H1", "L1H0", "L1H1"]
     assert table["sinks.other"].tolist() == [1, 2, 3, 4]
     assert np.isnan(table["sinks.sink"].iloc[3])
@@ -56,18 +56,18 @@ def test_analyses_of_different_layers_meet_in_one_table():
 
 
 def test_other_variables_make_no_columns():
-    found = results(rate=xr.DataArray(0.5), lane=xr.DataArray([1.0], dims="key"))
-    assert heads_table(found).columns.tolist() == ["name", *GRID]
-    assert findings(found) == []
+    result = results(rate=xr.DataArray(0.5), lane=xr.DataArray([1.0], dims="key"))
+    assert heads_table(result).columns.tolist() == ["name", *GRID]
+    assert findings(result) == []
 
 
 def test_findings_are_the_first_heads_with_value_rank_and_interval():
     sink = score([[0.1, 0.9], [np.nan, 0.4]], long_name="Sink.", units="share", evidence="causal")
     low = (sink - 0.05).assign_attrs(interval_of="sink")
     high = (sink + 0.05).assign_attrs(interval_of="sink")
-    found = findings(results(sink=sink, sink_lower=low, sink_upper=high), top=2)
-    assert [(each.name, each.rank, each.of) for each in found] == [("L0H1", 1, 3), ("L1H1", 2, 3)]
-    best = found[0]
+    result = findings(results(sink=sink, sink_lower=low, sink_upper=high), top=2)
+    assert [(each.name, each.rank, each.of) for each in result] == [("L0H1", 1, 3), ("L1H1", 2, 3)]
+    best = result[0]
     assert (best.analysis, best.variable, best.title, best.units) == (
         "sinks", "sink", "Sink", "share",
     )  # fmt: skip
@@ -76,10 +76,10 @@ def test_findings_are_the_first_heads_with_value_rank_and_interval():
 
 
 def test_diverging_scores_are_ranked_by_size():
-    found = findings(results(effect=score([[1.0, -3.0], [2.0, 0.0]], scale="diverging")))
-    assert [each.name for each in found] == ["L0H1", "L1H0", "L0H0"]
-    assert found[0].value == -3
-    assert found[0].evidence == "correlational"
+    result = findings(results(effect=score([[1.0, -3.0], [2.0, 0.0]], scale="diverging")))
+    assert [each.name for each in result] == ["L0H1", "L1H0", "L0H0"]
+    assert result[0].value == -3
+    assert result[0].evidence == "correlational"
 
 
 def test_heads_without_a_score_do_not_stand_out():
@@ -87,8 +87,8 @@ def test_heads_without_a_score_do_not_stand_out():
 
 
 def test_equal_heads_share_a_rank_and_are_counted():
-    found = findings(results(flag=score([[1.0, 1.0], [0.0, 1.0]])), top=2)
-    assert [(each.rank, each.tied) for each in found] == [(1, 3), (1, 3)]
+    result = findings(results(flag=score([[1.0, 1.0], [0.0, 1.0]])), top=2)
+    assert [(each.rank, each.tied) for each in result] == [(1, 3), (1, 3)]
 
 
 def test_records_hold_no_nan():

@@ -133,10 +133,10 @@ def test_the_cut_into_tiles_does_not_matter_nor_is_memory_outside_touched(name, 
     for room in rooms.values():
         assert (room[:1024] == 7.0).all()
         assert (room[-1024:] == 7.0).all()
-    wanted = Request(stats=("lse", "max_weight", "entropy"))
-    found = {output: named[output] for output in outputs}
-    found["lse"] = found["lse"] / LOG2E
-    check(found, expected_of(inputs, options, wanted))
+    expected = Request(stats=("lse", "max_weight", "entropy"))
+    result = {output: named[output] for output in outputs}
+    result["lse"] = result["lse"] / LOG2E
+    check(result, expected_of(inputs, options, expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -213,6 +213,8 @@ def test_heads_that_do_not_fit_are_refused(draw):
 
 def test_statistics_without_a_kernel_come_from_the_panels(draw):
     inputs = draw(40)
-    wanted = Request(stats=("entropy", "column_norm", "topk"))
-    assert ways(wanted.stats) == {"entropy": "forward", "column_norm": "panels", "topk": "topk"}
-    check(result_of(inputs, AttentionSpec(), wanted), expected_of(inputs, AttentionSpec(), wanted))
+    expected = Request(stats=("entropy", "column_norm", "topk"))
+    assert ways(expected.stats) == {"entropy": "forward", "column_norm": "panels", "topk": "topk"}
+    check(
+        result_of(inputs, AttentionSpec(), expected), expected_of(inputs, AttentionSpec(), expected)
+    )

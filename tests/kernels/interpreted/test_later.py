@@ -49,14 +49,14 @@ class Case:
 
     def run(self, configuration: Configuration | None = None) -> dict[str, Tensor]:
         """Run every pass that has one of the names."""
-        found: dict[str, Tensor] = {}
+        result: dict[str, Tensor] = {}
         for name, each in PASSES.items():
-            wanted = sorted(self.names & declared(name))
+            expected = sorted(self.names & declared(name))
             if each is gather_pass:
-                found |= each.run(self.launch, self.lse, wanted, self.request)
-            elif wanted:
-                found |= each.run(self.launch, self.lse, wanted, self.request, configuration)
-        return found
+                result |= each.run(self.launch, self.lse, expected, self.request)
+            elif expected:
+                result |= each.run(self.launch, self.lse, expected, self.request, configuration)
+        return result
 
     def check(self, found: dict[str, Tensor]) -> None:
         """Fail unless results agree with the oracle, NaN in the same places."""
@@ -188,8 +188,8 @@ def test_memory_outside_the_outputs_is_not_touched(draw):
     room = torch.full((140 + 2048,), 7.0)
     norms = row_pass.norms_of(case.launch)
     value = room[1024:-1024].view(1, 2, 70)
-    wanted = row_pass.RowOutputs(value=value, norms=norms)
-    reduce_rows[(3, 2, 1)](**row_pass.arguments(case.launch, case.lse, wanted, tiles))
+    expected = row_pass.RowOutputs(value=value, norms=norms)
+    reduce_rows[(3, 2, 1)](**row_pass.arguments(case.launch, case.lse, expected, tiles))
     case.check({"value_mass": value})
     for each in (*rooms.values(), room):
         assert (each[:1024] == 7.0).all()
@@ -256,11 +256,11 @@ def test_wrong_terms_are_noticed(mutant, draw, monkeypatch):
 
     monkeypatch.setattr(Launch, "terms", property(wrong))
     case = Case(draw, frozenset(noticing), queries=63, batch=1)
-    found = case.run()
+    result = case.run()
     for name in noticing:
         case.names = frozenset({name})
         with pytest.raises(AssertionError, match=r"off by|NaN elsewhere"):
-            case.check({name: found[name]})
+            case.check({name: result[name]})
 
 
 def with_room(tensor: Tensor) -> Tensor:
@@ -293,11 +293,11 @@ def test_tiles_that_are_cut_but_taken_for_whole_are_noticed(draw, monkeypatch):
 
     monkeypatch.setattr(column_pass, "bound_queries", early)
     monkeypatch.setattr(Launch, "bounds", late)
-    found = case.run()
+    result = case.run()
     for name in names:
         case.names = frozenset({name})
         with pytest.raises(AssertionError, match=r"off by|NaN elsewhere"):
-            case.check({name: found[name]})
+            case.check({name: result[name]})
 
 
 def test_rows_sum_to_one_and_a_band_is_part_of_them(draw):

@@ -53,17 +53,17 @@ def try_capture(model: Model, module: Any) -> str:
     """Compare statistics and output with eager attention at odd lengths."""
     for length in (1, 9, 33):
         ids = prompts(module, length)
-        found = capture(model, ids.tolist(), stats=("entropy", "received", "max_weight"))
+        result = capture(model, ids.tolist(), stats=("entropy", "received", "max_weight"))
         own, weights = architectures.eager(module, ids)
         with torch.no_grad():
             close(output_of(model, ids), own)
         for layer, one in by_layer(model, weights):
             at = {"layer": layer}
-            sinks = "sink_logit" in found.coords
-            close(torch.from_numpy(found["entropy"].isel(at).values), entropy(one, sinks))
-            close(torch.from_numpy(found["max_weight"].isel(at).values), one.amax(-1))
+            sinks = "sink_logit" in result.coords
+            close(torch.from_numpy(result["entropy"].isel(at).values), entropy(one, sinks))
+            close(torch.from_numpy(result["max_weight"].isel(at).values), one.amax(-1))
         for layer in model.geometry.without:
-            assert found["entropy"].isel(layer=layer).isnull().all()
+            assert result["entropy"].isel(layer=layer).isnull().all()
     if not follows(module):
         return "yes, followed (N×N bias)" if holds_maps(model) else "yes, followed"
     absent = ", ".join(map(str, model.geometry.without))
@@ -76,7 +76,7 @@ def holds_maps(model: Model) -> bool:
     reader = Reader(Request(stats=()), take=lambda call, outputs, z: biases.append(call.bias))
     with torch.no_grad(), intercept_attention(model, reader):
         model.module(input_ids=draw(9))
-    return any(one is not None and one.shape[2] > 1 for one in biases)
+    return any(bias is not None and bias.shape[2] > 1 for bias in biases)
 
 
 def try_half(family: str, dtype: str) -> str:
@@ -87,7 +87,7 @@ def try_half(family: str, dtype: str) -> str:
     if ids.is_floating_point():  # the same pixels in every precision
         ids = ids.to(module.dtype).float()
     model = load_model(module)
-    found = capture(model, ids.tolist(), stats=("entropy", "max_weight", "distance"))
+    result = capture(model, ids.tolist(), stats=("entropy", "max_weight", "distance"))
     with torch.no_grad():
         output = output_of(model, ids).double()
     own, weights = architectures.eager(module, ids)
@@ -97,34 +97,34 @@ def try_half(family: str, dtype: str) -> str:
     # Eager attention rounds scores and weights too, so it may be the one that is off.
     assert (output - truth.double()).norm() < 1.25 * (own - truth.double()).norm(), family
     ours: dict[str, float] = {}
-    theirs: dict[str, float] = {}
+    expected: dict[str, float] = {}
     for (layer, one), (_, true) in zip(
         by_layer(model, weights), by_layer(model, true_weights), strict=True
     ):
-        rounded, right = (statistics_of(each.double(), found) for each in (one, true))
+        rounded, right = (statistics_of(each.double(), result) for each in (one, true))
         for name, scale in {"entropy": math.log(33), "max_weight": 1.0, "distance": 33}.items():
-            value = torch.from_numpy(found[name].isel(layer=layer).values)
+            value = torch.from_numpy(result[name].isel(layer=layer).values)
             for kept, first, second in (
                 (gaps, value, rounded[name]),
                 (ours, value, right[name]),
-                (theirs, rounded[name], right[name]),
+                (expected, rounded[name], right[name]),
             ):
                 kept[name] = max(kept.get(name, 0.0), float((first - second).abs().max()) / scale)
     worst = max(gaps, key=lambda name: gaps[name])
     if gaps[worst] <= HALVES[dtype]:
         return "yes"
     # What bfloat16 loses of itself is no fault of either; then only the distance to float32 counts.
-    if all(ours[name] < 1.25 * theirs[name] for name in ours if gaps[name] > HALVES[dtype]):
+    if all(ours[name] < 1.25 * expected[name] for name in ours if gaps[name] > HALVES[dtype]):
         return f"yes: {worst} {gaps[worst]:.1g} from eager, both {ours[worst]:.1g} from float32"
     return f"no: {worst} {gaps[worst]:.1g} away"
 
 
-def statistics_of(weights: Tensor, found: xr.Dataset) -> dict[str, Tensor]:
+def statistics_of(weights: Tensor, capture: xr.Dataset) -> dict[str, Tensor]:
     """Compute from the map what a capture says of each query."""
     at = torch.arange(weights.shape[-1])
     distance = (at[:, None] - at[None, :]).abs().double()
     return {
-        "entropy": entropy(weights, "sink_logit" in found.coords),
+        "entropy": entropy(weights, "sink_logit" in capture.coords),
         "max_weight": weights.amax(-1),
         "distance": (weights * distance).sum(-1),
     }
@@ -132,7 +132,7 @@ def statistics_of(weights: Tensor, found: xr.Dataset) -> dict[str, Tensor]:
 
 def by_layer(model: Model, weights: tuple[Tensor | None, ...]) -> list[tuple[int, Tensor]]:
     """Pair the layers that have a map with the maps that eager attention returns."""
-    maps = [one for one in weights if one is not None]
+    maps = [weight for weight in weights if weight is not None]
     return list(zip(model.geometry.attending, maps, strict=True))
 
 
@@ -145,15 +145,15 @@ def try_padding(model: Model, module: Any) -> str:
     for side, kept in sides.items():
         mask = torch.ones_like(ids)
         mask[0] = kept.long()
-        output, found = pairs.through(model, input_ids=ids, attention_mask=mask)
+        output, result = pairs.through(model, input_ids=ids, attention_mask=mask)
         own, weights = architectures.eager(module, ids, mask)
         real = mask.bool()
         close(output[real], own[real])
         for layer, one in by_layer(model, weights):
             sinks = hasattr(module.config, "layer_types") and "Oss" in type(module).__name__
             expected = entropy(one, sinks).transpose(1, 2)[real]
-            close(found[layer].transpose(1, 2)[real], expected)
-            assert found[layer].transpose(1, 2)[~real].isnan().all(), side
+            close(result[layer].transpose(1, 2)[real], expected)
+            assert result[layer].transpose(1, 2)[~real].isnan().all(), side
     return "left, right"
 
 
@@ -209,10 +209,10 @@ def try_bridge(model: Model, module: Any, words: Any) -> str:
     if bridge is None:
         return "no: TransformerLens does not know it"
     try:
-        found = capture(load_model(bridge), ids.tolist(), stats=("entropy",))["entropy"].values
+        result = capture(load_model(bridge), ids.tolist(), stats=("entropy",))["entropy"].values
     except HeadscopeError as refusal:
         return f"refused: {refusal}"
-    close(torch.from_numpy(found), torch.from_numpy(plain))
+    close(torch.from_numpy(result), torch.from_numpy(plain))
     return "yes"
 
 
@@ -286,10 +286,10 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", architectures.CONFIGS)
 def test_the_table_says_what_an_architecture_does(family, words, table, request):
-    found = row(family, trial(family, words))
+    result = row(family, trial(family, words))
     if request.config.getoption("--write"):
-        table[family] = found
-    assert table.get(family) == found, "run this test with --write"
+        table[family] = result
+    assert table.get(family) == result, "run this test with --write"
 
 
 def test_the_table_has_no_other_rows(table):

@@ -74,20 +74,20 @@ def test_our_attention_refuses_to_run_outside_a_capture(tiny, ids):
 def test_threads_take_turns(tiny, ids):
     model = load_model(tiny("llama"))
     prompts = [[ids(30, seed=at)] for at in range(6)]
-    expected = [capture(model, one, stats=("entropy",)) for one in prompts]
-    found: list[Any] = [None] * 6
+    expected = [capture(model, prompt, stats=("entropy",)) for prompt in prompts]
+    result: list[Any] = [None] * 6
 
     def work(at: int) -> None:
         for _ in range(4):
-            found[at] = capture(model, prompts[at], stats=("entropy",))
+            result[at] = capture(model, prompts[at], stats=("entropy",))
 
     threads = [threading.Thread(target=work, args=(at,)) for at in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for one, two in zip(expected, found, strict=True):
-        assert one.identical(two)
+    for prompt, two in zip(expected, result, strict=True):
+        assert prompt.identical(two)
     assert model.module.config._attn_implementation == "sdpa"
 
 

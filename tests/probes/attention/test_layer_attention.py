@@ -40,8 +40,8 @@ def test_windows_of_4001_tokens_equal_eager_attention(family, tiny, ids):
     module = tiny(family, **WIDE[family])
     model = load_model(module)
     prompt = ids(LENGTH)
-    found = capture(model, [prompt[:9], prompt], stats=("entropy",))
-    assert "q" not in found
+    result = capture(model, [prompt[:9], prompt], stats=("entropy",))
+    assert "q" not in result
     _, maps = architectures.eager(module, torch.tensor([prompt]))
     for layer in range(2):
         again = run_until_layer(model, prompt, layer)
@@ -54,30 +54,32 @@ def test_windows_of_4001_tokens_equal_eager_attention(family, tiny, ids):
                 if rows[0] < rows[-1]:
                     close(again.weights(head, rows, columns), expected)
                 else:
-                    one = pattern(found, layer, head, 1, queries, keys, model=model)
-                    assert one["query"].values.tolist() == rows.tolist()
-                    assert one["key_token"].values.tolist() == [str(prompt[at]) for at in columns]
-                    close(one.values, expected)
+                    window = pattern(result, layer, head, 1, queries, keys, model=model)
+                    assert window["query"].values.tolist() == rows.tolist()
+                    assert window["key_token"].values.tolist() == [
+                        str(prompt[at]) for at in columns
+                    ]
+                    close(window.values, expected)
 
 
-def close(found: Any, expected: Any) -> None:
+def close(actual: Any, expected: Any) -> None:
     """Compare to 1e-5, and weights far below that to a part in a thousand."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-8)
 
 
 def test_an_overview_is_that_of_the_capture(tiny, ids):
     model = load_model(tiny("gpt_oss", max_position_embeddings=1024))
     prompt = ids(700)
     stats = ("pooled_mean", "pooled_max", "received", "entropy")
-    found = capture(model, [prompt], stats=stats, tile=24)
+    result = capture(model, [prompt], stats=stats, tile=24)
     for layer in range(2):
         again = run_until_layer(model, prompt, layer)
         for head in (0, 3):
             overview = again.overview(head, 24)
             assert sorted(overview) == sorted(stats)
             for name, values in overview.items():
-                expected = found[name].isel(prompt=0, layer=layer, head=head)
+                expected = result[name].isel(prompt=0, layer=layer, head=head)
                 np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -103,8 +105,8 @@ def test_a_bridge_gives_the_same_windows(tiny, ids, words):
     prompt = ids(40)
     expected = run_until_layer(plain, prompt, 1).weights(2, np.arange(40), np.arange(40))
     model = load_model(bridge_of(module, words))
-    found = capture(model, [prompt], stats=("entropy",))
-    close(pattern(found, 1, 2, model=model), expected)
+    result = capture(model, [prompt], stats=("entropy",))
+    close(pattern(result, 1, 2, model=model), expected)
 
 
 EDITS = (
@@ -118,50 +120,50 @@ EDITS = (
 def test_edits_are_made_again_when_they_are_given(tiny, ids):
     model = load_model(tiny("llama"))
     prompt = ids(60)
-    found = capture(model, [prompt], stats=("pattern", "lse"), keep=("q", "k"), edits=EDITS)
-    bare = found.drop_vars(["pattern", "q", "k", "lse"])
+    result = capture(model, [prompt], stats=("pattern", "lse"), keep=("q", "k"), edits=EDITS)
+    bare = result.drop_vars(["pattern", "q", "k", "lse"])
     plain = capture(model, [prompt], stats=("pattern",))
-    for kept in (found, bare):
+    for kept in (result, bare):
         for layer in range(2):
             for head in range(4):
-                expected = found["pattern"].values[0, layer, head]
+                expected = result["pattern"].values[0, layer, head]
                 close(pattern(kept, layer, head, model=model, edits=EDITS), expected)
-    assert (plain["pattern"] - found["pattern"]).isel(layer=1, head=0).max() > 1e-3
+    assert (plain["pattern"] - result["pattern"]).isel(layer=1, head=0).max() > 1e-3
     for wrong in ((), EDITS[:-1], EDITS[::-1]):
         with pytest.raises(HeadscopeError, match=r"^edits: this capture was made with \[\{.* same"):
             pattern(bare, 1, 2, model=model, edits=wrong)
     with pytest.raises(HeadscopeError, match=r"^edits: this capture was made with none"):
         pattern(plain, 1, 2, model=model, edits=EDITS)
     line = "model: edits are made again by the model"
-    assert str(refusal(pattern, found, 1, 2, edits=EDITS)).startswith(line)
-    check_message(r"^edits: the weights of this capture were edited", pattern, found, 1, 2)
+    assert str(refusal(pattern, result, 1, 2, edits=EDITS)).startswith(line)
+    check_message(r"^edits: the weights of this capture were edited", pattern, result, 1, 2)
 
 
 def test_another_model_or_prompt_is_refused(tiny, ids):
     model = load_model(tiny("llama"))
-    found = capture(model, [ids(9), ids(12, seed=1)], stats=("entropy",))
+    result = capture(model, [ids(9), ids(12, seed=1)], stats=("entropy",))
     other = tiny("llama")
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(HeadscopeError, match=r"^model: revision sha256:\w+, but this capture was"):
-        pattern(found, 0, 0, model=load_model(other))
+        pattern(result, 0, 0, model=load_model(other))
     half = capture(tiny("llama").to(torch.bfloat16), [ids(9)], stats=("entropy",))
     cast = load_model(tiny("llama").to(torch.bfloat16).float())
     with pytest.raises(HeadscopeError, match=r"^model: dtype float32, but .* made at bfloat16"):
         pattern(half, 0, 0, model=cast)
-    changed = found.copy(deep=True)
+    changed = result.copy(deep=True)
     changed["token_id"][1, 4] = (changed["token_id"][1, 4] + 1) % 64
     with pytest.raises(HeadscopeError, match=r"^capture: its token_id are not those it was made"):
         pattern(changed, 0, 0, model=model)
     # A selection has lost its digest, but not its tokens.
-    part = found.isel(prompt=[1], layer=[1], head=[2, 3])
-    whole = pattern(found, 1, 3, 1, model=model).assign_attrs(prompt=0)
+    part = result.isel(prompt=[1], layer=[1], head=[2, 3])
+    whole = pattern(result, 1, 3, 1, model=model).assign_attrs(prompt=0)
     assert pattern(part, 1, 3, model=model).identical(whole)
     crossed = replace(model, attention="cross")
     with pytest.raises(HeadscopeError, match=r"^model: windows of cross attention are cut from"):
-        pattern(found, 0, 0, model=crossed)
+        pattern(result, 0, 0, model=crossed)
     check_refusal("layer", pattern, part, 0, 3, model=model)
-    check_message(r"^capture: no q; .*pattern\(\.\.\., model=model\)", pattern, found, 0, 0)
+    check_message(r"^capture: no q; .*pattern\(\.\.\., model=model\)", pattern, result, 0, 0)
 
 
 def overview_and_window(model: Any, prompt: list[int]) -> int:

@@ -40,24 +40,24 @@ def test_every_statistic_equals_eager(family, length, tiny, ids, eager, recomput
     prompt = [token % 9 for token in ids(length)]
     keep, targets = ("q", "k", "v", "z", "resid"), ("duplicate", "induction")
     options = {"keep": keep, "targets": targets, "spans": spans(length), **OPTIONS}
-    found = capture(load_model(module), [prompt], stats=statistics.names(), **options)
+    result = capture(load_model(module), [prompt], stats=statistics.names(), **options)
     weights, mixed, stream = eager(module, prompt)
-    assert set(found.data_vars) == {*statistics.names(), "q", "k", "v", "resid"}
+    assert set(result.data_vars) == {*statistics.names(), "q", "k", "v", "resid"}
     for layer, window in enumerate(WINDOWS[family]):
-        one = found.isel(prompt=0, layer=layer)
+        selected = result.isel(prompt=0, layer=layer)
         for name in sorted(set(statistics.names()) - {"z", "lse"}):
             if name in choose:
-                choose[name](one, weights=weights[layer], share=OPTIONS["share"])
+                choose[name](selected, weights=weights[layer], share=OPTIONS["share"])
                 continue
             cut = {span: at[0] for span, at in spans(length).items()}
             expected = recompute(weights[layer], name, prompt, window, spans=cut, **OPTIONS)
             near = {"rtol": 0, "atol": TOLERANCE, "err_msg": f"{name} L{layer}"}
-            np.testing.assert_allclose(one[name].values, expected, **near)
-        z = one["z"].transpose("query", "head", "size").values.reshape(length, -1)
+            np.testing.assert_allclose(selected[name].values, expected, **near)
+        z = selected["z"].transpose("query", "head", "size").values.reshape(length, -1)
         np.testing.assert_allclose(z, mixed[layer], rtol=0, atol=TOLERANCE)
-        _check_lse(one, weights[layer])
+        _check_lse(selected, weights[layer])
     for boundary in range(2):
-        resid = found["resid"].values[0, boundary]
+        resid = result["resid"].values[0, boundary]
         np.testing.assert_allclose(resid, stream[boundary], rtol=0, atol=TOLERANCE)
 
 
@@ -84,9 +84,9 @@ def test_the_last_boundary_is_the_output_of_the_last_block(tiny, ids):
     with torch.no_grad():
         module(torch.tensor([prompt]))
     handle.remove()
-    found = capture(load_model(module), [prompt], stats=(), keep=("resid",))
-    assert found["resid"].dims == ("prompt", "boundary", "query", "channel")
-    np.testing.assert_allclose(found["resid"].values[0, -1], seen[0][0], rtol=0, atol=TOLERANCE)
+    result = capture(load_model(module), [prompt], stats=(), keep=("resid",))
+    assert result["resid"].dims == ("prompt", "boundary", "query", "channel")
+    np.testing.assert_allclose(result["resid"].values[0, -1], seen[0][0], rtol=0, atol=TOLERANCE)
 
 
 def test_weights_are_peaked_enough_for_parity_to_mean_something(tiny, ids):

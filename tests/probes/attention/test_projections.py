@@ -38,26 +38,26 @@ def named(family: str, module: Any) -> dict[str, torch.Tensor]:
     if family == "gpt2":
         attention = module.transformer.h[1].attn
         q, k, v = attention.c_attn.weight.chunk(3, dim=1)
-        found = {"q": q.T, "k": k.T, "v": v.T, "o": attention.c_proj.weight.T}
+        result = {"q": q.T, "k": k.T, "v": v.T, "o": attention.c_proj.weight.T}
     elif family == "gpt_neox":
         attention = module.gpt_neox.layers[1].attention
         q, k, v = attention.query_key_value.weight.reshape(4, 3, 8, 32).unbind(1)
-        found = {"q": q.flatten(0, 1), "k": k.flatten(0, 1), "v": v.flatten(0, 1)}
-        found["o"] = attention.dense.weight
+        result = {"q": q.flatten(0, 1), "k": k.flatten(0, 1), "v": v.flatten(0, 1)}
+        result["o"] = attention.dense.weight
     elif family == "bert":
         attention = module.bert.encoder.layer[1].attention
         own = attention.self
-        found = {"q": own.query.weight, "k": own.key.weight, "v": own.value.weight}
-        found["o"] = attention.output.dense.weight
+        result = {"q": own.query.weight, "k": own.key.weight, "v": own.value.weight}
+        result["o"] = attention.output.dense.weight
     elif family == "phi3":
         attention = module.model.layers[1].self_attn
         q, k, v = attention.qkv_proj.weight.split((32, 16, 16))
-        found = {"q": q, "k": k, "v": v, "o": attention.o_proj.weight}
+        result = {"q": q, "k": k, "v": v, "o": attention.o_proj.weight}
     else:
         attention = module.model.layers[1].self_attn
-        found = {name: getattr(attention, f"{name}_proj").weight for name in "qkvo"}
-    cut = {name: linear(weight, len(weight) // 8) for name, weight in found.items() if name != "o"}
-    cut["o"] = found["o"].T.reshape(4, 8, 32)
+        result = {name: getattr(attention, f"{name}_proj").weight for name in "qkvo"}
+    cut = {name: linear(weight, len(weight) // 8) for name, weight in result.items() if name != "o"}
+    cut["o"] = result["o"].T.reshape(4, 8, 32)
     if family == "qwen3":
         cut["q"] = cut["q"] * attention.q_norm.weight
         cut["k"] = cut["k"] * attention.k_norm.weight
@@ -67,10 +67,10 @@ def named(family: str, module: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bert", "phi3", "llama", "qwen2", "qwen3"])
 def test_every_projection_is_the_named_one(family):
     module = built(family)
-    found = projections.read(load_model(module))
-    assert found.normalised == (family == "qwen3")
+    result = projections.read(load_model(module))
+    assert result.normalised == (family == "qwen3")
     for part, expected in named(family, module).items():
-        got = found.of(1, part)
+        got = result.of(1, part)
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, expected.detach().double(), rtol=1e-5, atol=1e-6)
 
@@ -79,11 +79,11 @@ def test_every_projection_is_the_named_one(family):
 def test_other_families_give_the_directions_that_arrive(family):
     # What enters the projection, by a hook of the test; position 0 is not turned.
     model = load_model(built(family))
-    found = projections.read(model)
+    result = projections.read(model)
     layer = model.geometry.attending[0]
     entered = {}
     handles = [
-        found.projections[layer, part].module.register_forward_pre_hook(
+        result.projections[layer, part].module.register_forward_pre_hook(
             lambda module, given, part=part: entered.__setitem__(part, given[0][0, 0].double())
         )
         for part in "qkv"
@@ -92,9 +92,9 @@ def test_other_families_give_the_directions_that_arrive(family):
     for handle in handles:
         handle.remove()
     for part in "qkv":
-        one = found.projections[layer, part]
+        one = result.projections[layer, part]
         bias = torch.zeros(1) if one.module.bias is None else one.module.bias[one.rows]
-        made = torch.einsum("r,hrs->hs", entered[part], found.of(layer, part))
+        made = torch.einsum("r,hrs->hs", entered[part], result.of(layer, part))
         made = made + bias.detach() * one.gain
         arrived = torch.from_numpy(cap[part].values[:, 0]).double()
         cosine = torch.nn.functional.cosine_similarity(made, arrived, dim=-1)
@@ -120,10 +120,10 @@ def test_weights_that_make_nothing_on_any_token_are_read_too():
         module.model.embed_tokens.weight[:, 0] = 0
         attention.k_proj.weight[:, 1:] = 0
         attention.v_proj.weight[:, 1:] = 0
-    found = projections.read(load_model(module), ("k", "v"))
+    result = projections.read(load_model(module), ("k", "v"))
     for part in ("k", "v"):
         expected = linear(getattr(attention, f"{part}_proj").weight, 2).detach().double()
-        torch.testing.assert_close(found.of(0, part), expected)
+        torch.testing.assert_close(result.of(0, part), expected)
 
 
 def test_an_unknown_part_is_refused(bundled):
@@ -156,30 +156,30 @@ def test_turning_back_gives_what_stood_before_the_rotation(family):
     handle = part.register_forward_hook(lambda module, given, out: before.append(cut(out)))
     keys = capture(model, IDS, stats=(), keep=("k",))["k"].values[0, 1]
     handle.remove()
-    found = rotary.read(model)[1]
-    assert len(found.pairs) > 0
+    result = rotary.read(model)[1]
+    assert len(result.pairs) > 0
     assert np.abs(keys - before[-1].detach().numpy()).max() > 0.1
-    undone = found.undo(keys)
+    undone = result.undo(keys)
     expected = before[-1].detach().numpy()
     if family == "gpt_oss":  # its rotation also scales
         undone, expected = (
             one / np.linalg.norm(one, axis=-1)[..., None] for one in (undone, expected)
         )
     np.testing.assert_allclose(undone, expected, atol=2e-5)
-    np.testing.assert_allclose(found.apply(undone), found.apply(expected), atol=2e-5)
+    np.testing.assert_allclose(result.apply(undone), result.apply(expected), atol=2e-5)
 
 
 def test_models_without_a_rotation_have_no_pairs():
-    found = rotary.read(load_model(architectures.build("gpt2")))
-    assert [len(one.pairs) for one in found.values()] == [0, 0]
+    result = rotary.read(load_model(architectures.build("gpt2")))
+    assert [len(one.pairs) for one in result.values()] == [0, 0]
 
 
 def test_the_product_of_turned_vectors_depends_on_the_distance_alone():
-    found = rotary.Rotation(np.array([[0, 2], [1, 3]]), np.array([1.0, 0.1]))
+    result = rotary.Rotation(np.array([[0, 2], [1, 3]]), np.array([1.0, 0.1]))
     q, k = np.random.default_rng(0).normal(size=(2, 4))
-    turned = found.apply(np.tile(q, (9, 1))) @ found.apply(np.tile(k, (9, 1))).T
+    turned = result.apply(np.tile(q, (9, 1))) @ result.apply(np.tile(k, (9, 1))).T
     np.testing.assert_allclose(np.diagonal(turned, -3)[1:], turned[3, 0], rtol=1e-12)
-    np.testing.assert_allclose(found.wavelengths, [2 * np.pi, 20 * np.pi])
+    np.testing.assert_allclose(result.wavelengths, [2 * np.pi, 20 * np.pi])
 
 
 def test_frequencies_that_change_with_the_length_are_refused_beyond_it():

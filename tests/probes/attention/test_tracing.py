@@ -35,19 +35,19 @@ def draw(length: int, rows: int = 1) -> Tensor:
 
 
 def calls(model: Model, ids: Tensor) -> list[AttentionCall]:
-    found: list[AttentionCall] = []
-    reader = Reader(Request(stats=()), take=lambda call, outputs, z: found.append(call))
+    result: list[AttentionCall] = []
+    reader = Reader(Request(stats=()), take=lambda call, outputs, z: result.append(call))
     with torch.no_grad():
         run(model, ids, reader, head=False)
-    return found
+    return result
 
 
 def same_as_eager(module: Any, length: int = 33) -> None:
     ids = draw(length, 2)
-    found = capture(load_model(module), ids.tolist(), stats=("pattern",))["pattern"]
+    result = capture(load_model(module), ids.tolist(), stats=("pattern",))["pattern"]
     _, weights = architectures.eager(module, ids)
-    for layer, one in enumerate(weights):
-        np.testing.assert_allclose(found.isel(layer=layer), one, rtol=0, atol=TOLERANCE)
+    for layer, weight in enumerate(weights):
+        np.testing.assert_allclose(result.isel(layer=layer), weight, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_no_step_makes_a_map_or_a_mask(family):
     more = {"gptj": {"n_positions": length}, "mpt": {"max_seq_len": length}}
     model = load_model(build(family, **more.get(family, {})))
     with LargestTensor() as largest:
-        found = calls(model, draw(length))
-    assert len(found) == 2
+        result = calls(model, draw(length))
+    assert len(result) == 2
     assert largest.elements < length**2
 
 
@@ -112,10 +112,10 @@ def test_generation_gives_the_rows_of_a_capture(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_lens_recomputes_the_pattern(family):
     model = load_model(build(family))
-    found = capture(model, draw(33).tolist(), stats=("pattern",), keep=("q", "k"))
+    result = capture(model, draw(33).tolist(), stats=("pattern",), keep=("q", "k"))
     for layer in range(2):
-        one = found["pattern"].isel(prompt=0, layer=layer, head=3)
-        np.testing.assert_allclose(pattern(found, layer, 3), one, rtol=0, atol=TOLERANCE)
+        selected = result["pattern"].isel(prompt=0, layer=layer, head=3)
+        np.testing.assert_allclose(pattern(result, layer, 3), selected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "bloom"])

@@ -27,16 +27,16 @@ def test_files_are_there_and_small():
 
 @pytest.mark.parametrize("step", ["0", "400", str(STEPS[-1])])
 def test_the_card_is_what_is_measured(step):
-    found = evaluation.measure(evaluation.load(FOLDER, f"step{step}"))
-    assert found["text"] == pytest.approx(CARD[step]["text"], abs=2e-3)
-    assert found["first_time"] == pytest.approx(CARD[step]["first_time"], abs=5e-3)
-    for ours, theirs in (
-        (found["second_time"], CARD[step]["second_time"]),
-        *((found["without"][name], each) for name, each in CARD[step]["without"].items()),
+    result = evaluation.measure(evaluation.load(FOLDER, f"step{step}"))
+    assert result["text"] == pytest.approx(CARD[step]["text"], abs=2e-3)
+    assert result["first_time"] == pytest.approx(CARD[step]["first_time"], abs=5e-3)
+    for ours, expected in (
+        (result["second_time"], CARD[step]["second_time"]),
+        *((result["without"][name], each) for name, each in CARD[step]["without"].items()),
     ):
-        assert ours == pytest.approx(theirs, abs=5e-3)
+        assert ours == pytest.approx(expected, abs=5e-3)
     for name, value in CARD[step]["heads"].items():
-        heads = torch.tensor(found["heads"][name])
+        heads = torch.tensor(result["heads"][name])
         torch.testing.assert_close(heads, torch.tensor(value), atol=5e-3, rtol=0)
 
 

@@ -105,23 +105,23 @@ def test_name_folder_object_and_bridge_give_one_dataset(python, eager, tmp_path)
     named = capture(python, texts)
     assert named.sizes["layer"] == 6
     for source, given in ((tmp_path, None), (python.module, tokenizer), (bridge, tokenizer)):
-        found = capture(load_model(source, tokenizer=given), texts)
-        assert found.sizes == named.sizes
+        result = capture(load_model(source, tokenizer=given), texts)
+        assert result.sizes == named.sizes
         for name, array in named.data_vars.items():
-            np.testing.assert_allclose(found[name], array, atol=5e-5, err_msg=name)
+            np.testing.assert_allclose(result[name], array, atol=5e-5, err_msg=name)
 
 
 class TestHeldOutFiles:
     def test_a_path_falls_on_one_side_only(self):
-        seen = {one.path for one in read_library(held_out=False)}
-        unseen = {one.path for one in read_library(held_out=True)}
+        seen = {file.path for file in read_library(held_out=False)}
+        unseen = {file.path for file in read_library(held_out=True)}
         assert not seen & unseen
         assert 0.04 < len(unseen) / (len(seen) + len(unseen)) < 0.2
 
     def test_tables_tests_and_other_terms_are_left_out(self):
-        paths = {one.path for one in read_library(held_out=False) + read_library(held_out=True)}
+        paths = {path.path for path in read_library(held_out=False) + read_library(held_out=True)}
         assert "argparse.py" in paths
-        assert not {one.split("/")[0] for one in paths} & {"encodings", "test", "pydoc_data"}
+        assert not {path.split("/")[0] for path in paths} & {"encodings", "test", "pydoc_data"}
         assert not is_written_source(PurePosixPath("site-packages/numpy/version.py"))
         assert not {"re/__init__.py", "logging/__init__.py", "optparse.py"} & paths
         assert OTHER_TERMS.search("# Permission  is hereby\ngranted, free of charge")
@@ -130,12 +130,12 @@ class TestHeldOutFiles:
         rows = evaluation.windows(python.tokenizer, read_library(held_out=True))[::24]
         trained = evaluation.windows(python.tokenizer, read_library(held_out=False)[::8])
         table = evaluation.BigramModel(trained, python.vocabulary).score(rows)
-        found = evaluation.held_out(eager, rows)
-        assert found["tokens"] > 5_000
-        assert found["accuracy"] > table["bigram"]["accuracy"] + 0.12
-        assert found["loss"] < table["bigram"]["loss"] - 0.8
+        result = evaluation.held_out(eager, rows)
+        assert result["tokens"] > 5_000
+        assert result["accuracy"] > table["bigram"]["accuracy"] + 0.12
+        assert result["loss"] < table["bigram"]["loss"] - 0.8
         assert table["bigram"]["loss"] < table["unigram"]["loss"] - 1
-        assert found["accuracy"] == pytest.approx(CARD["held_out"]["accuracy"], abs=0.06)
+        assert result["accuracy"] == pytest.approx(CARD["held_out"]["accuracy"], abs=0.06)
 
 
 class TestHeads:
@@ -143,21 +143,21 @@ class TestHeads:
         assert evaluation.copying_accuracy(eager, 64) >= 0.9
 
     def test_copying_needs_the_induction_heads_and_few_others(self, python, eager):
-        heads = [(int(one[1]), int(one[3])) for one in CARD["heads"]["induction"]]
-        feeding = [(int(one[1]), int(one[3])) for one in CARD["heads"]["previous"]]
+        heads = [(int(name[1]), int(name[3])) for name in CARD["heads"]["induction"]]
+        feeding = [(int(name[1]), int(name[3])) for name in CARD["heads"]["previous"]]
         gone = evaluation.knocked_out(eager, heads, [torch.tensor([0, 5, 6])], feeding)
         assert gone["these_heads"]["copied"] < 0.1
         assert gone["as_many_others_worst"]["copied"] > 0.7
         ids = evaluation.repeated(eager, 32, 2)
         with torch.inference_mode():
             expected = without(eager, heads)(ids).logits
-        found = logits(python, ids, (Ablate(heads=tuple(heads)),))
-        torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-4)
+        result = logits(python, ids, (Ablate(heads=tuple(heads)),))
+        torch.testing.assert_close(result, expected, atol=5e-4, rtol=1e-4)
 
     def test_head_types_rank_the_heads_that_eager_maps_rank(self, python):
         result = execute("head_types", python, n=6, options={"draws": 1})
-        for ours, theirs in (("induction", "induction"), ("previous_token", "previous")):
-            best = next(iter(CARD["heads"][theirs]))
+        for ours, expected in (("induction", "induction"), ("previous_token", "previous")):
+            best = next(iter(CARD["heads"][expected]))
             scores = result[ours]
             place = {"layer": int(best[1]), "head": int(best[3])}
             assert int((scores > scores.sel(place)).sum()) == 0
@@ -174,7 +174,7 @@ def test_induction_takes_the_tokenizer_s_own_words(python):
 def test_openings_fill_the_length_asked_for(python, tokens):
     for text in openings(3, tokens, python.tokenizer):
         assert 0.7 * tokens < len(python.encode(text)) <= tokens
-        assert any(one.text.startswith(text) for one in read_library(held_out=True))
+        assert any(file.text.startswith(text) for file in read_library(held_out=True))
 
 
 def test_openings_refuse_more_than_there_is():
@@ -183,9 +183,9 @@ def test_openings_refuse_more_than_there_is():
 
 def test_card_tells_the_measured_numbers():
     card = (FOLDER / "README.md").read_text()
-    found = CARD["held_out"]
+    result = CARD["held_out"]
     for name, numbers in (
-        ("this model", found), ("bigram", found["bigram"]), ("unigram", found["unigram"]),
+        ("this model", result), ("bigram", result["bigram"]), ("unigram", result["unigram"]),
     ):  # fmt: skip
         assert f"| {name} | {numbers['loss']:.2f} | {100 * numbers['accuracy']:.1f} % |" in card
     for name, value in CARD["repeated"].items():

@@ -57,15 +57,15 @@ class TestHeldOut:
         assert evaluation.accuracy("induction", 4, length=length) >= 0.95
 
     def test_recall_at_512_at_every_depth(self, evaluation):
-        found = Evaluation(evaluation.model, evaluation.tokenizer, 25).recall(512, 8)
-        assert found["all"] >= 0.95
-        assert len(found["by_depth"]) == 5
-        assert min(found["by_depth"].values()) >= 0.9
+        result = Evaluation(evaluation.model, evaluation.tokenizer, 25).recall(512, 8)
+        assert result["all"] >= 0.95
+        assert len(result["by_depth"]) == 5
+        assert min(result["by_depth"].values()) >= 0.9
 
     def test_needle_at_512_at_every_depth(self, evaluation):
-        found = Evaluation(evaluation.model, evaluation.tokenizer, 20).needle(512)
-        assert found["all"] >= 0.95
-        assert min(found["by_depth"].values()) >= 0.8
+        result = Evaluation(evaluation.model, evaluation.tokenizer, 20).needle(512)
+        assert result["all"] >= 0.95
+        assert min(result["by_depth"].values()) >= 0.8
 
     @pytest.mark.parametrize("order", ["ABBA", "BABA"])
     def test_indirect_object(self, evaluation, order):
@@ -75,9 +75,9 @@ class TestHeldOut:
         assert evaluation.indirect_object("story")["above_zero"] >= 0.95
 
     def test_greater_than(self, evaluation):
-        found = evaluation.greater_than()
-        assert found["mean"] >= 0.5
-        assert found["lowest"] > 0
+        result = evaluation.greater_than()
+        assert result["mean"] >= 0.5
+        assert result["lowest"] > 0
 
     def test_brackets(self, evaluation):
         assert evaluation.accuracy("brackets", length=12) >= 0.8

@@ -16,15 +16,15 @@ FAMILIES = ["llama", "gpt2", "mistral", "gemma2"]
 def test_windows_equal_the_weights_of_eager_attention(family, tiny, ids, eager):
     module = tiny(family)
     prompts = [ids(9), ids(31, seed=1)]
-    found = capture(load_model(module), prompts, stats=("lse",), keep=("q", "k"))
+    result = capture(load_model(module), prompts, stats=("lse",), keep=("q", "k"))
     for row, prompt in enumerate(prompts):
         weights, _, _ = eager(module, prompt)
         for layer in range(2):
             for head in range(4):
-                one = pattern(found, layer, head, prompt=row)
+                one = pattern(result, layer, head, prompt=row)
                 assert one.shape == (len(prompt), len(prompt))
                 np.testing.assert_allclose(one, weights[layer][head], rtol=0, atol=5e-5)
-    window = pattern(found, 1, 2, prompt=1, queries=slice(20, 25), keys=slice(3, None, 4))
+    window = pattern(result, 1, 2, prompt=1, queries=slice(20, 25), keys=slice(3, None, 4))
     np.testing.assert_allclose(window, weights[1][2][20:25, 3::4], rtol=0, atol=5e-5)
     assert window["query"].values.tolist() == [20, 21, 22, 23, 24]
     assert window["key"].values.tolist() == [3, 7, 11, 15, 19, 23, 27]
@@ -36,16 +36,16 @@ def test_windows_have_the_slopes_of_alibi(ids):
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64, initializer_range=0.3)
     module = BloomForCausalLM(config).eval()
     module.set_attn_implementation("eager")
-    found = capture(load_model(module), [ids(21)], stats=("lse",), keep=("q", "k"))
+    result = capture(load_model(module), [ids(21)], stats=("lse",), keep=("q", "k"))
     maps = eager_maps(module, ids(21))
     for at in ((0, 0), (1, 3)):
-        np.testing.assert_allclose(pattern(found, *at), maps[at], rtol=0, atol=5e-5)
+        np.testing.assert_allclose(pattern(result, *at), maps[at], rtol=0, atol=5e-5)
 
 
 def test_a_head_is_found_by_its_label(tiny, ids):
-    found = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
-    part = found.isel(layer=[1], head=[3, 2])
-    assert pattern(part, 1, 3).identical(pattern(found, 1, 3))
+    result = capture(load_model(tiny("llama")), [ids(9)], stats=("lse",), keep=("q", "k"))
+    part = result.isel(layer=[1], head=[3, 2])
+    assert pattern(part, 1, 3).identical(pattern(result, 1, 3))
     check_refusal("layer", pattern, part, 0, 3)
     check_refusal("head", pattern, part, 1, 0)
 
@@ -60,7 +60,7 @@ def test_what_is_missing_is_named(tiny, ids):
 
 def test_a_window_of_many_weights_is_refused(tiny):
     model = load_model(tiny("llama", max_position_embeddings=4096))
-    found = capture(model, [[1] * 2100], stats=("lse",), keep=("q", "k"))
-    check_refusal("queries, keys", pattern, found, 0, 0)
-    row = pattern(found, 0, 0, queries=slice(2099, None))
+    result = capture(model, [[1] * 2100], stats=("lse",), keep=("q", "k"))
+    check_refusal("queries, keys", pattern, result, 0, 0)
+    row = pattern(result, 0, 0, queries=slice(2099, None))
     np.testing.assert_allclose(row.sum(), 1, atol=1e-4)

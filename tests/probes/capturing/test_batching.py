@@ -30,9 +30,9 @@ def options(given: list[list[int]]) -> dict[str, Any]:
 
 
 def alone(model: Model, given: list[list[int]], row: int) -> xr.Dataset:
-    wanted = options(given)
-    spans = {name: [one[row]] for name, one in wanted["spans"].items()}
-    return capture(model, [given[row]], **{**wanted, "spans": spans})
+    expected = options(given)
+    spans = {name: [one[row]] for name, one in expected["spans"].items()}
+    return capture(model, [given[row]], **{**expected, "spans": spans})
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_oss"])
@@ -45,10 +45,10 @@ def test_every_number_is_that_of_the_prompt_alone(family, tiny, ids):
     for row in range(len(given)):
         single = alone(model, given, row).isel(prompt=0)
         for name, expected in single.data_vars.items():
-            found = together[name].isel(prompt=row)
-            inner = found.isel({dim: slice(0, size) for dim, size in expected.sizes.items()})
+            result = together[name].isel(prompt=row)
+            inner = result.isel({dim: slice(0, size) for dim, size in expected.sizes.items()})
             # What lies beyond the prompt is missing, not 0.
-            assert int(found.notnull().sum()) == int(inner.notnull().sum()), name
+            assert int(result.notnull().sum()) == int(inner.notnull().sum()), name
             if name in CHOICES:
                 same = (inner == expected) | (inner.isnull() & expected.isnull())
                 assert float(same.mean()) > 0.99, name
@@ -62,14 +62,14 @@ def test_every_number_is_that_of_the_prompt_alone(family, tiny, ids):
 def test_batches_hold_at_most_a_tenth_of_padding():
     draw = np.random.default_rng(0)
     given = [[0] * int(length) for length in draw.integers(20, 201, 200)]
-    found = list(batches(given, 1500, waste=0.1))
-    assert sorted(row for rows in found for row in rows) == list(range(200))
-    for rows in found:
+    result = list(batches(given, 1500, waste=0.1))
+    assert sorted(row for rows in result for row in rows) == list(range(200))
+    for rows in result:
         lengths = [len(given[row]) for row in rows]
         full = len(rows) * max(lengths)
         assert full <= 1500
         assert full - sum(lengths) <= 0.1 * full
-    assert len(found) < len(list(batches(given, 1500))) / 2
+    assert len(result) < len(list(batches(given, 1500))) / 2
 
 
 def test_a_model_whose_numbers_change_is_not_padded(tiny, ids, monkeypatch):
@@ -85,10 +85,10 @@ def test_a_model_whose_numbers_change_is_not_padded(tiny, ids, monkeypatch):
     monkeypatch.setattr(type(module.model.embed_tokens), "forward", leaking)
     assert not takes_padding(model)
     given = [ids(30), ids(29, seed=1)]
-    found = capture(model, given)
-    assert found.attrs["padding"] == "none"
+    result = capture(model, given)
+    assert result.attrs["padding"] == "none"
     single = capture(model, given[1:])
-    alike = found["entropy"].isel(prompt=1, query=slice(29))
+    alike = result["entropy"].isel(prompt=1, query=slice(29))
     np.testing.assert_array_equal(alike, single["entropy"].isel(prompt=0))
 
 

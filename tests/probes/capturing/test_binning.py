@@ -29,23 +29,25 @@ def binned(native: xr.DataArray, dim: str, width: int, name: str) -> np.ndarray[
     """Bin by xarray's own groups, in float64."""
     groups = xr.DataArray(np.arange(native.sizes[dim]) // width, dims=dim, name="part")
     grouped = native.astype(float).groupby(groups)
-    found = grouped.max(skipna=True) if name == "received_max" else grouped.mean(skipna=True)
-    return found.rename(part=dim).transpose(*native.dims).values
+    result = grouped.max(skipna=True) if name == "received_max" else grouped.mean(skipna=True)
+    return result.rename(part=dim).transpose(*native.dims).values
 
 
 def test_bins_are_bins_of_the_native_numbers(model, ids):
     given = [ids(41), ids(23, seed=1)]
     native = capture(model, given, **OPTIONS)
-    found = capture(model, given, bins=10, **OPTIONS)
-    assert found.attrs["bin_width"] == 5
-    assert found.sizes["query"] == found.sizes["key"] == 9
-    assert found["query"].values.tolist() == list(range(0, 41, 5))
-    assert found["token_id"].dims == ("prompt", "position")
-    assert np.array_equal(found["token_id"].values, native["token_id"].values)
+    result = capture(model, given, bins=10, **OPTIONS)
+    assert result.attrs["bin_width"] == 5
+    assert result.sizes["query"] == result.sizes["key"] == 9
+    assert result["query"].values.tolist() == list(range(0, 41, 5))
+    assert result["token_id"].dims == ("prompt", "position")
+    assert np.array_equal(result["token_id"].values, native["token_id"].values)
     for name in STATS:
         dims = [dim for dim in ("query", "key") if dim in native[name].dims]
         expected = native[name].values if not dims else binned(native[name], dims[0], 5, name)
-        np.testing.assert_allclose(found[name].values, expected, rtol=1e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            result[name].values, expected, rtol=1e-6, atol=1e-6, err_msg=name
+        )
 
 
 def test_memory_follows_the_bins(model, ids):
@@ -53,14 +55,14 @@ def test_memory_follows_the_bins(model, ids):
     few = plan(model, [ids(120)], stats, bins=10)
     assert plan(model, [ids(60)], stats, bins=10).statistics == few.statistics
     assert plan(model, [ids(120)], stats).statistics == 12 * few.statistics
-    found = capture(model, [ids(120)], stats, bins=10)
-    assert found["entropy"].nbytes + found["received"].nbytes == few.statistics
+    result = capture(model, [ids(120)], stats, bins=10)
+    assert result["entropy"].nbytes + result["received"].nbytes == few.statistics
 
 
 def test_short_texts_keep_every_token(model, ids):
     stats = ("entropy", "received")
-    found = capture(model, [ids(20)], stats, bins=20)
-    xr.testing.assert_equal(found, capture(model, [ids(20)], stats))
+    result = capture(model, [ids(20)], stats, bins=20)
+    xr.testing.assert_equal(result, capture(model, [ids(20)], stats))
 
 
 def test_a_file_holds_the_same(model, ids, tmp_path):

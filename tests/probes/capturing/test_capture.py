@@ -26,15 +26,15 @@ def test_the_schema(model):
     given, keep = ["w1 w2 w3 w1 w2", "w5"], ("q", "k", "v", "z", "resid")
     spans = {"start": [[0, 1], [0]], "end": [[5], []]}
     options = {"offsets": (0, 2), "tile": 4, "k": 3, "spans": spans}
-    found = capture(model, given, stats=statistics.names(), keep=keep, **options)
-    assert dict(found.sizes) == {
+    result = capture(model, given, stats=statistics.names(), keep=keep, **options)
+    assert dict(result.sizes) == {
         "prompt": 2, "layer": 2, "head": 4, "kv_head": 2, "query": 6, "key": 6, "size": 8,
         "query_tile": 2, "key_tile": 2, "offset": 2, "target": 2, "boundary": 3, "channel": 32,
         "span": 2, "bin": 4, "rank": 3,
     }  # fmt: skip
     for name in set(statistics.names()) - {"z"}:
         declared = statistics.load(name)
-        variable = found[name]
+        variable = result[name]
         assert variable.dims == ("prompt", "layer", "head", *declared.dims)
         assert variable.dtype == np.float32
         assert variable.attrs["long_name"] == declared.doc.strip().splitlines()[0].rstrip(".")
@@ -42,28 +42,28 @@ def test_the_schema(model):
         assert variable.attrs["scale"] in ("sequential", "diverging")
         assert variable.attrs.get("low") == declared.low
         assert variable.attrs.get("high") == declared.high
-    assert found["k"].dims == ("prompt", "layer", "kv_head", "key", "size")
-    assert found["z"].dims == ("prompt", "layer", "head", "query", "size")
-    assert found["kv_group"].values.tolist() == [0, 0, 1, 1]
+    assert result["k"].dims == ("prompt", "layer", "kv_head", "key", "size")
+    assert result["z"].dims == ("prompt", "layer", "head", "query", "size")
+    assert result["kv_group"].values.tolist() == [0, 0, 1, 1]
     words = [["<bos>", "w1", "w2", "w3", "w1", "w2"], ["<bos>", "w5", "", "", "", ""]]
-    assert found["token"].values.tolist() == words
-    assert found["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
-    assert found["offset"].values.tolist() == [0, 2]
-    assert found["target"].values.tolist() == ["duplicate", "induction"]
-    assert found["span"].values.tolist() == ["start", "end"]
-    assert found["bin"].values.tolist() == [0, 1, 2, 4]
-    assert found["rank"].values.tolist() == [1, 2, 3]
-    assert found["causal"].values.tolist() == [True, True]
-    np.testing.assert_allclose(found["logit_scale"].values, 8**-0.5)
-    assert np.isnan(found["window"].values).all()
+    assert result["token"].values.tolist() == words
+    assert result["token_id"].values[1].tolist() == [0, 7, -1, -1, -1, -1]
+    assert result["offset"].values.tolist() == [0, 2]
+    assert result["target"].values.tolist() == ["duplicate", "induction"]
+    assert result["span"].values.tolist() == ["start", "end"]
+    assert result["bin"].values.tolist() == [0, 1, 2, 4]
+    assert result["rank"].values.tolist() == [1, 2, 3]
+    assert result["causal"].values.tolist() == [True, True]
+    np.testing.assert_allclose(result["logit_scale"].values, 8**-0.5)
+    assert np.isnan(result["window"].values).all()
 
 
 def test_the_provenance(model):
-    found = capture(model, [[1, 2, 3]], first=3, clip=9, recent=5, share=0.5, k=2)
-    assert json.loads(json.dumps(found.attrs)) == found.attrs
-    for _, variable in found.variables.items():
+    result = capture(model, [[1, 2, 3]], first=3, clip=9, recent=5, share=0.5, k=2)
+    assert json.loads(json.dumps(result.attrs)) == result.attrs
+    for _, variable in result.variables.items():
         assert json.loads(json.dumps(variable.attrs)) == variable.attrs
-    attrs = found.attrs
+    attrs = result.attrs
     assert attrs["stats"] == list(DEFAULT)
     assert (attrs["first"], attrs["clip"], attrs["tile"]) == (3, 9, 16)
     assert (attrs["recent"], attrs["share"], attrs["k"]) == (5, 0.5, 2)
@@ -77,16 +77,16 @@ def test_the_provenance(model):
 
 def test_a_task_brings_its_name_seed_and_evidence(bundled):
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=2, seed=5)
-    found = capture(bundled, task, stats=("target_mass", "pattern"))
-    assert (found.attrs["task"], found.attrs["seed"]) == ("recall", 5)
+    result = capture(bundled, task, stats=("target_mass", "pattern"))
+    assert (result.attrs["task"], result.attrs["seed"]) == ("recall", 5)
     encoded = encode(task, bundled.tokenizer)
-    assert found["token_id"].values[0].tolist()[: len(encoded.ids[0])] == list(encoded.ids[0])
-    mass = found["target_mass"].sel(target="evidence")
+    assert result["token_id"].values[0].tolist()[: len(encoded.ids[0])] == list(encoded.ids[0])
+    mass = result["target_mass"].sel(target="evidence")
     asked = encoded.questions[1][0]
     at, evidence = asked.at, list(asked.evidence)
-    expected = found["pattern"].isel(prompt=1, query=at, key=evidence).sum("key")
+    expected = result["pattern"].isel(prompt=1, query=at, key=evidence).sum("key")
     np.testing.assert_allclose(mass.isel(prompt=1, query=at), expected, rtol=0, atol=1e-6)
-    places = {one.at for one in encoded.questions[1]}
+    places = {question.at for question in encoded.questions[1]}
     present = np.isfinite(mass.isel(prompt=1, layer=0, head=0).values)
     assert set(np.flatnonzero(present)) == places
 
@@ -94,9 +94,9 @@ def test_a_task_brings_its_name_seed_and_evidence(bundled):
 def test_targets_can_be_given(model):
     keys = [[[], [0], [0, 1]], [[0], []]]
     stats, targets = ("target_mass", "pattern"), {"mine": keys}
-    found = capture(model, [[5, 6, 7], [8, 9]], stats=stats, targets=targets)
-    mass = found["target_mass"].sel(target="mine")
-    weights = found["pattern"]
+    result = capture(model, [[5, 6, 7], [8, 9]], stats=stats, targets=targets)
+    mass = result["target_mass"].sel(target="mine")
+    weights = result["pattern"]
     expected = weights.isel(prompt=0, query=2, key=[0, 1]).sum("key")
     np.testing.assert_allclose(mass.isel(prompt=0, query=2), expected, rtol=0, atol=1e-6)
     assert np.isnan(mass.isel(prompt=0, query=0)).all()
@@ -106,8 +106,8 @@ def test_targets_can_be_given(model):
 
 def test_spans_are_named_and_may_overlap(model):
     spans = {"outer": [[0, 1, 2], [1]], "inner": [[1], []], "nowhere": [[], []]}
-    found = capture(model, [[5, 6, 7], [8, 9]], stats=("span_mass", "pattern"), spans=spans)
-    mass, weights = found["span_mass"], found["pattern"]
+    result = capture(model, [[5, 6, 7], [8, 9]], stats=("span_mass", "pattern"), spans=spans)
+    mass, weights = result["span_mass"], result["pattern"]
     for row, at in ((0, [0, 1, 2]), (1, [1])):
         expected = weights.isel(prompt=row, key=at).sum("key", skipna=False)
         outer = mass.sel(span="outer").isel(prompt=row)
@@ -121,17 +121,17 @@ def test_spans_are_named_and_may_overlap(model):
 def test_a_task_brings_its_roles_as_spans(bundled):
     task = tasks.make("needle", tokenizer=bundled.tokenizer, n=2, seed=5)
     encoded = encode(task, bundled.tokenizer)
-    found = capture(bundled, task, stats=("span_mass", "pattern"))
-    assert found["span"].values.tolist() == list(encoded.roles[0])
+    result = capture(bundled, task, stats=("span_mass", "pattern"))
+    assert result["span"].values.tolist() == list(encoded.roles[0])
     for row, roles in enumerate(encoded.roles):
         for name, at in roles.items():
-            mass = found["span_mass"].sel(span=name).isel(prompt=row)
-            expected = found["pattern"].isel(prompt=row, key=list(at)).sum("key")
+            mass = result["span_mass"].sel(span=name).isel(prompt=row)
+            expected = result["pattern"].isel(prompt=row, key=list(at)).sum("key")
             length = len(encoded.ids[row])
             np.testing.assert_allclose(mass[..., :length], expected[..., :length], atol=1e-6)
     one = capture(bundled, task, stats=("span_mass",), spans="needle")["span_mass"]
     assert one["span"].values.tolist() == ["needle"]
-    np.testing.assert_allclose(one[..., 0], found["span_mass"].sel(span="needle"), atol=1e-6)
+    np.testing.assert_allclose(one[..., 0], result["span_mass"].sel(span="needle"), atol=1e-6)
     line = str(refusal(capture, bundled, task, stats=("span_mass",), spans=("hay",)))
     assert line.startswith("spans: no role 'hay'; choose from needle, key, query, value")
 
@@ -163,8 +163,8 @@ def test_a_capture_of_nothing_runs_a_few_tokens_and_has_the_same_coordinates(mod
 
 def test_a_capture_needs_no_gradient(model):
     with torch.enable_grad():
-        found = capture(model, [[1, 2, 3]], keep=("z",))
-    assert np.isfinite(found["z"].values).all()
+        result = capture(model, [[1, 2, 3]], keep=("z",))
+    assert np.isfinite(result["z"].values).all()
 
 
 def test_a_capture_is_repeatable(model):

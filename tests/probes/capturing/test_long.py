@@ -21,7 +21,7 @@ def test_1024_tokens_agree_with_eager_attention(bundled, ids, eager, recompute, 
     # Half of the prompt repeats the other half, so that induction has something to find.
     half = ids(511, vocabulary=bundled.vocabulary)
     prompt = [bundled.tokenizer.bos_token_id, *half, *half, half[0]]
-    found = capture(
+    result = capture(
         bundled,
         [prompt],
         stats=statistics.names(),
@@ -30,30 +30,32 @@ def test_1024_tokens_agree_with_eager_attention(bundled, ids, eager, recompute, 
         spans={"start": [range(16)], "copy": [range(512, 1024)], "both": [range(8, 600)]},
         **OPTIONS,
     )
-    assert found.sizes["query"] == 1024
+    assert result.sizes["query"] == 1024
     weights, mixed, _ = eager(bundled.module, prompt)
     for layer in range(bundled.layers):
-        one = found.isel(prompt=0, layer=layer)
+        selected = result.isel(prompt=0, layer=layer)
         for name in sorted(set(statistics.names()) - {"z", "lse"}):
             if name in choose:
-                choose[name](one, weights=weights[layer], share=OPTIONS["share"])
+                choose[name](selected, weights=weights[layer], share=OPTIONS["share"])
                 continue
             cut = {"start": range(16), "copy": range(512, 1024), "both": range(8, 600)}
             expected = recompute(weights[layer], name, prompt, None, spans=cut, **OPTIONS)
-            agree(one[name].values, expected, f"{name} L{layer}")
-        agree(one["z"].transpose("query", "head", "size").values.reshape(1024, -1), mixed[layer])
-        group = one["kv_group"].values
-        query, key = one["q"].values.astype(float), one["k"].values.astype(float)[group]
+            agree(selected[name].values, expected, f"{name} L{layer}")
+        agree(
+            selected["z"].transpose("query", "head", "size").values.reshape(1024, -1), mixed[layer]
+        )
+        group = selected["kv_group"].values
+        query, key = selected["q"].values.astype(float), selected["k"].values.astype(float)[group]
         best = weights[layer].argmax(-1)
         scores = np.einsum("hqd,hqd->hq", query, np.take_along_axis(key, best[..., None], 1))
-        lse = scores * float(one["logit_scale"]) - np.log(weights[layer].max(-1))
-        agree(one["lse"].values, lse)
+        lse = scores * float(selected["logit_scale"]) - np.log(weights[layer].max(-1))
+        agree(selected["lse"].values, lse)
 
 
-def agree(found: Any, expected: Any, name: str = "") -> None:
+def agree(actual: Any, expected: Any, name: str = "") -> None:
     """Compare to 5e-5, of the largest value where that is above 1: distances reach 200 tokens."""
     allowed = 5e-5 * max(1.0, float(np.nanmax(np.abs(expected))))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=allowed, err_msg=name)
 
 
 def measured(model: Model, length: int) -> PeakTensorBytes:

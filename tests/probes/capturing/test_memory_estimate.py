@@ -100,11 +100,11 @@ def model(tiny: Any) -> Model:
 def test_arrays_are_counted_to_the_byte(model, ids, tmp_path):
     given = [ids(5), ids(40), ids(40, seed=1)]
     options: dict[str, Any] = {"keep": ("q", "resid"), "k": 3, "spans": {"a": [[0], [1], [2]]}}
-    found = capture(model, given, ALL, **options)
+    result = capture(model, given, ALL, **options)
     planned = plan(model, given, ALL, **options)
-    kept = sum(found[name].nbytes for name in ("q", "resid"))
+    kept = sum(result[name].nbytes for name in ("q", "resid"))
     assert planned.kept == kept
-    assert planned.statistics == sum(one.nbytes for one in found.data_vars.values()) - kept
+    assert planned.statistics == sum(one.nbytes for one in result.data_vars.values()) - kept
     assert not planned.streamed
     assert planned.disk == 0
     streamed = plan(model, given, ALL, out=tmp_path / "a.safetensors", **options)
@@ -130,8 +130,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers(model, ids, tmp_path, mon
     assert needed.statistics == 40 * 2 * 4 * 100 * 100 * 4
     there = needed.memory - needed.statistics // 2
     monkeypatch.setattr(memory, "available", lambda: there)
-    said = r"memory: 12\.8 MB of statistics .* out=FILE"
-    check_message(said, capture, model, given, **stats)
+    output = r"memory: 12\.8 MB of statistics .* out=FILE"
+    check_message(output, capture, model, given, **stats)
     capture(model, given, out=tmp_path / "a.safetensors", **stats)
 
 

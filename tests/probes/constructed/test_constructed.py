@@ -49,8 +49,8 @@ def test_the_written_out_pass_is_the_model(name):
     module, tokenizer = constructed.module(name).build()
     (prompt,) = known_circuit.load(name, n=1).task.prompts
     ids = torch.tensor([tokenizer(prompt.clean)["input_ids"]])
-    wanted = module(ids).logits
-    torch.testing.assert_close(Nodes(module).run(ids)[0].float(), wanted, atol=1e-4, rtol=1e-4)
+    expected = module(ids).logits
+    torch.testing.assert_close(Nodes(module).run(ids)[0].float(), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -133,22 +133,22 @@ def test_an_edit_equals_the_dense_computation(case, family, tiny, ids):
     prompt = torch.tensor([ids(LENGTH), ids(LENGTH, seed=1)])
     expected = dense(module, prompt, change, f"test-{case.replace(' ', '-')}")
     with torch.no_grad():
-        found = logits(load_model(module), prompt, edits)
+        result = logits(load_model(module), prompt, edits)
         intact = logits(load_model(module), prompt)
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(result, expected, rtol=0, atol=5e-5)
     assert (intact - expected).abs().max() > 1e-3
 
 
 def test_a_capture_shows_the_edited_weights(tiny, ids):
     model = load_model(tiny("llama"))
     stats = ("pattern", "recent_mass", "first_mass")
-    found = capture(model, [ids(LENGTH)], stats=stats, recent=4, first=2, edits=(WINDOW,))
-    chosen = found.sel(layer=1, head=3)
+    result = capture(model, [ids(LENGTH)], stats=stats, recent=4, first=2, edits=(WINDOW,))
+    chosen = result.sel(layer=1, head=3)
     both = chosen["recent_mass"] + chosen["first_mass"]
     np.testing.assert_allclose(both.values[0, 6:], 1.0, atol=1e-6)
     assert (chosen["pattern"].values[0, 20, 2:17] == 0).all()
-    assert (found.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17] > 0).all()
-    assert '"edit": "Window"' in found.attrs["edits"]
+    assert (result.sel(layer=1, head=2)["pattern"].values[0, 20, 2:17] > 0).all()
+    assert '"edit": "Window"' in result.attrs["edits"]
     kept = capture(model, [ids(9)], keep=("q", "k"), edits=(WINDOW,))
     check_refusal("edits", pattern, kept, layer=0, head=0)
 
@@ -204,7 +204,7 @@ def test_edits_come_back_from_a_file(tmp_path, tiny, ids):
     edits = (*weights, Gate(torch.rand(2, 4, generator=draw)), *put, Ablate(heads=((0, 3),)))
     save(edits, tmp_path / "edits.safetensors")
     back = load(tmp_path / "edits.safetensors")
-    assert [one.describe() for one in back] == [one.describe() for one in edits]
+    assert [edit.describe() for edit in back] == [edit.describe() for edit in edits]
     prompt = torch.tensor([ids(LENGTH)])
     with torch.no_grad():
         assert torch.equal(logits(model, prompt, back), logits(model, prompt, edits))

@@ -45,9 +45,9 @@ def test_ablation_equals_zeroed_columns(family, tiny, ids):
 
     expected = with_columns(module, prompt, zero)
     with torch.no_grad():
-        found = logits(load_model(module), prompt, (Ablate(heads=HEADS),))
+        result = logits(load_model(module), prompt, (Ablate(heads=HEADS),))
         intact = logits(load_model(module), prompt)
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(result, expected, rtol=0, atol=5e-5)
     assert (intact - expected).abs().max() > 1e-2
 
 
@@ -64,9 +64,9 @@ def test_mean_replacement_equals_overwritten_columns(tiny, ids):
 
     expected = with_columns(module, prompt, overwrite)
     with torch.no_grad():
-        found = logits(model, prompt, (Replace(heads=HEADS, values=mean),))
+        result = logits(model, prompt, (Replace(heads=HEADS, values=mean),))
         zeroed = logits(model, prompt, (Ablate(heads=HEADS),))
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(result, expected, rtol=0, atol=5e-5)
     assert (zeroed - expected).abs().max() > 1e-3
 
 

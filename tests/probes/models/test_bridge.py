@@ -55,12 +55,12 @@ def test_a_bridge_gives_the_dataset_of_its_model(family, wrap, tiny, words, ids)
     plain = capture(load_model(tiny(family), tokenizer=words), prompts, stats=STATS, keep=keep)
     bridge = wrap(family)
     before = snapshot(bridge)
-    found = capture(load_model(bridge), prompts, stats=STATS, keep=keep)
+    result = capture(load_model(bridge), prompts, stats=STATS, keep=keep)
     assert snapshot(bridge) == before
     # The bridge computes the norms anew, which rounds differently.
-    xr.testing.assert_allclose(found, plain, rtol=1e-5, atol=5e-6)
+    xr.testing.assert_allclose(result, plain, rtol=1e-5, atol=5e-6)
     own = {"model": "", "special_tokens": "BOS" if bridge.cfg.default_prepend_bos else "no BOS"}
-    assert {**found.attrs, "model": ""} == {**plain.attrs, **own}
+    assert {**result.attrs, "model": ""} == {**plain.attrs, **own}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,13 +130,15 @@ def test_a_bridge_is_restored_after_an_error(wrap, ids):
 
 
 def test_text_goes_through_the_tokenizer_of_the_bridge(wrap):
-    found = capture(load_model(wrap("llama")), "w1 w2 w1", stats=("entropy",))
-    assert found["token"].values[0].tolist() == ["<bos>", "w1", "w2", "w1"]
-    assert np.isfinite(found["entropy"].values).all()
+    result = capture(load_model(wrap("llama")), "w1 w2 w1", stats=("entropy",))
+    assert result["token"].values[0].tolist() == ["<bos>", "w1", "w2", "w1"]
+    assert np.isfinite(result["entropy"].values).all()
 
 
 def test_transformer_lens_is_not_imported_for_a_plain_model(tiny, monkeypatch):
-    for name in [one for one in sys.modules if one.partition(".")[0] == "transformer_lens"]:
+    for name in [
+        module for module in sys.modules if module.partition(".")[0] == "transformer_lens"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformer_lens", None)  # importing it now fails
     assert capture(load_model(tiny("llama")), [[1, 2, 3]]).sizes["layer"] == 2

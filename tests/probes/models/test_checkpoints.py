@@ -76,9 +76,9 @@ def test_what_is_not_there_is_refused_by_name(source, said):
 
 
 def test_folders_of_a_trainer_are_found_in_order_of_step(trained):
-    found = checkpoints(trained)
-    assert found == [str(trained / "checkpoint-20"), str(trained / "checkpoint-100")]
-    weight = load_model(found[1]).module.state_dict()["lm_head.weight"]
+    result = checkpoints(trained)
+    assert result == [str(trained / "checkpoint-20"), str(trained / "checkpoint-100")]
+    weight = load_model(result[1]).module.state_dict()["lm_head.weight"]
     torch.testing.assert_close(weight, tiny(100).lm_head.weight.detach())
     for empty in (trained / "runs", "headscope/bundled"):
         check_message("has no checkpoints; they are named by their", checkpoints, empty)
@@ -90,9 +90,9 @@ def test_variants_that_transformers_wrote_lie_side_by_side(tmp_path):
         tiny(step).save_pretrained(tmp_path, variant=f"step{step}")
     assert checkpoints(tmp_path) == [f"{tmp_path}@step5", f"{tmp_path}@step30"]
     for step, source in ((5, f"{tmp_path}@step5"), (30, tmp_path)):
-        found = load_model(source)
-        assert found.name == f"{tmp_path}@step{step}"
-        weight = found.module.lm_head.weight.detach()
+        result = load_model(source)
+        assert result.name == f"{tmp_path}@step{step}"
+        weight = result.module.lm_head.weight.detach()
         torch.testing.assert_close(weight, tiny(step).lm_head.weight.detach())
 
 
@@ -150,8 +150,10 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_refs", refs)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
         assert checkpoints("someone/online") == ["someone/online@step0", "someone/online@step512"]
-        said = "someone/online has no revision 'step3' on the hub; it has main, step0, step512, v1"
-        assert said in str(refusal(load_model, "someone/online@step3"))
+        output = (
+            "someone/online has no revision 'step3' on the hub; it has main, step0, step512, v1"
+        )
+        assert output in str(refusal(load_model, "someone/online@step3"))
 
 
 def test_a_folder_with_an_at_sign_is_a_folder(tmp_path):

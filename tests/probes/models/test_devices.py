@@ -46,15 +46,19 @@ def test_the_numbers_are_those_of_the_whole_model(family, way, tiny, ids, tmp_pa
     module = tiny(family)
     plain = load_model(module)
     spread = load_model(way(copy.deepcopy(module), tmp_path))
-    assert any(one.is_meta for one in spread.module.parameters())
+    assert any(parameter.is_meta for parameter in spread.module.parameters())
     assert spread.device == torch.device("cpu")
     assert spread.revision == plain.revision
     given = [ids(20), ids(19, seed=1)]
     for options in ({"keep": ("q", "resid")}, {"edits": (Ablate(heads=((1, 0),)),)}):
-        found = capture(spread, given, STATS, **options)
-        xr.testing.assert_allclose(found, capture(plain, given, STATS, **options), atol=1e-6)
-        assert any(one.is_meta for one in spread.module.parameters()), "nothing stays loaded"
-    assert plan(spread, given).weights >= sum(one.nbytes for _, one in weights(plain.module))
+        result = capture(spread, given, STATS, **options)
+        xr.testing.assert_allclose(result, capture(plain, given, STATS, **options), atol=1e-6)
+        assert any(parameter.is_meta for parameter in spread.module.parameters()), (
+            "nothing stays loaded"
+        )
+    assert plan(spread, given).weights >= sum(
+        parameter.nbytes for _, parameter in weights(plain.module)
+    )
 
 
 def test_tied_weights_count_once(tiny, tmp_path):
@@ -62,9 +66,9 @@ def test_tied_weights_count_once(tiny, tmp_path):
     assert module.lm_head.weight is module.transformer.wte.weight
     whole = {name: one.clone() for name, one in weights(module)}
     for way in (offloaded, on_disk):
-        found = dict(weights(way(copy.deepcopy(module), tmp_path / way.__name__)))
-        assert found.keys() == whole.keys()
-        assert all(torch.equal(found[name], one) for name, one in whole.items())
+        result = dict(weights(way(copy.deepcopy(module), tmp_path / way.__name__)))
+        assert result.keys() == whole.keys()
+        assert all(torch.equal(result[name], one) for name, one in whole.items())
 
 
 def test_a_folder_is_spread_over_what_there_is(folder, ids, monkeypatch):

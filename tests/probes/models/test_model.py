@@ -255,8 +255,8 @@ def test_positions_that_start_after_padding_shorten_the_context():
     model = load_model(architectures.build("roberta", max_position_embeddings=40))
     longest = 40 - 2
     assert model.context == longest
-    found = capture(model, [[5] * longest], stats=("entropy",))
-    assert not found["entropy"].isnull().any()
+    result = capture(model, [[5] * longest], stats=("entropy",))
+    assert not result["entropy"].isnull().any()
     check_refusal("prompts", capture, model, [[5] * (longest + 1)], stats=("entropy",))
 
 

@@ -42,46 +42,46 @@ def eager(module: Any, source: list[int], target: list[int]) -> dict[str, np.nda
 
 def test_a_model_is_asked_again_for_another_attention(models):
     assert [models[name].layers for name in ("encoder", "decoder", "cross")] == [2, 3, 3]
-    assert len({id(one.module) for one in models.values()}) == 1
+    assert len({id(model.module) for model in models.values()}) == 1
     assert load_model(models["cross"]) is models["cross"]
     check_refusal("attention", load_model, "headscope/bundled", attention="cross")
 
 
 def test_cross_attention_runs_from_target_to_source(models):
-    found = capture(models["cross"], PAIRS, stats=CROSSED, tile=4)
-    assert (found.sizes["query"], found.sizes["key"]) == (5, 7)
-    assert (found.sizes["query_tile"], found.sizes["key_tile"]) == (2, 2)
-    assert found["key_length"].values.tolist() == [7, 3]
-    assert found["key_token"].values[1].tolist() == ["w2", "w3", "w4", "", "", "", ""]
-    assert found["token"].values[0].tolist() == ["<pad>", "w6", "w5", "", ""]
-    assert found.attrs["attention"] == "cross"
+    result = capture(models["cross"], PAIRS, stats=CROSSED, tile=4)
+    assert (result.sizes["query"], result.sizes["key"]) == (5, 7)
+    assert (result.sizes["query_tile"], result.sizes["key_tile"]) == (2, 2)
+    assert result["key_length"].values.tolist() == [7, 3]
+    assert result["key_token"].values[1].tolist() == ["w2", "w3", "w4", "", "", "", ""]
+    assert result["token"].values[0].tolist() == ["<pad>", "w6", "w5", "", ""]
+    assert result.attrs["attention"] == "cross"
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         own = eager(models["cross"].module, source, target)["cross"]
-        one = found.isel(prompt=row)
+        selected = result.isel(prompt=row)
         queries, keys = len(target), len(source)
-        close(one["pattern"].values[..., :queries, :keys], own)
-        close(one["received"].values[..., :keys], own.mean(-2))
-        close(one["entropy"].values[..., :queries], -(own * np.log(own)).sum(-1))
-        close(one["pooled_mean"].values[..., 0, 0], own[..., :4, :4].sum(-1).mean(-1))
-        assert np.isnan(one["pattern"].values[..., queries:, :]).all()
-        assert np.isnan(one["pattern"].values[..., :, keys:]).all()
-        assert np.isnan(one["received"].values[..., keys:]).all()
+        close(selected["pattern"].values[..., :queries, :keys], own)
+        close(selected["received"].values[..., :keys], own.mean(-2))
+        close(selected["entropy"].values[..., :queries], -(own * np.log(own)).sum(-1))
+        close(selected["pooled_mean"].values[..., 0, 0], own[..., :4, :4].sum(-1).mean(-1))
+        assert np.isnan(selected["pattern"].values[..., queries:, :]).all()
+        assert np.isnan(selected["pattern"].values[..., :, keys:]).all()
+        assert np.isnan(selected["received"].values[..., keys:]).all()
 
 
-def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
+def close(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("attention", ["encoder", "decoder", "cross"])
 def test_a_window_of_the_map_follows_from_q_and_k(attention, models):
     model = models[attention]
     given = list(SOURCES) if attention == "encoder" else PAIRS
-    found = capture(model, given, stats=("lse",), keep=("q", "k"))
+    result = capture(model, given, stats=("lse",), keep=("q", "k"))
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         own = eager(model.module, source, target)[attention]
-        whole = pattern(found, layer=1, head=2, prompt=row)
+        whole = pattern(result, layer=1, head=2, prompt=row)
         close(whole.values, own[1, 2])
-        part = pattern(found, 1, 3, row, queries=slice(1, 3), keys=slice(0, 2))
+        part = pattern(result, 1, 3, row, queries=slice(1, 3), keys=slice(0, 2))
         close(part.values, own[1, 3, 1:3, :2])
         words = model.to_str_tokens(source if attention != "decoder" else target)
         assert whole["key_token"].values.tolist() == words
@@ -105,24 +105,24 @@ def pair() -> Pair:
 
 def test_targets_and_spans_are_tokens_of_the_source(models):
     marked = {"targets": {"last": [[[6]] * 3, [[2]] * 5]}, "spans": {"ends": [[0, 6], [0, 2]]}}
-    found = capture(models["cross"], PAIRS, stats=("target_mass", "span_mass"), **marked)
+    result = capture(models["cross"], PAIRS, stats=("target_mass", "span_mass"), **marked)
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         own = eager(models["cross"].module, source, target)["cross"]
-        one = found.isel(prompt=row, query=slice(0, len(target)))
-        close(one["target_mass"].values[..., 0], own[..., -1])
-        close(one["span_mass"].values[..., 0], own[..., 0] + own[..., -1])
+        selected = result.isel(prompt=row, query=slice(0, len(target)))
+        close(selected["target_mass"].values[..., 0], own[..., -1])
+        close(selected["span_mass"].values[..., 0], own[..., 0] + own[..., -1])
     outside = {"stats": ("span_mass",), "spans": {"a": [[0], [3]]}}
     assert "outside prompt 2" in str(refusal(capture, models["cross"], PAIRS, **outside))
 
 
 def test_a_target_text_becomes_what_the_decoder_reads(models):
-    found = read(models["cross"], Pair("w1 w2 w3", "w4 w5"))
-    assert found.sources == ((4, 5, 6),)
+    result = read(models["cross"], Pair("w1 w2 w3", "w4 w5"))
+    assert result.sources == ((4, 5, 6),)
     labels = torch.tensor([[7, 8, 1]])  # the words and the token that ends them
     shifted = models["cross"].module.prepare_decoder_input_ids_from_labels(labels)
-    assert found.ids == (tuple(shifted[0].tolist()),)
-    assert found.digest() != read(models["cross"], Pair("w1 w2", "w4 w5")).digest()
-    assert found.digest() != read(models["decoder"], Pair("w1 w2 w3", "w4")).digest()
+    assert result.ids == (tuple(shifted[0].tolist()),)
+    assert result.digest() != read(models["cross"], Pair("w1 w2", "w4 w5")).digest()
+    assert result.digest() != read(models["decoder"], Pair("w1 w2 w3", "w4")).digest()
 
 
 def test_one_text_is_enough_for_the_encoder_alone(models):
@@ -179,13 +179,13 @@ def test_batches_and_files_hold_the_same_numbers(attention, models, tmp_path):
 @pytest.mark.parametrize("attention", ["encoder", "decoder"])
 def test_the_residual_stream_is_that_of_the_chosen_stack(attention, models):
     model = models[attention]
-    found = capture(model, PAIRS[:1], stats=("entropy",), keep=("resid",))["resid"].values[0]
+    actual = capture(model, PAIRS[:1], stats=("entropy",), keep=("resid",))["resid"].values[0]
     with torch.no_grad():
         given = {"input_ids": pair().source, "decoder_input_ids": pair().target}
         result = model.module(**given, output_hidden_states=True)
     states = result[f"{attention}_hidden_states"]
-    assert len(found) == len(states) == model.layers + 1
-    for ours, own in zip(found[:-1], states[:-1], strict=True):
+    assert len(actual) == len(states) == model.layers + 1
+    for ours, own in zip(actual[:-1], states[:-1], strict=True):
         close(ours, own[0].numpy())
 
 

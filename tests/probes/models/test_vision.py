@@ -47,19 +47,19 @@ def test_all_ways_to_give_the_same_image_agree(vit, processor, tmp_path):
     pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
     ways = (pixels, pixels[0], pixels.numpy(), [pixels[0].tolist()], picture, [picture],
             tmp_path / "one.png", [str(tmp_path / "one.png")])  # fmt: skip
-    found = [capture(vit, way, stats=("entropy",)) for way in ways]
-    for one in found[1:]:
-        xr.testing.assert_identical(one, found[0])
+    result = [capture(vit, way, stats=("entropy",)) for way in ways]
+    for one in result[1:]:
+        xr.testing.assert_identical(one, result[0])
 
 
 def test_names_and_numbers_of_patches(vit):
-    found = capture(vit, images(2, 3, 16, 16), stats=("entropy",), keep=("resid",))
+    result = capture(vit, images(2, 3, 16, 16), stats=("entropy",), keep=("resid",))
     patches = [f"r{row}c{column}" for row in range(4) for column in range(4)]
-    assert found["token"].values[1].tolist() == ["[CLS]", *patches]
-    assert found["token_id"].values[0].tolist() == list(range(17))
+    assert result["token"].values[1].tolist() == ["[CLS]", *patches]
+    assert result["token_id"].values[0].tolist() == list(range(17))
     own = vit.module(images(2, 3, 16, 16), output_hidden_states=True).hidden_states
     for boundary in range(3):
-        resid = found["resid"].isel(boundary=boundary).values
+        resid = result["resid"].isel(boundary=boundary).values
         np.testing.assert_allclose(resid, own[boundary].numpy(), atol=5e-5)
     assert (vit.context, vit.vocabulary, vit.reads) == (None, 0, "images")
 
@@ -74,8 +74,8 @@ def test_names_and_numbers_of_patches(vit):
     ],
 )
 def test_special_tokens_are_those_of_the_model(family, before):
-    found = capture(build(family), images(1, 3, 16, 16), stats=("entropy",))
-    words = found["token"].values[0].tolist()
+    result = capture(build(family), images(1, 3, 16, 16), stats=("entropy",))
+    words = result["token"].values[0].tolist()
     assert words[: len(before) + 1] == [*before, "r0c0"]
     assert len(words) == len(before) + 16
 
@@ -92,8 +92,8 @@ def test_special_tokens_stand_where_they_are_said_to():
 
 
 def test_a_model_that_takes_other_sizes_gets_other_patches():
-    found = capture(build("dinov2"), images(1, 3, 8, 24), stats=("entropy",))
-    assert found["token"].values[0, [1, 6, 7, 12]].tolist() == ["r0c0", "r0c5", "r1c0", "r1c5"]
+    result = capture(build("dinov2"), images(1, 3, 8, 24), stats=("entropy",))
+    assert result["token"].values[0, [1, 6, 7, 12]].tolist() == ["r0c0", "r0c5", "r1c0", "r1c5"]
 
 
 def test_a_capture_on_disk_is_the_same(vit, tmp_path):
@@ -105,10 +105,10 @@ def test_a_capture_on_disk_is_the_same(vit, tmp_path):
 
 
 def test_attention_is_followed_through_an_image(vit):
-    found = rollout.rows(capture(vit, images(1, 3, 16, 16), stats=(), keep=("q", "k")), (0,))
+    result = rollout.rows(capture(vit, images(1, 3, 16, 16), stats=(), keep=("q", "k")), (0,))
     maps = capture(vit, images(1, 3, 16, 16), stats=("pattern",))["pattern"].values[0].mean(1)
     mixed = (maps.astype(float) + np.eye(17)) / 2
-    np.testing.assert_allclose(found["rollout"].values[0], (mixed[1] @ mixed[0])[0], atol=1e-5)
+    np.testing.assert_allclose(result["rollout"].values[0], (mixed[1] @ mixed[0])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(

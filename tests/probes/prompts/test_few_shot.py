@@ -25,10 +25,10 @@ def test_shots_are_solved_prompts_and_the_question_stays_itself(name, bundled):
                 before.part(span) for span in spans
             ]
         shift = len(longer.ids[row]) - len(plain.ids[row])
-        for one, other in zip(plain.questions[row], longer.questions[row], strict=True):
-            assert other.at == one.at + shift
-            assert other.answer_ids == one.answer_ids
-            assert other.evidence == tuple(at + shift for at in one.evidence)
+        for question, other in zip(plain.questions[row], longer.questions[row], strict=True):
+            assert other.at == question.at + shift
+            assert other.answer_ids == question.answer_ids
+            assert other.evidence == tuple(at + shift for at in question.evidence)
         assert len(longer.corrupted_ids[row]) == len(longer.ids[row])
 
 

@@ -37,8 +37,8 @@ def innermost_open(text: str) -> str:
 
 def twice_named(words: tuple[str, ...]) -> tuple[set[str], set[str]]:
     """Names said once and names said twice in the last 2 sentences' tail that the task asks."""
-    said = [word for word in words if word in KINDS["names"]]
-    return {w for w in said if said.count(w) == 1}, {w for w in said if said.count(w) == 2}
+    output = [word for word in words if word in KINDS["names"]]
+    return {w for w in output if output.count(w) == 1}, {w for w in output if output.count(w) == 2}
 
 
 @pytest.mark.parametrize("name", tasks.names())
@@ -64,10 +64,10 @@ class TestEveryTask:
     def test_words_come_from_the_lists(self, name):
         known = {word for kind in KINDS.values() for word in kind}
         for prompt in drawn(name, n=N):
-            said = {*prompt.words, *prompt.corrupted}
+            output = {*prompt.words, *prompt.corrupted}
             for question in prompt.questions:
-                said |= {*question.answers, *question.wrong}
-            assert said <= known
+                output |= {*question.answers, *question.wrong}
+            assert output <= known
 
     def test_every_question_has_an_answer_a_wrong_word_and_evidence(self, name):
         for prompt in drawn(name, n=N):
@@ -184,12 +184,12 @@ def test_indirect_object_orders_and_swap():
 
 def test_greater_than_splits_the_century_at_the_start_year():
     for prompt in drawn("greater_than", n=N):
-        found = re.search(r"year (\d\d) (\d\d) to the year (\d\d)$", " ".join(prompt.words))
-        assert found is not None
-        assert found[1] == found[3]
+        result = re.search(r"year (\d\d) (\d\d) to the year (\d\d)$", " ".join(prompt.words))
+        assert result is not None
+        assert result[1] == result[3]
         (question,) = prompt.questions
-        assert all(int(word) > int(found[2]) for word in question.answers)
-        assert all(int(word) <= int(found[2]) for word in question.wrong)
+        assert all(int(word) > int(result[2]) for word in question.answers)
+        assert all(int(word) <= int(result[2]) for word in question.wrong)
         assert len(question.answers) + len(question.wrong) == 100
         assert prompt.corrupted[7] == "01"
 
@@ -244,7 +244,7 @@ def test_shortest_needle_and_recall_fit_exactly():
 
 
 def test_associative_question_has_one_partner_among_the_keys():
-    partner = {one: other for pair in PARTNERS for one, other in (pair, pair[::-1])}
+    partner = {first: second for pair in PARTNERS for first, second in (pair, pair[::-1])}
     for literal in (False, True):
         for prompt in drawn("associative", n=N, pairs=3, length=40, literal=literal):
             stated = facts(prompt.words)
@@ -258,7 +258,7 @@ def test_associative_question_has_one_partner_among_the_keys():
             assert prompt.words[question.evidence[0]] == stated[key]
             assert set(question.wrong) >= set(stated.values()) - {stated[key]}
             # The partner of no other key is said, so nothing else could be meant.
-            assert not {partner[one] for one in stated} - {asked} & set(prompt.words)
+            assert not {partner[first] for first in stated} - {asked} & set(prompt.words)
             assert facts(prompt.corrupted)[key] in question.wrong
 
 
@@ -288,8 +288,8 @@ def test_spelled_thread_asks_every_step():
 
 
 def test_unknown_task_is_refused():
-    said = "^task: 'sorting' is unknown; choose one of associative, brackets,"
-    check_message(said, tasks.make, "sorting")
+    output = "^task: 'sorting' is unknown; choose one of associative, brackets,"
+    check_message(output, tasks.make, "sorting")
 
 
 def test_listing_names_imports_no_task():

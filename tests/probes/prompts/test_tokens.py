@@ -37,11 +37,11 @@ def test_a_word_is_a_token_of_the_bundled_tokenizer(name, word_level):
     for number, prompt in enumerate(map(in_words, task.prompts)):
         assert list(encoded.ids[number]) == [0, *(table[word] for word in prompt.words)]
         assert list(encoded.corrupted_ids[number]) == [0, *(table[w] for w in prompt.corrupted)]
-        for asked, found in zip(prompt.questions, encoded.questions[number], strict=True):
-            assert found.at == asked.at + 1
-            assert found.evidence == tuple(place + 1 for place in asked.evidence)
-            assert found.answer_ids == tuple(table[word] for word in asked.answers)
-            assert found.wrong_ids == tuple(table[word] for word in asked.wrong)
+        for asked, result in zip(prompt.questions, encoded.questions[number], strict=True):
+            assert result.at == asked.at + 1
+            assert result.evidence == tuple(place + 1 for place in asked.evidence)
+            assert result.answer_ids == tuple(table[word] for word in asked.answers)
+            assert result.wrong_ids == tuple(table[word] for word in asked.wrong)
         for role, places in prompt.roles.items():
             assert encoded.roles[number][role] == tuple(place + 1 for place in places)
 
@@ -57,13 +57,13 @@ def check(task: Task, encoded: EncodedTask, tokenizer: Any) -> None:
                 part = str(prompt.part(span)).replace(" ", "").lower()
                 text = tokenizer.decode([ids[place] for place in places])
                 assert part in text.replace(" ", "").lower()
-        for asked, found in zip(prompt.questions, encoded.questions[number], strict=True):
+        for asked, result in zip(prompt.questions, encoded.questions[number], strict=True):
             # What the model has read when it answers is the text up to the question.
             read = prompt.clean[: asked.at]
-            assert ids[: found.at + 1] == tokenizer(read)["input_ids"][: found.at + 1]
-            whole = [tokenizer(read + one)["input_ids"] for one in asked.answers]
-            assert set(found.answer_ids) <= {row[found.at + 1] for row in whole}
-            assert not set(found.answer_ids) & set(found.wrong_ids)
+            assert ids[: result.at + 1] == tokenizer(read)["input_ids"][: result.at + 1]
+            whole = [tokenizer(read + answer)["input_ids"] for answer in asked.answers]
+            assert set(result.answer_ids) <= {row[result.at + 1] for row in whole}
+            assert not set(result.answer_ids) & set(result.wrong_ids)
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "induction"])
@@ -115,16 +115,16 @@ def test_years_after_the_start_are_right_however_numbers_are_cut(tokenizer):
     for number, prompt in enumerate(task.prompts):
         assert isinstance(prompt.clean, str)
         century, start = (str(prompt.part(prompt.roles[role][0])) for role in ("century", "start"))
-        (asked,), (found,) = prompt.questions, encoded.questions[number]
+        (asked,), (result,) = prompt.questions, encoded.questions[number]
         right, wrong = set(), set()
         for year in range(100):
             shown = prompt.clean[: asked.at].rpartition("year")[2]
             whole = f" {century}{year:02d}"
             if whole.startswith(shown):
                 ids = tokenizer(prompt.clean[: asked.at] + whole[len(shown) :])["input_ids"]
-                (right if year > int(start) else wrong).add(ids[found.at + 1])
-        assert set(found.answer_ids) == right - wrong
-        assert set(found.wrong_ids) == wrong - right
+                (right if year > int(start) else wrong).add(ids[result.at + 1])
+        assert set(result.answer_ids) == right - wrong
+        assert set(result.wrong_ids) == wrong - right
 
 
 def test_what_a_tokenizer_does_not_allow_is_drawn_again_and_counted():
@@ -144,9 +144,9 @@ def test_a_capture_says_how_its_task_is_worded_and_how_often_it_was_drawn_again(
     )  # fmt: skip
     model = load_model(LlamaForCausalLM(config), tokenizer=tokenizer)
     task = tasks.make("recall", tokenizer, n=6, pairs=3)
-    found = capture(model, task, stats=("lse",))
-    assert (found.attrs["register"], found.attrs["redrawn"]) == ("natural", task.redrawn)
-    run = run_folder.create(tmp_path / "run", found)
+    result = capture(model, task, stats=("lse",))
+    assert (result.attrs["register"], result.attrs["redrawn"]) == ("natural", task.redrawn)
+    run = run_folder.create(tmp_path / "run", result)
     assert (run.manifest["register"], run.manifest["redrawn"]) == ("natural", task.redrawn)
     own = capture(model, ["a text"], stats=("lse",))
     assert (own.attrs["register"], own.attrs["redrawn"]) == ("", 0)
@@ -162,29 +162,29 @@ def test_tasks_made_inside_have_its_wording_and_those_after_it_their_own():
         pass
 
 
-def one(clean: str, corrupted: str, answers: str, wrong: str) -> Task:
+def single_task(clean: str, corrupted: str, answers: str, wrong: str) -> Task:
     ask = Question(len(clean), (answers,), (wrong,))
     return Task("mine", (Prompt(clean, corrupted, (ask,)),), "accuracy", 0, "")
 
 
 def test_continuations_with_one_beginning_are_refused(tokenizer):
     with pytest.raises(HeadscopeError, match=r"^prompt 1 of mine: answers: ' 1' and ' 1 2' begin"):
-        encode(one("the dog", "the dog", " 1", " 1 2"), tokenizer)
+        encode(single_task("the dog", "the dog", " 1", " 1 2"), tokenizer)
     with pytest.raises(HeadscopeError, match="answers: a continuation changes the tokens"):
-        encode(one("the gar", "the gar", "den", "age"), tokenizer)
+        encode(single_task("the gar", "the gar", "den", "age"), tokenizer)
 
 
 def test_twins_of_other_lengths_are_refused_where_they_are_asked_for(tokenizer):
-    encoded = encode(one("the red dog", "the dog", " and", " of"), tokenizer)
+    encoded = encode(single_task("the red dog", "the dog", " and", " of"), tokenizer)
     assert list(encoded.ids[0]) == tokenizer("the red dog")["input_ids"]
     check_message(r"^prompt 1 of mine: corrupted: ", encoded.corrupted)
 
 
 def test_words_that_a_tokenizer_does_not_know_are_refused_by_name(word_level):
     with pytest.raises(HeadscopeError, match=r"words: this tokenizer does not know 'zebra'"):
-        encode(one("the zebra", "the Mary", " and", " to"), word_level)
+        encode(single_task("the zebra", "the Mary", " and", " to"), word_level)
     with pytest.raises(HeadscopeError, match=r"words: this tokenizer does not know 'zebra'"):
-        encode(one("the Mary", "the Mary", " zebra", " to"), word_level)
+        encode(single_task("the Mary", "the Mary", " zebra", " to"), word_level)
 
 
 def test_a_tokenizer_without_offsets_is_refused():
@@ -193,7 +193,7 @@ def test_a_tokenizer_without_offsets_is_refused():
         is_fast = False
 
     with pytest.raises(HeadscopeError, match=r"^tokenizer: Slow does not say where .* fast"):
-        encode(one("the dog", "the cat", " and", " to"), Slow())  # type: ignore[arg-type]
+        encode(single_task("the dog", "the cat", " and", " to"), Slow())  # type: ignore[arg-type]
 
 
 def test_task_is_refused_when_too_few_words_remain():

@@ -49,26 +49,26 @@ def mixed() -> xr.Dataset:
 
 
 def bare(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
+    return sorted(file.name for file in folder.iterdir())
 
 
 def test_a_round_trip_is_exact(mixed, tmp_path):
     dataset_file.save(mixed, tmp_path / "a.safetensors")
-    found = dataset_file.load(tmp_path / "a.safetensors")
-    xr.testing.assert_identical(found, mixed)
-    assert list(found.data_vars) == list(mixed.data_vars)
+    result = dataset_file.load(tmp_path / "a.safetensors")
+    xr.testing.assert_identical(result, mixed)
+    assert list(result.data_vars) == list(mixed.data_vars)
     for name, variable in mixed.variables.items():
-        assert found[name].dtype == variable.dtype, name
-        assert found[name].dims == variable.dims
+        assert result[name].dtype == variable.dtype, name
+        assert result[name].dims == variable.dims
     assert bare(tmp_path) == ["a.safetensors"]
 
 
 def test_a_capture_round_trips(folder, tmp_path):
-    found = capture(load_model(folder), ["w1 w2 w1 w3", "w1"], keep=("q", "k", "resid"))
-    dataset_file.save(found, tmp_path / "capture.safetensors")
+    result = capture(load_model(folder), ["w1 w2 w1 w3", "w1"], keep=("q", "k", "resid"))
+    dataset_file.save(result, tmp_path / "capture.safetensors")
     loaded = dataset_file.load(tmp_path / "capture.safetensors")
-    xr.testing.assert_identical(loaded, found)
-    assert loaded.attrs == found.attrs
+    xr.testing.assert_identical(loaded, result)
+    assert loaded.attrs == result.attrs
 
 
 def test_numpy_values_in_attrs_become_plain(tmp_path):

@@ -123,8 +123,8 @@ def test_half_a_capture_of_something_else_is_kept(tmp_path, tiny, ids):
     other = given[:-1]
     with pytest.raises(HeadscopeError, match="half a capture of other prompts or options"):
         capture(model, other, out=out, **options(other))
-    found = capture(model, other, out=out, overwrite=True, **options(other))
-    assert found.sizes["prompt"] == 29
+    result = capture(model, other, out=out, overwrite=True, **options(other))
+    assert result.sizes["prompt"] == 29
     check_message(r"out: .* exists", capture, model, other, out=out, **options(other))
 
 

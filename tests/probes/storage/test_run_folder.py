@@ -20,7 +20,7 @@ def captured(folder: Path) -> xr.Dataset:
 
 
 def everything(folder: Path) -> list[str]:
-    return sorted(str(one.relative_to(folder)) for one in folder.rglob("*"))
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
 
 
 def test_a_run_is_read_back(captured, tmp_path):
@@ -43,9 +43,9 @@ def test_results_are_kept_by_name(captured, tmp_path):
     made.save_result("b", first * 0)
     made.save_result("b", first)
     made.save_result("a", first)
-    found = run_folder.open(tmp_path / "one").results()
-    assert list(found) == ["a", "b"]
-    xr.testing.assert_identical(found["b"], first)
+    result = run_folder.open(tmp_path / "one").results()
+    assert list(result) == ["a", "b"]
+    xr.testing.assert_identical(result["b"], first)
 
 
 def test_a_run_is_not_replaced_unasked(captured, tmp_path):
