@@ -5,9 +5,8 @@ through the matrices of all layers one after the other. Each step needs q and k 
 memory linear in the text.
 """
 
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from headscope.kernels.panels.panel import Panel
 from headscope.kernels.panels.plan import Part
 from headscope.kernels.panels.row_panels import Panels
 from headscope.kernels.panels.scores import narrow
+from headscope.kernels.part_total import Total
 from headscope.kernels.weight_edits import expect
 
 Step = Callable[[Tensor, Panel, Tensor], tuple[slice, Tensor]]
@@ -265,38 +265,6 @@ class Product:
             else:
                 shares.mul_(torch.bmm(rows, panel.values.mT).view_as(shares))
         return shares.clamp_min_(0.0) if self.positive else shares
-
-
-@dataclass(frozen=True, eq=False)
-class Total:
-    """Results of parts: slices of their own, or a sum over heads, added in order.
-
-    Parts end in any order, and a float sum depends on it: each waits for those before it.
-    """
-
-    result: Float[Tensor, "batch _ place vector"]
-    summed: bool
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    waiting: dict[tuple[int, int], tuple[Part, Tensor]] = field(default_factory=dict)
-    done: dict[int, int] = field(default_factory=dict)
-
-    def room(self, part: Part) -> Tensor:
-        """Allocate the terms of a part."""
-        if self.summed:
-            return torch.zeros_like(self.result[part.batch])
-        return self.result[part.batch, part.heads]
-
-    def add(self, part: Part, terms: Tensor) -> None:
-        """Add the terms of a part, and of those that waited for it."""
-        if not self.summed:
-            return
-        first = part.batch.start
-        with self.lock:
-            self.waiting[first, part.heads.start] = part, terms
-            while (first, self.done.get(first, 0)) in self.waiting:
-                part, terms = self.waiting.pop((first, self.done.get(first, 0)))
-                self.result[part.batch] += terms
-                self.done[first] = part.heads.stop
 
 
 def refuse_gradients(**tensors: Tensor | None) -> None:

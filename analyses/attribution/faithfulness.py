@@ -12,11 +12,10 @@ Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to D
 Attention-Based Explanations (1909.07913).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import and_
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -25,20 +24,24 @@ from headscope import probes
 from headscope.analyses import _relevance as registry
 from headscope.analyses._interventions import ablation
 from headscope.analyses._relevance import target as targets
-from headscope.analyses._relevance.perturbation import areas, order_of, perturb
+from headscope.analyses._relevance.perturbation import perturb
 from headscope.analyses._relevance.target import Target
 from headscope.analyses._relevance.trace import Trace
-from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
-from headscope.analyses._stats.rank_correlation import ranked
+from headscope.analyses.attribution._explainer_scores import (
+    RANDOM,
+    REPLACED,
+    Measured,
+    TokenCounter,
+    measure,
+    table,
+)
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
@@ -46,26 +49,8 @@ PROMPTS = 16
 SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "other": ""}
 
-RANDOM, REPLACED = "random order", "token replacement"
-ORDERS = 3
-"""Orders at random whose areas are averaged."""
 RAW = "raw_attention"
 SOURCE = "Samek et al. 1509.06321; ERASER 1911.03429"
-
-
-@dataclass
-class _Measured:
-    """Measurements on one task: areas and correlations by method, one number a prompt."""
-
-    deletion: dict[str, list[float]] = field(default_factory=dict)
-    insertion: dict[str, list[float]] = field(default_factory=dict)
-    agreement: dict[str, list[float]] = field(default_factory=dict)
-    whole: list[float] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def gap(self, name: str) -> Array:
-        """Return insertion less deletion of every prompt, in logits."""
-        return np.asarray(np.subtract(self.insertion[name], self.deletion[name]))
 
 
 def run(
@@ -119,9 +104,9 @@ def run(
     answers = targets.of_task(encoded[task.name])
     Between(0, len(answers) - 1).check("prompt", prompt)
     pool = [token for target in answers for token in target.ids]
-    parts = _Parts(sum(len(ids) for part in encoded.values() for ids in part.ids))
+    parts = TokenCounter(sum(len(ids) for part in encoded.values() for ids in part.ids))
     measured = {
-        name: _measure(model, part, names, draws, steps, seed, parts)
+        name: measure(model, part, names, draws, steps, seed, parts)
         for name, part in encoded.items()
     }
     scores = measured[task.name]
@@ -135,13 +120,13 @@ def run(
         ("insertion", "Answer regained while tokens return in a method's order"),
     ):
         results.add_mean(
-            name, ("task", "explainer"), _table(measured, name, rows, share=True), title, "share",
+            name, ("task", "explainer"), table(measured, name, rows, share=True), title, "share",
             "diverging", convention="area under the curve over the share of tokens, less the text "
             f"of replaced tokens, over what the intact text has more; {over}",
         )  # fmt: skip
     results.add_mean(
         "replacement_correlation", ("task", "explainer"),
-        _table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
+        table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
         "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
     )  # fmt: skip
     explained = explain(
@@ -217,83 +202,12 @@ def explain(
     )
 
 
-@dataclass
-class _Parts:
-    """Counter of the tokens that are done, of all prompts."""
-
-    tokens: int
-    done: int = 0
-
-    def add(self, count: int) -> None:
-        """Report some more tokens; how often they ran follows from the methods."""
-        self.done += count
-        progress.completed(self.done / self.tokens)
-
-
-def _measure(
-    model: Model,
-    encoded: EncodedTask,
-    names: Sequence[str],
-    draws: int,
-    steps: int,
-    seed: int,
-    parts: _Parts,
-) -> _Measured:
-    """Measure every method on the prompts of a task; one that refuses any of them is left out."""
-    generator = np.random.default_rng(seed)
-    pool = [token for ids in encoded.ids for token in ids]
-    scores = _Measured()
-    shared: dict[Callable[..., Any], Any] = {}
-    for ids, target in zip(encoded.ids, targets.of_task(encoded), strict=True):
-        perturbation = perturb(model, target, pool, draws, generator)
-        free = perturbation.free
-        # Other draws than those of the curves, so that chance in them is not shared.
-        effect = perturb(model, target, pool, draws, generator).effect()
-        accepting = [name for name in names if name not in scores.refused]
-        relevances, refused = registry.measure(Trace(model, target, shared), accepting)
-        scores.refused |= refused
-        orders = {name: order_of(values, free) for name, values in relevances.items()}
-        orders[REPLACED] = order_of(effect, free)
-        positions = np.flatnonzero(free)
-        shuffled = {f"{RANDOM} {at}": generator.permutation(positions) for at in range(ORDERS)}
-        by_name = areas(perturbation, orders | shuffled, steps)
-        intact, empty = perturbation.ends()
-        scores.whole.append(intact - empty)
-        by_name[RANDOM] = tuple(np.mean([by_name.pop(name) for name in shuffled], axis=0).tolist())
-        for name, (deleted, inserted) in by_name.items():
-            scores.deletion.setdefault(name, []).append(deleted)
-            scores.insertion.setdefault(name, []).append(inserted)
-            relevance = relevances.get(name, effect)
-            rho = ranked(relevance[free], effect[free]) if name in relevances else np.nan
-            scores.agreement.setdefault(name, []).append(rho)
-        parts.add(len(ids))
-    for part in (scores.deletion, scores.insertion, scores.agreement):
-        for name in scores.refused:
-            part.pop(name, None)
-    return scores
-
-
-def _table(
-    measured: Mapping[str, _Measured], part: str, rows: Sequence[str], *, share: bool
-) -> Array:
-    """Collect a number of all prompts, tasks and methods (prompt, task, method), NaN where none."""
-    count = max(len(scores.whole) for scores in measured.values())
-    table = np.full((count, len(measured), len(rows)), np.nan)
-    for at, scores in enumerate(measured.values()):
-        total = float(np.mean(scores.whole)) if share else 1.0
-        for column, name in enumerate(rows):
-            values = getattr(scores, part).get(name)
-            if values is not None and total > 0:
-                table[: len(values), at, column] = np.asarray(values) / total
-    return table
-
-
-def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
+def _verdict(measured: Mapping[str, Measured], titles: Mapping[str, str]) -> Verdict:
     """Judge which methods beat a random order, and whether raw attention does."""
     return reduce(and_, (_of_task(name, scores, titles) for name, scores in measured.items()))
 
 
-def _of_task(name: str, scores: _Measured, titles: Mapping[str, str]) -> Verdict:
+def _of_task(name: str, scores: Measured, titles: Mapping[str, str]) -> Verdict:
     methods = [method for method in titles if method in scores.deletion]
     above = np.stack([scores.gap(method) - scores.gap(RANDOM) for method in methods], axis=1)
     total = float(np.mean(scores.whole))

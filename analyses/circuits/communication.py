@@ -13,12 +13,10 @@ from collections import defaultdict
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from headscope.analyses._interventions import ablation, pattern_substitution, read_removal
+from headscope.analyses._interventions import pattern_substitution
 from headscope.analyses._interventions.metrics import UNITS
-from headscope.analyses._interventions.read_removal import Removal
 from headscope.analyses._measurements import score_directions
 from headscope.analyses._measurements.score_terms import Scores
 from headscope.analyses._runtime.options import AtLeast, Between
@@ -34,11 +32,11 @@ from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses.circuits import _pairs, _signal_trace
+from headscope.analyses.circuits._signal_removal import CONDITIONS, lost_without
 from headscope.analyses.circuits._signal_trace import SIDES, Firing, Rule, Trace
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ("lse",)
 KEEP = ("q", "k", "z", "resid")
@@ -48,7 +46,6 @@ QUICK = {"depth": 1, "draws": 1}
 SUPPORTS = {"hybrid"}
 
 SOURCE = "Franco & Crovella 2410.00340"
-CONDITIONS = ("signals", "rest of these writes", "random, as long")
 LOGITS = ("logits", "diverging")
 COUNT = ("directions", "sequential", 0)
 # Directions are few where no more share the score than this part of those of a random basis.
@@ -153,7 +150,7 @@ def run(
         "condition": list(CONDITIONS),
     }
     firings = [_own_firing(trace, target) for trace in traces]
-    lost = _lost(capture, model, encoded, scores, firings, draws, seed)
+    lost = lost_without(capture, model, encoded, scores, firings, draws, seed)
     units = {"margin": "logits", "attention": "share", "metric": UNITS[_pairs.metric(task)]}
     for name, values in lost.items():
         results.add_mean(
@@ -218,68 +215,6 @@ def _strongest(traces: list[Trace], count: int) -> list[tuple[tuple[int, int], t
         for (source, end, side), signal in trace.signals.items():
             sums[source, end][side] += signal
     return sorted(sums, key=lambda pair: -max(sums[pair].values()))[:count]
-
-
-def _lost(
-    capture: xr.Dataset, model: Model, task: EncodedTask, scores: Scores,
-    firings: list[Firing | None], draws: int, seed: int,
-) -> dict[str, Array]:  # fmt: skip
-    """Return what margin, attention and metric lose without the signals (prompt, condition).
-
-    NaN on prompts where the score of the head is not above 0.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    names = ("margin", "attention", "metric")[: 2 if pattern_substitution.reason(capture) else 3]
-    lost = {name: np.full((len(firings), len(CONDITIONS)), np.nan) for name in names}
-    rows, fired = [], []
-    for prompt, firing in enumerate(firings):
-        if firing is None:
-            continue
-        parts = {
-            side: _signal_trace.removed(scores, capture, prompt, firing, side) for side in SIDES
-        }
-        vectors = [[parts[side][kind] for side in SIDES] for kind in range(2)]
-        vectors += [
-            [
-                _signal_trace.random_signal(scores, firing, side, parts[side][0], generator)
-                for side in SIDES
-            ]
-            for _ in range(draws)
-        ]
-        pair, ids = firing.pair, task.ids[prompt]
-        removals = [Removal()]
-        for of_query, of_key in vectors:
-            removals.append(Removal(of_query, _placed(of_key, pair.key, ids)))
-        scores_without, weights = read_removal.rows_without(
-            model, ids, firing.head, pair.query, removals
-        )
-        margin = scores_without[:, pair.key] - scores_without[:, pair.rival]
-        for name, values in (("margin", margin), ("attention", weights[:, pair.key])):
-            lost[name][prompt] = _conditions(values[0] - values[1:])
-        rows.append(weights[1:])
-        fired.append(prompt)
-    if "metric" in lost and fired:
-        queries = np.array([firing.pair.query for firing in firings if firing is not None])
-        head = next(firing.head for firing in firings if firing is not None)
-        part, metric = task.part(fired), _pairs.metric(task)
-        moved = read_removal.metric_with(model, part, metric, head, queries, rows)
-        intact = ablation.evaluate(model, part, metric=metric)
-        lost["metric"][fired] = [
-            _conditions(before - after) for before, after in zip(intact, moved, strict=True)
-        ]
-    return lost
-
-
-def _placed(vector: torch.Tensor, at: int, ids: tuple[int, ...]) -> torch.Tensor:
-    """Return a vector at one position of a text, nothing at the others."""
-    rows = torch.zeros(len(ids), len(vector), dtype=vector.dtype)
-    rows[at] = vector
-    return rows
-
-
-def _conditions(values: Array) -> Array:
-    """Average the random vectors, which come last."""
-    return np.asarray([*values[:2], values[2:].mean()])
 
 
 def _few(counted: dict[str, Array], head: tuple[int, int]) -> Verdict:

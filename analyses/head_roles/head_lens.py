@@ -17,8 +17,6 @@ Predictions from Transformers with the Tuned Lens (2303.08112); nostalgebraist, 
 the logit lens (2020). Lift over plausible words: Li et al., Contrastive Decoding (2210.15097).
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,7 +26,6 @@ import xarray as xr
 from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.next_token_loss import every_next_token, tokens
 from headscope.analyses._interventions.screening import FIRST, screen
-from headscope.analyses._measurements import residual_writes
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import (
     GRID,
@@ -43,10 +40,10 @@ from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
-from headscope.analyses.head_roles import _linear_lens, _prompt_folds
-from headscope.analyses.head_roles._linear_lens import Judge, Judged
+from headscope.analyses.head_roles import _prompt_folds
+from headscope.analyses.head_roles._head_lenses import Lens, judge_heads, judge_streams
+from headscope.analyses.head_roles._linear_lens import Judge
 from headscope.kernels.formatting import amount
-from headscope.probes.attention import projections
 from headscope.probes.models.model import Model
 
 NEEDS = ()
@@ -55,12 +52,7 @@ SUPPORTS = {"hybrid"}
 QUICK = {"causal_prompts": 2}
 
 ATTENTION_LENS, TUNED_LENS = "Attention Lens 2310.16270", "Tuned Lens 2303.08112"
-LENSES = ("untrained", "trained", "shuffled")
 NATS = ("nats", "sequential", 0)
-WORDS = 4
-"""Words that are named of a head."""
-LEAST_LIFT = 1e-4
-"""Nats by which a lens raises a word that is named; below is rounding."""
 
 
 def run(
@@ -119,7 +111,7 @@ def run(
     judge = Judge(model, capture, cut, positions, seed)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(judge.final), generator=generator)
-    lenses = _heads(model, capture, judge, order, ridge)
+    lenses = judge_heads(model, capture, judge, order, ridge)
     constant = judge.constant()
 
     convention = (
@@ -152,7 +144,7 @@ def run(
          "First word of the mean prediction is the model's", SHARE,
          f"the mean over the other folds at every position; {convention}"),
     )  # fmt: skip
-    streams = _streams(model, capture, judge, ridge)
+    streams = judge_streams(model, capture, judge, ridge)
     results.add_means(
         ("stream_untrained_kl", ("layer",), streams[0], "KL of the logit lens", NATS,
          f"the stream behind the layer through final norm and unembedding; {convention}",
@@ -168,60 +160,6 @@ def run(
     return results.dataset(
         _promoted_texts(model, lenses), verdict, _note(results, constant), convention=convention
     )
-
-
-@dataclass
-class _Lens:
-    """One lens on every head: KL and agreement (prompt, layer, head), and its words by head."""
-
-    distance: Array
-    agrees: Array
-    words: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-
-
-def _heads(
-    model: Model, capture: xr.Dataset, judge: Judge, order: torch.Tensor, ridge: float
-) -> dict[str, _Lens]:
-    """Judge the lenses of every head."""
-    shape = (capture.sizes["prompt"], model.layers, model.heads)
-    outwards = projections.read(model, ("o",))
-    writes = residual_writes.head_writes(model)
-    targets = torch.cat([judge.final, judge.final[order]], dim=1)
-    width = judge.final.shape[1]
-    lenses = {name: _Lens(*np.full((2, *shape), np.nan)) for name in LENSES}
-    for layer in model.geometry.attending:
-        z = capture["z"].isel(layer=layer).transpose("prompt", "query", "head", "size")
-        features = judge.folds.rows(z).float()
-        fitted = _linear_lens.predicted(features, targets, judge.folds, judge.judged, ridge)
-        norm, outward = writes[layer].norm, outwards.of(layer, "o")
-        for head in range(model.heads):
-            written = features[judge.judged, head].double() @ outward[head]
-            if norm is not None:
-                written = norm.linear(written)
-            judged = {
-                "untrained": judge.untrained(written.float()),
-                "trained": judge.trained(fitted[:, head, :width]),
-                "shuffled": judge.trained(fitted[:, head, width:]),
-            }
-            for name, lens in lenses.items():
-                lens.distance[:, layer, head] = judged[name].distance.numpy()
-                lens.agrees[:, layer, head] = judged[name].agrees.numpy()
-                lens.words[layer, head] = _most(judged[name])
-    return lenses
-
-
-def _streams(model: Model, capture: xr.Dataset, judge: Judge, ridge: float) -> tuple[Array, Array]:
-    """Return the KL of logit lens and tuned lens behind every layer (prompt, layer)."""
-    distances = np.full((2, capture.sizes["prompt"], model.layers), np.nan)
-    for layer in range(model.layers):
-        stream = _linear_lens.stream(capture, judge.folds, layer + 1)
-        normed = judge.normed(stream)
-        fitted = _linear_lens.predicted(
-            normed[:, None], judge.final, judge.folds, judge.judged, ridge
-        )
-        distances[0, :, layer] = judge.untrained(stream[judge.judged]).distance.numpy()
-        distances[1, :, layer] = judge.trained(fitted[:, 0]).distance.numpy()
-    return distances[0], distances[1]
 
 
 def _ablate(
@@ -293,15 +231,7 @@ def _note(results: Results, constant: Any) -> str:
     )
 
 
-def _most(judged: Judged) -> list[int]:
-    """Return the words that a lens raises most, or that it most often puts first."""
-    if judged.lift is None:
-        return [word for word, _ in Counter(judged.first.tolist()).most_common(WORDS)]
-    most, words = judged.lift.topk(min(WORDS, len(judged.lift)))
-    return words[most > LEAST_LIFT].tolist()
-
-
-def _promoted_texts(model: Model, lenses: dict[str, _Lens]) -> dict[str, Any]:
+def _promoted_texts(model: Model, lenses: dict[str, Lens]) -> dict[str, Any]:
     """Return the tokens that each lens reads from every head, as coordinates."""
     meaning = {
         "untrained": "Words that the untrained lens of the head most often puts first",
