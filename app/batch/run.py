@@ -18,7 +18,8 @@ from headscope.app.batch.state import (
     pretty,
 )
 from headscope.app.batch.worker import Failure, Outcome
-from headscope.app.pipeline import Progress, skipped
+from headscope.app.outcomes import skipped
+from headscope.app.pipeline import Progress
 from headscope.app.report import build
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.storage.dataset_file import make_folder, write_text

@@ -21,7 +21,8 @@ from headscope.analyses._runtime.runner import execute
 from headscope.app.batch.job import Group, Job
 from headscope.app.batch.schema import ModelSpec
 from headscope.app.batch.shards import merge, slices, subset
-from headscope.app.pipeline import Progress, is_bug, reason
+from headscope.app.outcomes import is_bug, reason
+from headscope.app.pipeline import Progress
 from headscope.probes.prompts import tasks
 
 if TYPE_CHECKING:

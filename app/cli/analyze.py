@@ -16,7 +16,7 @@ from headscope.kernels.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headscope.analyses._runtime.cost import Cost
-    from headscope.app.pipeline import Outcome
+    from headscope.app.outcomes import Outcome
     from headscope.probes.storage.run_folder import Run
 
 
@@ -59,7 +59,8 @@ def analyze(
 
     Without names those run that need the capture alone, or few passes of the model.
     """
-    from headscope.app.pipeline import analyze_run, finished, parse_settings, quick
+    from headscope.app.outcomes import finished
+    from headscope.app.pipeline import analyze_run, parse_settings, quick
     from headscope.probes.storage import run_folder
 
     if every and names:
@@ -119,7 +120,7 @@ def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[
 
     It is 1 where one failed by a bug, 2 where one that the user named does not suit the model.
     """
-    from headscope.app.pipeline import is_bug, reason
+    from headscope.app.outcomes import is_bug, reason
 
     code = 0
     for name, outcome in outcomes.items():

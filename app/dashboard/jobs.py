@@ -105,7 +105,7 @@ class Job:
             self.state = CANCELLED
         except BaseException as error:  # whatever it is, the next job has to run
             # Its text alone: the frames of a traceback hold models and captures.
-            from headscope.app.pipeline import reason
+            from headscope.app.outcomes import reason
 
             self.error = reason(error)
             if not isinstance(error, HeadscopeError):

@@ -133,7 +133,8 @@ def analyzing(
     job: Job
 
     def do(report: Report) -> None:
-        from headscope.app.pipeline import analyze_run, finished
+        from headscope.app.outcomes import finished
+        from headscope.app.pipeline import analyze_run
         from headscope.probes.storage import run_folder
 
         def load(*source: Any, **loading: Any) -> Any:

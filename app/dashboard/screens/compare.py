@@ -1,42 +1,33 @@
-"""Two runs held against each other, head by head, on one range and with their difference."""
+"""Two runs compared head by head, on one colour range and with their difference."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from headscope import viz
 from headscope.analyses.comparison.difference import FIELDS
-from headscope.app.dashboard import cache, capture_scores, state
-from headscope.app.dashboard.components import head_figures, picked_head, run_list, run_picker
+from headscope.app.dashboard import cache, state
+from headscope.app.dashboard.components import (
+    head_figures,
+    picked_head,
+    run_difference,
+    run_list,
+    run_picker,
+)
 from headscope.app.dashboard.components.browser_view import mount
 from headscope.app.dashboard.components.plain import error, plain
-from headscope.app.exports import tables
-from headscope.app.report.scores import GRID, Score, collect, interval_text
-from headscope.app.run_comparison import CAPTURE, Pair, compare_score, record, shared
+from headscope.app.report.scores import Score, interval_text
 from headscope.kernels.errors import HeadscopeError
 
 TITLE = "Compare"
-# Heads of either run whose overlap is stated, as `headscope compare` does by default.
-TOP = 5
 NAMED, LISTED = 5, 10
 # Not the score of Heads, which both runs need not have.
 BY = "compared"
 TABLE = "changed_table"
-
-
-class Compared(NamedTuple):
-    """One score of two runs, the difference second − first, and its summary."""
-
-    first: Score
-    second: Score
-    difference: Score
-    row: dict[str, Any]
 
 
 def draw() -> None:
@@ -60,7 +51,7 @@ def draw() -> None:
             st.info("The two share no score of heads. Analyze both alike, in the screen Analyses.")
             return
         by = _score(scores, third)
-        compared = _compared(*keys, by, tuple(_across()))
+        compared = run_difference.compare(*keys, by, tuple(_across()))
     except HeadscopeError as refusal:
         error(refusal)
         _shapes(keys)
@@ -86,21 +77,9 @@ def _shape(path: Path) -> str:
     return str(run_list.card(cache.run_key(path)).get("layers × heads", ""))
 
 
-def _pairs(first: cache.RunKey, second: cache.RunKey) -> dict[str, Pair]:
-    """List what can be compared: scores of analyses that both have, and statistics of captures."""
-    (_, capture_a, results_a), (_, capture_b, results_b) = cache.run(first), cache.run(second)
-    statistics = {
-        f"{CAPTURE}.{name}": (capture_a, capture_b, name)
-        for name in capture_scores.STATISTICS
-        if name in capture_a and name in capture_b and capture_a[name].dims == capture_b[name].dims
-    }
-    analyzed = shared({**results_a, CAPTURE: capture_a}, {**results_b, CAPTURE: capture_b})
-    return analyzed | statistics
-
-
 def _scores(first: cache.RunKey, second: cache.RunKey) -> list[str]:
     """List the scores, causal ones first."""
-    pairs = _pairs(first, second)
+    pairs = run_difference.pairs(first, second)
     causal = [key for key, (dataset, _, name) in pairs.items()
               if dataset[name].attrs.get("evidence") == "causal"]  # fmt: skip
     return list(dict.fromkeys((*causal, *pairs)))
@@ -134,29 +113,7 @@ def _shapes(keys: tuple[cache.RunKey, cache.RunKey]) -> None:
     )  # fmt: skip
 
 
-@st.cache_data(max_entries=32, show_spinner="Comparing …")
-def _compared(
-    first: cache.RunKey, second: cache.RunKey, by: str, across: tuple[str, ...]
-) -> Compared:
-    """Compare one score of two runs, as `headscope compare` does."""
-    pair = _pairs(first, second)[by]
-    change, row = compare_score(by, pair, TOP, across)
-    analysis, name = by.split(".", 1)
-    sides = [
-        collect(
-            {CAPTURE: capture_scores.summarize(result)}
-            if analysis == CAPTURE
-            else {analysis: result}
-        )
-        for result in pair[:2]
-    ]
-    change = change.drop_vars(f"{name}_agreement").assign_coords(
-        {dim: sides[0][by].array[dim] for dim in GRID}
-    )
-    return Compared(sides[0][by], sides[1][by], collect({analysis: change})[by], row)
-
-
-def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
+def _show(compared: run_difference.Compared, path: Path, other: Path, by: str) -> None:
     """Draw the three grids, the summary of the difference, and both runs against each other."""
     sides = {"A": (compared.first, path), "B": (compared.second, other)}
     names = picked_head.grid_names(compared.first.array)
@@ -190,10 +147,10 @@ def _show(compared: Compared, path: Path, other: Path, by: str) -> None:
         )  # fmt: skip
     with right:
         _card(compared, picked, at, path, other, by)
-    _downloads(compared, path, other, names)
+    run_difference.draw_downloads(compared, path, other, names)
 
 
-def _summary(compared: Compared, path: Path, other: Path) -> str:
+def _summary(compared: run_difference.Compared, path: Path, other: Path) -> str:
     """Describe, as the command line does, agreement, shared heads, and how many changed."""
     row = compared.row
     parts = [
@@ -210,7 +167,7 @@ def _summary(compared: Compared, path: Path, other: Path) -> str:
     return " ".join([*parts, plain(row["summary"])])
 
 
-def _range(compared: Compared) -> tuple[float, float]:
+def _range(compared: run_difference.Compared) -> tuple[float, float]:
     """Return the range of the colours of both runs."""
     ends = [(float(side.array.min()), float(side.array.max()))
             for side in (compared.first, compared.second)]  # fmt: skip
@@ -225,7 +182,12 @@ def _grid(score: Score, at: tuple[int, int], names: list[list[str]], key: str) -
 
 
 def _card(
-    compared: Compared, picked: str, at: tuple[int, int], path: Path, other: Path, by: str
+    compared: run_difference.Compared,
+    picked: str,
+    at: tuple[int, int],
+    path: Path,
+    other: Path,
+    by: str,
 ) -> None:
     """Show the picked head in both runs, and list the heads that changed most."""
     st.subheader(picked)
@@ -269,42 +231,3 @@ def _card(
 def _pick(names: list[str]) -> None:
     if name := state.picked_row(TABLE, names):
         picked_head.pick(name)
-
-
-def _downloads(compared: Compared, path: Path, other: Path, names: list[list[str]]) -> None:
-    """Offer the differences of all heads as files; JSON is what the command line writes."""
-    table = pd.DataFrame({"name": np.array(names).ravel()})
-    table[["layer", "head"]] = list(np.ndindex(compared.first.array.shape))
-    about = str(compared.first.array.attrs.get("convention", ""))
-    meaning = {"units": compared.row["units"], "convention": about}
-    meanings: dict[str, dict[str, Any]] = {}
-    for label, score in (
-        ("a", compared.first),
-        ("b", compared.second),
-        ("difference", compared.difference),
-    ):
-        for end, array in (("", score.array), ("_lower", score.lower), ("_upper", score.upper)):
-            if array is not None:
-                table[f"{label}{end}"] = array.values.ravel()
-                meanings[f"{label}{end}"] = meaning
-    table["changed"] = table["name"].isin(compared.row["changed"])
-    columns = {
-        "run_a": path.name, "run_b": other.name, "score": compared.row["score"],
-        "pairing": compared.row["pairing"], "units": compared.row["units"],
-    }  # fmt: skip
-    labelled = tables.labelled(table, meanings, columns)
-    models = [run_list.card(cache.run_key(run)).get("model", "") for run in (path, other)]
-    runs = list(zip((path, other), models, strict=True))
-    with st.container(horizontal=True):
-        for kind in tables.FORMATS:
-            data = (
-                json.dumps(record(runs, [compared.row]), indent=1).encode()
-                if kind == "json"
-                else tables.encode_table(kind, labelled, {})
-            )
-            st.download_button(
-                tables.LABELS[kind], data,
-                f"{path.name}-{other.name}-{compared.row['score']}.{kind}",
-                key=f"download_{kind}", icon=":material/download:", on_click="ignore",
-                help="The differences of all heads. JSON is what headscope compare writes.",
-            )  # fmt: skip
