@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, head_sets
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._runtime.results import label, parse_head
 from headscope.analyses._stats.bootstrap import bootstrap
@@ -61,10 +61,10 @@ def of_circuit(
 
     encoded = ablation.encode_task(model, draw(n))
     others = ablation.kept_z(ablation.capture_corrupted(model, encoded))
-    inside = ablation.head_sets(model, [circuit.heads])
+    inside = head_sets.masks(model, [circuit.heads])
     roles = [[parse_head(name) for name in heads] for heads in circuit.roles.values()]
-    attending = ablation.every_head(model).any(0)
-    sets = ablation.head_sets(model, [(), (), circuit.heads, *roles])
+    attending = head_sets.every_head(model).any(0)
+    sets = head_sets.masks(model, [(), (), circuit.heads, *roles])
     sets[1] = attending & ~inside[0]
     measures = [AnswerMetric(circuit.metric, encoded.questions)]
     values = ablation.ablate_sets(model, encoded, measures, sets, others)[0]

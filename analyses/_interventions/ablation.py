@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope import probes
-from headscope.analyses._interventions import effects
+from headscope.analyses._interventions import effects, head_sets
 from headscope.analyses._interventions.batched_edits import ablate_rows
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.probes.attention.forward import logits
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
 Array = NDArray[np.float64]
-Head = tuple[int, int]
 # Turns logits, the prompts of their rows and the positions they are of into one number a row.
 Measure = Callable[[Tensor, Sequence[int], Sequence[Sequence[int]]], Tensor]
 Batch = tuple[list[int], Int[Tensor, "row position"], Int[Tensor, "row question"]]
@@ -107,13 +107,13 @@ def ablate_heads(
 
     With ``grouped``, all query heads of a KV head at a time (measure, prompt, layer, kv_head).
     """
-    sets = every_group(model) if grouped else every_head(model)
+    sets = head_sets.every_group(model) if grouped else head_sets.every_head(model)
     kept = torch.ones(len(sets), dtype=torch.bool)
     if heads is not None:
         kept = (sets & heads).flatten(1).any(1)
     result = np.full((len(measures), len(task), len(sets)), np.nan)
     result[..., kept.numpy()] = ablate_sets(model, task, measures, sets[kept], values, first=first)
-    return fill_layers(model, result)
+    return head_sets.fill_layers(model, result)
 
 
 def ablated_metric(
@@ -126,7 +126,9 @@ def ablated_metric(
     """Return the metric of every prompt with each set of heads ablated (prompt, set)."""
     encoded = encode_task(model, task)
     answers = AnswerMetric(metric, encoded.questions)
-    return np.asarray(ablate_sets(model, encoded, [answers], head_sets(model, sets), values)[0])
+    return np.asarray(
+        ablate_sets(model, encoded, [answers], head_sets.masks(model, sets), values)[0]
+    )
 
 
 def ablate_sets(
@@ -153,7 +155,7 @@ def ablate_sets(
     by_prompt = values is not None and values.ndim > 3
 
     def measure(
-        measuring: Model, prompts: list[int], head_sets: Bool[Tensor, "set layer head"]
+        measuring: Model, prompts: list[int], masks: Bool[Tensor, "set layer head"]
     ) -> Array:
         stand_ins = values[prompts] if by_prompt else values  # type: ignore[index]
 
@@ -166,7 +168,7 @@ def ablate_sets(
             else score
             for score in measures
         ]
-        return edit_sets(measuring, task.part(prompts), part, head_sets, edit)
+        return edit_sets(measuring, task.part(prompts), part, masks, edit)
 
     return effects.shared(model, task, measures, sets, values, first, measure)
 
@@ -187,13 +189,9 @@ def edit_sets(
     def of_rows(numbers: Int[Tensor, " set"], prompts: list[int]) -> Edit:
         return edit(sets[numbers].repeat_interleave(len(prompts), dim=0), prompts)
 
-    return sweep(model, task.ids, task.question_positions, measures, first_layers(sets), of_rows)
-
-
-def first_layers(sets: Bool[Tensor, "set layer head"]) -> Int[Tensor, " set"]:
-    """Return the first layer that each set has heads of; behind the last for a set of none."""
-    layers = sets.any(-1)
-    return torch.where(layers.any(-1), layers.int().argmax(-1), layers.shape[1])
+    return sweep(
+        model, task.ids, task.question_positions, measures, head_sets.first_layers(sets), of_rows
+    )
 
 
 def sweep(
@@ -265,41 +263,6 @@ def question_batches(
                 for at in chosen
             ]
             yield chosen, torch.tensor([ids[prompt] for prompt in chosen]), torch.tensor(rows)
-
-
-def every_head(model: Model) -> Bool[Tensor, "set layer head"]:
-    """Return the sets of one head each, in order, of the layers that have an attention map."""
-    layers, width = model.layers, model.heads
-    single = torch.eye(layers * width, dtype=torch.bool).reshape(layers, width, layers, width)
-    return single[model.geometry.attending].flatten(0, 1)
-
-
-def every_group(model: Model) -> Bool[Tensor, "set layer head"]:
-    """Return the sets of the query heads that share one KV head, in order."""
-    group = model.heads // model.kv_heads
-    single = every_head(model)
-    return single.reshape(-1, group, *single.shape[1:]).any(1)
-
-
-def head_sets(model: Model, sets: Sequence[Sequence[Head]]) -> Bool[Tensor, "set layer head"]:
-    """Return which heads are in each set."""
-    result = torch.zeros(len(sets), model.layers, model.heads, dtype=torch.bool)
-    for number, heads in enumerate(sets):
-        for layer, head in heads:
-            result[number, layer, head] = True
-    return result
-
-
-def fill_layers(model: Model, values: Array) -> Array:
-    """Expand heads of layers with an attention map to all layers (..., layer, head).
-
-    The last axis of ``values`` holds the heads, or KV heads, of these layers in order.
-    """
-    layers = model.geometry.attending
-    inner = values.reshape(*values.shape[:-1], len(layers), -1)
-    result = np.full((*values.shape[:-1], model.layers, inner.shape[-1]), np.nan)
-    result[..., layers, :] = inner
-    return result
 
 
 def mean_z(capture: xr.Dataset, first: int = 0) -> Float[Tensor, "layer head size"]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation, effects
+from headscope.analyses._interventions import ablation, effects, head_sets
 from headscope.analyses._interventions.ablation import Array, Batch, encode_task
 from headscope.analyses._interventions.batched_edits import RowBlend, RowGate
 from headscope.analyses._interventions.metrics import AnswerMetric
@@ -133,9 +133,9 @@ def _shared(
         return slopes(rows)[None, :, attending].reshape(1, len(rows), -1)
 
     answers = [AnswerMetric(metric, task.questions)]
-    sets = ablation.every_head(model)
+    sets = head_sets.every_head(model)
     gradients = effects.shared(model, task, answers, sets, values, 0, sweep, gradient=name)
-    return ablation.fill_layers(model, gradients[0])
+    return head_sets.fill_layers(model, gradients[0])
 
 
 def _gradients(

@@ -27,7 +27,8 @@ from headscope.probes.attention.forward import Reader, run
 from headscope.probes.attention.residual_stream import watching
 
 if TYPE_CHECKING:
-    from headscope.analyses._interventions.ablation import Array, Head
+    from headscope.analyses._interventions.ablation import Array
+    from headscope.analyses._interventions.head_sets import Head
     from headscope.probes.attention.interface import AttentionCall
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.tokens import EncodedTask

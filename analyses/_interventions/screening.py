@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions import head_gradients
-from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.results import top
 from headscope.kernels.formatting import percent

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation, next_token_loss
+from headscope.analyses._interventions import head_sets, next_token_loss
 from headscope.analyses._interventions.batched_edits import ablate_rows
 from headscope.analyses._runtime.results import marked
 from headscope.analyses._stats.bootstrap import Array
@@ -78,10 +78,10 @@ def loss_without(
 
     NaN where ``heads`` leaves one out.
     """
-    sets = ablation.head_sets(model, [[head] for head in marked(heads.numpy())])
+    sets = head_sets.masks(model, [[head] for head in marked(heads.numpy())])
     clean = np.array([next_token_loss.mean_loss(model, prompt) for prompt in ids])
     ablated = next_token_loss.sweep_losses(
-        model, ids, ablation.first_layers(sets),
+        model, ids, head_sets.first_layers(sets),
         lambda numbers, prompts: ablate_rows(sets[numbers].repeat_interleave(len(prompts), dim=0)),
     )  # fmt: skip
     result = np.full((len(ids), model.layers, model.heads), np.nan)

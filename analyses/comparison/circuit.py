@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.ablation import Array, Head
+from headscope.analyses._interventions.ablation import Array
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import label, parse_head, top

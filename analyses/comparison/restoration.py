@@ -8,8 +8,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions.ablation import Array, Head, evaluate
+from headscope.analyses._interventions.ablation import Array, evaluate
 from headscope.analyses._interventions.causal_check import random_sets
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS
 from headscope.analyses._runtime.options import AtLeast, OneOf
 from headscope.analyses._runtime.results import Results, label

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headscope.analyses._interventions.ablation import Array, Head, encode_task
+from headscope.analyses._interventions.ablation import Array, encode_task
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._measurements import without_first
 from headscope.analyses._stats.length_trend import mean, per_query
 from headscope.analyses.conditions import _rare_tokens

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from headscope.analyses._interventions.ablation import Head, ablated_metric, evaluate, head_sets
+from headscope.analyses._interventions import head_sets
+from headscope.analyses._interventions.ablation import ablated_metric, evaluate
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._runtime.results import Results
 from headscope.analyses._stats.bootstrap import Array, bootstrap, crossed, draws, percentiles
@@ -43,7 +45,7 @@ class Smallest(NamedTuple):
         mask = np.full((work.model.layers, work.model.heads), np.nan)
         size = float("nan")
         if self.heads is not None:
-            mask = head_sets(work.model, [self.heads])[0].numpy().astype(float)
+            mask = head_sets.masks(work.model, [self.heads])[0].numpy().astype(float)
             size = float(len(self.heads))
         results.add_all(
             ("kept", ("layer", "head"), mask, "In the smallest set", ("1 kept", "sequential", 0, 1),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from headscope.analyses._interventions.ablation import Head, ablated_metric, encode_task
+from headscope.analyses._interventions.ablation import ablated_metric, encode_task
+from headscope.analyses._interventions.head_sets import Head
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask

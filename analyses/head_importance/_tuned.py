@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, head_sets
 from headscope.analyses._interventions.metrics import score
 from headscope.analyses._stats.bootstrap import Array
 from headscope.kernels.errors import NotApplicable
@@ -52,7 +52,7 @@ def head_weights(
     steps: int,
     rate: float,
     penalty: float = 0.0,
-    heads: Sequence[ablation.Head] | None = None,
+    heads: Sequence[head_sets.Head] | None = None,
 ) -> Array:
     """Learn a factor for the output of every head that makes the answers likely (layer, head).
 
@@ -63,7 +63,7 @@ def head_weights(
     change = torch.zeros(model.layers, model.heads, device=model.device)
     mask = torch.ones_like(change)
     if heads is not None:
-        mask = ablation.head_sets(model, [heads])[0].to(change)
+        mask = head_sets.masks(model, [heads])[0].to(change)
 
     _descend(model, task, change, lambda: Gate(1 + mask * change), steps, rate, penalty)
     factors = (1 + mask * change.detach()).double().cpu().numpy()
@@ -74,7 +74,7 @@ def head_weights(
 def offsets(
     model: Model,
     task: Task | EncodedTask,
-    heads: Sequence[ablation.Head],
+    heads: Sequence[head_sets.Head],
     sizes: Float[Tensor, "layer head"],
     *,
     steps: int,

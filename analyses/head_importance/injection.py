@@ -21,9 +21,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation
-from headscope.analyses._interventions.ablation import Head
+from headscope.analyses._interventions import ablation, head_sets
 from headscope.analyses._interventions.batched_edits import RowInject
+from headscope.analyses._interventions.head_sets import Head
 from headscope.analyses._interventions.metrics import METRICS, UNITS, AnswerMetric
 from headscope.analyses._interventions.screening import Screen, screen
 from headscope.analyses._runtime.options import AtLeast, OneOf
@@ -146,7 +146,7 @@ def _scores(
             model, task.ids, task.question_positions, [answers], starts, edit, most=1
         )
     else:
-        sets = ablation.head_sets(model, [[head] for head in pool])
+        sets = head_sets.masks(model, [[head] for head in pool])
         scores = ablation.edit_sets(
             model, task, [answers], sets, lambda rows, prompts: RowInject(rows, key)
         )

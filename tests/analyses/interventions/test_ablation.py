@@ -9,7 +9,7 @@ import transformers
 from constructed import WORDS, repeated
 from largest_tensor import LargestTensor
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, head_sets
 from headscope.analyses._interventions.ablation import evaluate
 from headscope.analyses._interventions.metrics import AnswerMetric
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
@@ -134,7 +134,7 @@ def test_the_model_is_left_as_it_was(random_llama, task):
 
 
 def test_a_kv_group_is_all_its_query_heads_at_once(random_llama, task):
-    sets = ablation.every_group(random_llama)
+    sets = head_sets.every_group(random_llama)
     assert sets.shape == (4, 2, 4)
     encoded = ablation.encode_task(random_llama, task)
     answers = AnswerMetric("logit_difference", encoded.questions)
