@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -8,18 +7,17 @@ import transformers
 from architectures import CONFIGS, MASKED, PAIRED, PLAIN, build
 from bridges import bridge_of
 from constructed import BEFORE, HEADS, INDUCTION, OUT, PLACE, SIZE, TOKEN, WORDS, repeated
+from logit_parts import FAMILIES, check_sums, family, last_questions, stream_before_the_norm, uneven
 from transformers import PreTrainedTokenizerFast
 
 from headscope.analyses import logit_attribution
 from headscope.analyses._interventions import ablation
-from headscope.analyses._measurements import direct_logit_attribution, token_pairs
+from headscope.analyses._measurements import direct_logit_attribution
 from headscope.analyses._measurements.readout import Readout
-from headscope.analyses._measurements.unembedding import final_norm
 from headscope.analyses._relevance import method
 from headscope.analyses._relevance.target import of_task
 from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._runtime import runner
-from headscope.analyses.attribution import _promoted_words
 from headscope.kernels.errors import NotApplicable, UnsupportedModel
 from headscope.probes import capture, checkpoints, load_model, tasks
 from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
@@ -28,40 +26,6 @@ from headscope.probes.prompts.tokens import EncodedQuestion, EncodedTask
 @pytest.fixture(scope="module")
 def task():
     return repeated(n=2, length=5)
-
-
-def uneven(module, scale=0.5):
-    """Give every vector of a model, gains and biases, numbers of its own."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for part in module.parameters():
-            if part.ndim == 1:
-                part += scale * torch.randn(part.shape, generator=generator)
-    return module.eval()
-
-
-SHAPE = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
-WIDE = {
-    **SHAPE, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 80,
-}  # fmt: skip
-GROUPED = {**WIDE, "head_dim": 8, "num_key_value_heads": 2}
-FAMILIES = {
-    "gpt2": {**SHAPE, "n_positions": 80, "n_embd": 32, "n_layer": 2, "n_head": 4},
-    "llama": WIDE,
-    "qwen3": {**GROUPED, "hidden_size": 33},  # odd
-    "gpt_neox": WIDE,  # attention and MLP in parallel
-    "phi": WIDE,
-    "granite": {**WIDE, "residual_multiplier": 0.5},  # scaled
-    "gemma2": GROUPED,
-}
-
-
-def family(name, tokenizer):
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(name, **FAMILIES[name])
-    module = transformers.AutoModelForCausalLM.from_config(config)
-    return load_model(uneven(module), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -228,11 +192,6 @@ def test_before_the_norm_parts_are_what_the_modules_write(name, random_llama, ta
     assert np.abs(actual.rest).max() > 20 * near
 
 
-def last_questions(model, task):
-    encoded = ablation.encode_task(model, task)
-    return dataclasses.replace(encoded, questions=[question[-1:] for question in encoded.questions])
-
-
 @pytest.mark.requirement("C6")
 @pytest.mark.parametrize("name", ["bundled", "bundled-python", *checkpoints("headscope/induction")])
 def test_contributions_sum_to_the_logits_of_every_bundled_model(name):
@@ -297,98 +256,6 @@ def test_tokens_of_the_induction_head_have_the_closed_form(circuit):
         assert opened.after[INDUCTION][source] == pytest.approx(through, rel=1e-3)
         others = np.delete(opened.after[INDUCTION], source)
         assert np.abs(others).max() < 1e-3 * through
-
-
-@pytest.mark.requirement("C6")
-def test_words_that_heads_promote(circuit):
-    task = repeated(n=1, length=6)
-    encoded = ablation.encode_task(circuit, task)
-    result = logit_attribution.run(
-        capture(circuit, task, stats=(), keep=("z",)), circuit, task, top_words=1
-    )
-    answer = repr(circuit.to_str_tokens(encoded.questions[0][-1].answer_ids)[0])
-    for name in ("promotes", "promotes_before_norm"):
-        words = result[name].values
-        assert words[INDUCTION] == answer
-        # Heads that write nothing promote no word; L0H0 writes where no word is read.
-        assert set(words[0, 1:].tolist()) | set(words[1, 1:].tolist()) == {""}
-    for name in ("stream_promotes", "stream_promotes_before_norm"):
-        assert result[name].values[-1] == answer
-    assert f"L1H0 {answer}" in result.attrs["note"]
-    grown = result["accumulated_logit"].values
-    assert grown[-1] == pytest.approx(float(result["logit_difference"]), abs=1e-4)
-    assert np.abs(grown[:2]).max() < 1e-5
-
-
-@pytest.mark.requirement("C6")
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
-def test_promoted_words_are_those_of_all_logits(name, random_llama, task, monkeypatch):
-    monkeypatch.setattr(token_pairs, "CELLS", 100)  # three vectors at once
-    model = family(name, random_llama.tokenizer)
-    encoded = ablation.encode_task(model, task)
-    reads = Readout(model)
-    opened = direct_logit_attribution.of_prompt(reads, encoded, 0)
-    result = _promoted_words.coordinates(reads, opened.cache, 3)
-    table = model.module.get_output_embeddings().weight.detach().double()
-    norm = copy.deepcopy(reads.last).double()
-    with torch.no_grad():
-        z = [opened.cache.z[layer][0] for layer in range(2)]
-        heads = torch.stack([reads.writes_of(layer, opened.cache)[0] for layer in range(2)])
-        if name == "llama":
-            weights = [layer.self_attn.o_proj.weight.double() for layer in model.base.layers]
-            expected = torch.stack(
-                [
-                    torch.einsum("hs,rhs->hr", a, w.view(32, 4, 8))
-                    for a, w in zip(z, weights, strict=True)
-                ]
-            )
-            torch.testing.assert_close(heads, expected)
-        # The norm of a vector alone has another scale, which moves no word, and its bias.
-        after = norm(heads) - norm(torch.zeros_like(heads))
-        streams = torch.cat(opened.cache.streams)
-        for key, logits in (
-            ("promotes", after @ table.T), ("promotes_before_norm", heads @ table.T),
-            ("stream_promotes", norm(streams) @ table.T),
-            ("stream_promotes_before_norm", streams @ table.T),
-        ):  # fmt: skip
-            for words, row in zip(np.ravel(result[key][1]), logits.flatten(0, -2), strict=True):
-                best = [model.to_str_tokens([index])[0] for index in row.topk(3).indices.tolist()]
-                assert words == " ".join(map(repr, best))
-
-
-def check_sums(model, encoded):
-    """Heads, their tokens and the other components sum to what the model gives, as C6 says."""
-    reads = Readout(model)
-    parts = direct_logit_attribution.attribute(model, encoded, reads)
-    whole = parts.logit
-    if not parts.capped:
-        whole = ablation.evaluate(model, encoded, metric="logit_difference")
-    near = 1e-4 * np.abs(whole).max()
-    np.testing.assert_allclose(parts.total(), whole, rtol=0, atol=near)
-    table = reads.table.double()
-    for row, (ids, (question,)) in enumerate(zip(encoded.ids, encoded.questions, strict=True)):
-        stream = stream_before_the_norm(model, ids[: question.at + 1])
-        along = table[list(question.answer_ids)].mean(0) - table[list(question.wrong_ids)].mean(0)
-        size = float((stream * along).abs().sum())
-        before = parts.before.total()[row]
-        assert before == pytest.approx(float(stream @ along), abs=1e-5 * size)
-        opened = direct_logit_attribution.of_prompt(reads, encoded, row)
-        for result, heads in ((opened.after, parts.heads), (opened.before, parts.before.heads)):
-            given = np.nan_to_num(heads[row])
-            least = 1e-4 * np.abs(given).max()
-            np.testing.assert_allclose(result.sum(-1), given, rtol=0, atol=least)
-
-
-@torch.no_grad()
-def stream_before_the_norm(model, ids):
-    """What enters the last norm at the last token, from transformers' own pass."""
-    entered = []
-    hook = final_norm(model).register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    try:
-        model.module(torch.tensor([list(ids)]))
-    finally:
-        hook.remove()
-    return entered[-1][0, -1].double()
 
 
 @pytest.mark.requirement("C6")
