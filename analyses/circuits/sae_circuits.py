@@ -180,7 +180,6 @@ def run(
     # A head that was not patched is in no truth, and what is drawn stands for the others.
     wanted_nodes, stands_for = truth[attending_heads], screened.weights[attending_heads]
     wanted_links = _true_edges(model, task, truth, [(names[a], names[b]) for a, b in pairs])
-    links_for = np.ones(len(pairs))
 
     convention = (
         f"{len(clean)} clean and {len(corrupted)} corrupted prompts of {task.name}; SAE of "
@@ -215,23 +214,10 @@ def run(
     against = f"against {criterion}"
     if not screened.complete:
         against += "; a drawn head counts for all that it stands for"
-    aucs: dict[str, NDArray[np.float64]] = {}
-    for name, values, labels, stand_ins, kind in (
-        ("node_auc", nodes, wanted_nodes, stands_for, "heads"),
-        ("edge_auc", links, wanted_links, links_for, "edges"),
-    ):
-        aucs[name] = np.array([
-            [auc(labels, scores, stand_ins) for scores in trial] for trial in values
-        ])  # fmt: skip
-        ends = t_interval(aucs[name])
-        results.add_interval(
-            name, ("condition",), ends, f"AUC for the {kind} of the circuit", "ROC AUC",
-            *ZERO_TO_ONE, convention=f"{against}; t interval over {trials} trials",
-        )  # fmt: skip
-        results.add_interval(
-            f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {kind}, trained SAE",
-            "ROC AUC", *ZERO_TO_ONE, convention=against,
-        )  # fmt: skip
+    node_aucs = _aucs(nodes, wanted_nodes, stands_for)
+    edge_aucs = _aucs(links, wanted_links, np.ones(len(pairs)))
+    _add_aucs(results, "node_auc", node_aucs, "heads", against)
+    _add_aucs(results, "edge_auc", edge_aucs, "edges", against)
 
     placed = np.array([[*names[pairs[edge][0]], *names[pairs[edge][1]]] for edge in best])
     columns = ("source_layer", "source_head", "target_layer", "target_head")
@@ -239,11 +225,33 @@ def run(
     circuit = [names[at] for at in np.flatnonzero(wanted_nodes)]
     return results.dataset(
         {"condition": list(METHODS), **edge_ends},
-        _verdict(aucs["node_auc"], len(circuit), int(screened.heads.sum()), patched.solved),
+        _verdict(node_aucs, len(circuit), int(screened.heads.sum()), patched.solved),
         screened.missed(truth, "the threshold"),
         circuit=[label(head) for head in circuit],
         top_heads=[label(head) for head in top(results["unique_codes"].values, 5)],
     )
+
+
+def _aucs(
+    trials: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the ROC AUC of every method in every trial (trial, method)."""
+    return np.array([[auc(labels, scores, weights) for scores in trial] for trial in trials])
+
+
+def _add_aucs(
+    results: Results, name: str, values: NDArray[np.float64], kind: str, against: str
+) -> None:
+    """Add the AUC of all methods, and that of the trained SAE, which is the first of them."""
+    ends = t_interval(values)
+    results.add_interval(
+        name, ("condition",), ends, f"AUC for the {kind} of the circuit", "ROC AUC",
+        *ZERO_TO_ONE, convention=f"{against}; t interval over {len(values)} trials",
+    )  # fmt: skip
+    results.add_interval(
+        f"{name}_sae", (), [end[0] for end in ends], f"AUC for the {kind}, trained SAE",
+        "ROC AUC", *ZERO_TO_ONE, convention=against,
+    )  # fmt: skip
 
 
 def _true_edges(

@@ -11,6 +11,7 @@ RazorAttention (echo and induction scores); Xiao et al., DuoAttention (2410.1081
 where the squared error is bare and 2,000 steps are taken on passkeys of 32 tokens.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
 
@@ -136,23 +137,8 @@ def run(
 
     window = f"first {first} and last {recent} keys"
     results = Results(capture, seed=seed)
-    for row, mask in enumerate(MASKS):
-        name, title = MASSES[mask]
-        results.add_mean(
-            name, GRID, masses[:, row], title, *SHARE, source="FastGen",
-            convention=f"mean over queries from {first + recent} on; {window}; special: "
-            f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
-            "with most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
-        )  # fmt: skip
-    for name, title, kind in (
-        ("echo", "Attention to earlier copies of the token", "duplicate-token"),
-        ("induction", "Attention to the token after an earlier copy", "induction"),
-    ):
-        results.add_mean(
-            name, GRID, weights[name], title, *SHARE, source="RazorAttention",
-            convention="mean over the queries that have a target",
-            **taxonomy.attributes(kind, "scoring"),
-        )  # fmt: skip
+    _add_masses(results, masses, frequent, first + recent, window)
+    _add_copying(results, weights)
     results.add(
         "gate", GRID, gate, "Learned gate: 1 needs full attention", *SHARE,
         source="DuoAttention 2410.10819",
@@ -215,6 +201,31 @@ def run(
         gate_loss=[round(losses[0], 5), round(losses[-1], 5)],
         verdict=verdict,
     )
+
+
+def _add_masses(results: Results, masses: Array, frequent: float, start: int, window: str) -> None:
+    """Add the mass that attention keeps under each mask."""
+    for row, mask in enumerate(MASKS):
+        name, title = MASSES[mask]
+        results.add_mean(
+            name, GRID, masses[:, row], title, *SHARE, source="FastGen",
+            convention=f"mean over queries from {start} on; {window}; special: "
+            f"special tokens of the tokenizer; heavy hitters: the {percent(frequent)} of keys "
+            "with most weight", **taxonomy.attributes(CLASSES.get(mask, "broad"), "scoring"),
+        )  # fmt: skip
+
+
+def _add_copying(results: Results, weights: Mapping[str, Array]) -> None:
+    """Add the attention to earlier copies of a token, and to what follows them."""
+    for name, title, kind in (
+        ("echo", "Attention to earlier copies of the token", "duplicate-token"),
+        ("induction", "Attention to the token after an earlier copy", "induction"),
+    ):
+        results.add_mean(
+            name, GRID, weights[name], title, *SHARE, source="RazorAttention",
+            convention="mean over the queries that have a target",
+            **taxonomy.attributes(kind, "scoring"),
+        )  # fmt: skip
 
 
 def _agreement(judgements: list[NDArray[np.bool_]]) -> list[list[float]]:

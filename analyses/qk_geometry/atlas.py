@@ -129,18 +129,7 @@ def run(
         results.add_mean(
             name, ("layer", "head"), samples[name], title, *meaning, convention=rule, **causal
         )
-    histogram, distance, weights = (
-        per_query(capture, name) for name in ("distance_hist", "distance", "topk")
-    )
-    first = without_first.mass(capture)
-    clip = float(capture.attrs.get("clip") or np.inf)
-    variants = {
-        "": (histogram, distance, weights),
-        without_first.SUFFIX: (
-            without_first.strength(histogram, first, capture["bin"].values),
-            without_first.distance(distance, first, clip), without_first.largest(weights, first),
-        ),
-    }  # fmt: skip
+    variants = _variants(capture)
     order = sorted(variants, reverse=without_first.first_dominates(capture))
     for end in order:
         results.add_mean(
@@ -194,6 +183,22 @@ def run(
         convention=convention,
         heads_by_type=best,
     )
+
+
+def _variants(capture: xr.Dataset) -> dict[str, tuple[Array, Array, Array]]:
+    """Return strength by distance, distance and largest weights, with and without first token."""
+    histogram, distance, weights = (
+        per_query(capture, name) for name in ("distance_hist", "distance", "topk")
+    )
+    first = without_first.mass(capture)
+    clip = float(capture.attrs.get("clip") or np.inf)
+    return {
+        "": (histogram, distance, weights),
+        without_first.SUFFIX: (
+            without_first.strength(histogram, first, capture["bin"].values),
+            without_first.distance(distance, first, clip), without_first.largest(weights, first),
+        ),
+    }  # fmt: skip
 
 
 def _ranked(first: Array, second: Array) -> float:

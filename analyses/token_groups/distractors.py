@@ -14,6 +14,7 @@ Sources: Focused Transformer (distraction); OpAmp (relevant against irrelevant d
 Large Language Models are Stable Many-Shot Learners (dispersion over shots).
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -106,20 +107,7 @@ def run(
     if 2 * best > len(pool):
         raise NotApplicable(f"best: {best} of {len(pool)} heads leave fewer others; take fewer")
 
-    words: dict[str, Any] = {"length": length} if length else {}
-
-    def draw(number: int, pairs: int, start: int) -> Task:
-        return tasks.make(TASK, model.tokenizer, number, start, pairs=pairs, queries=1, **words)
-
-    if shots:
-        base, pool_of_shots = (
-            draw(len(task), 2, task.seed), draw(SHOT_DRAWS * counts[-1], 2, task.seed + 1)
-        )  # fmt: skip
-        drawn_tasks = [
-            few_shot(base, count, pool_of_shots, seed=seed, distinct_role="key") for count in counts
-        ]
-    else:
-        drawn_tasks = [draw(len(task), count, task.seed) for count in counts]
+    drawn_tasks = _draw(model, task, counts, length, bool(shots), seed)
     # What competes: the facts, or the shots and the asked fact.
     units = np.array(counts, dtype=float) + bool(shots)
     sets = [Facts(model, prompts) for prompts in drawn_tasks]
@@ -191,6 +179,22 @@ def run(
     )
     result.attrs["n_prompts"] = len(task) * len(counts)
     return result
+
+
+def _draw(
+    model: Model, task: Task, counts: Sequence[int], length: int, shots: bool, seed: int
+) -> list[Task]:
+    """Draw the task with each number of facts, or with two facts behind each number of shots."""
+    options: dict[str, Any] = {"length": length} if length else {}
+
+    def draw(number: int, pairs: int, start: int) -> Task:
+        return tasks.make(TASK, model.tokenizer, number, start, pairs=pairs, queries=1, **options)
+
+    if not shots:
+        return [draw(len(task), count, task.seed) for count in counts]
+    base = draw(len(task), 2, task.seed)
+    pool = draw(SHOT_DRAWS * counts[-1], 2, task.seed + 1)
+    return [few_shot(base, count, pool, seed=seed, distinct_role="key") for count in counts]
 
 
 def _summarize(sets: list[Facts], masses: list[Array]) -> tuple[Array, Array, Array, Array]:

@@ -175,7 +175,7 @@ def test_notebooks_ask_show_and_say_what_they_do_not_show_and_are_checked(path):
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
-    """What a Jupyter kernel runs cells with, in this process: torch is imported once for all."""
+    """The cell runner of a Jupyter kernel, in this process, so that torch is imported once."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")

@@ -37,7 +37,7 @@ def padding(length: int) -> Tensor:
 
 
 def variants(length: int) -> dict[str, dict[str, Any]]:
-    """What `draw` is told, by the name of a variant."""
+    """The arguments of `draw`, by the name of a variant."""
     four, cut = torch.tensor([0.5, 0.25, 0.1, 0.0]), torch.tensor([[[0.0, -torch.inf], [1.5, 0.0]]])
     spans = (torch.arange(length) % 3 - 1).expand(2, -1)
     return {

@@ -79,7 +79,7 @@ def check_sums(model, encoded):
 
 @torch.no_grad()
 def stream_before_the_norm(model, ids):
-    """What enters the last norm at the last token, from transformers' own pass."""
+    """Return the input of the last norm at the last token, from transformers' own pass."""
     entered = []
     hook = final_norm(model).register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     try:

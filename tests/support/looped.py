@@ -42,7 +42,7 @@ FETCHED = [at for field in (NEXT, TARGET, LETTER) for at in range(field.start, f
 
 
 class Run(NamedTuple):
-    """What a program does: the place fetched in each loop, the registers after each."""
+    """The run of a program: the position fetched in each loop, the registers after it."""
 
     fetched: list[int]
     letters: list[str]

@@ -120,7 +120,7 @@ def test_rows_are_those_of_the_whole_map(name, mixing, first, request, monkeypat
 
 @pytest.mark.requirement("C1")
 def test_the_row_without_the_first_token_is_mixed_like_the_others(circuit, captured):
-    """What the last row is correlated with changes with the options."""
+    """The correlations of the last row change with the options."""
     mixing = {"fusion": "max", "residual": False, "discard": 0.2}
     result = rollout.run(captured, circuit, substitutes=1, **mixing)
     held = capture(circuit, repeated(n=3, length=4), stats=(), keep=("q", "k"))

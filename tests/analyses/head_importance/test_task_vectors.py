@@ -47,7 +47,7 @@ def test_the_weight_lies_on_the_head_that_carries_the_task(result):
 
 @pytest.mark.requirement("D3")
 def test_the_vector_of_another_task_says_another_word(circuit):
-    """What is added is the task's own: each vector says its word, and never the other's."""
+    """Each vector makes the model answer its own task's word, and never the other's."""
     weight = torch.zeros(2, 4)
     # Without an earlier copy the head says <bos> once; the vector outweighs it.
     weight[INDUCTION] = 2.0

@@ -264,7 +264,7 @@ def test_integrated_scores_of_the_embedding_sum_to_the_change_of_the_metric(rand
 @pytest.mark.requirement("E3")
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_integrated_scores_of_activations_sum_to_what_patching_their_source_loses(name):
-    """Of the embedding, of the heads of a layer, of an MLP: all edges of it patched at once."""
+    """All edges of the embedding, of a layer's heads or of an MLP are patched at once."""
     model, task = load_model(architectures.build(name)), pairs(64)
     answers = AnswerMetric("logit_difference", task.questions)
     misses = []

@@ -148,7 +148,7 @@ def test_spans_hold_the_share_of_what_is_left(held, bundled):
 
 
 def test_what_a_sink_hides_leads_where_there_is_one(circuit, held, bundled):
-    """Where half the heads are sinks, the numbers without the first token come first."""
+    """The numbers without the first token come first where half of the heads are sinks."""
     rows = np.zeros((2, 1, 2, 40))
     rows[:, :, 0, :] = np.log(np.arange(1, 41)) * 0.02
     masses = np.ones((2, 1, 2, 40))

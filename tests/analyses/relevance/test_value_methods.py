@@ -77,7 +77,7 @@ def test_value_zeroing_refuses_a_norm_behind_the_heads():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_oss"])
 def test_norms_are_those_of_the_output_projection(family, monkeypatch):
-    """What the output projection gives for one token's share of the heads' outputs."""
+    """The output projection of one token's share of the heads' outputs."""
     trace = traced(family)
     maps = architectures.eager_maps(trace.model.module, IDS)[..., : len(IDS)]
     expected = []

@@ -20,7 +20,7 @@ COMMON = 1 - sum(toy.DISTINCT_SHARES)
 
 
 def targets(rows: toy.Rows) -> dict[str, list[list[list[int]]]]:
-    """Where words of each kind stand, asked at the query: often, sometimes, rarely, common."""
+    """Positions of the words of each kind, by how often they occur with the query's word."""
     result = {}
     for place, name in enumerate((*SHARES, "common")):
         kinds = [

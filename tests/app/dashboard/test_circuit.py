@@ -78,7 +78,7 @@ def test_pinned_nodes_leave_the_paths_through_them_and_their_heads(screen, measu
 
 
 def test_a_circuit_is_drawn_by_the_score_that_all_of_its_edges_have(dashboard, with_edges):
-    """What it loses without an edge is measured of a few, and is a column beside."""
+    """The loss without an edge is measured for a few edges, and is a column of the table."""
     result = run_folder.open(with_edges).results()["edge_circuits"]
     app = dashboard(with_edges, "circuit", edges="10")
     assert app.selectbox(key="graph").options == [

@@ -38,7 +38,7 @@ def said(app: AppTest) -> str:
 
 
 def told(headscope, tmp_path: Path, runs: Path, score: str) -> dict:
-    """What the command line writes of the same runs."""
+    """The row that the command line writes for the same runs."""
     file = tmp_path / "differences.json"
     headscope("compare", runs / "a", runs / "b", "--score", score, "--out", file).printed()
     [row] = json.loads(file.read_text())["scores"]

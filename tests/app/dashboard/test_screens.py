@@ -57,7 +57,7 @@ def test_the_address_is_kept_by_us_alone():
 
 
 def test_a_change_is_in_the_address_before_the_screen_is_drawn(dashboard, demo_run, monkeypatch):
-    """Else Back, pressed while it is drawn, leads to what was before the view in view."""
+    """Back, pressed while a screen is drawn, returns to the view that was shown before."""
     at_start: list[dict[str, str]] = []
     draw = heads.draw
 

@@ -85,7 +85,7 @@ def test_ablation_by_the_engine_agrees(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_heads_write_and_some_write_otherwise_on_the_corrupted_prompt(name):
-    """So that no method finds the circuit by asking which heads do anything."""
+    """Heads outside the circuit write too, so activity alone does not reveal the circuit."""
     task, (module, tokenizer) = known(name).task, constructed.module(name).build()
     nodes, encoded = Nodes(module), encode(task, tokenizer)
     clean, corrupted = (

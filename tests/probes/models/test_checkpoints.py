@@ -32,7 +32,7 @@ def tiny(seed: int) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a trainer leaves behind: a folder a checkpoint, and other things."""
+    """The output folder of a trainer: one folder a checkpoint, and other files."""
     folder = tmp_path_factory.mktemp("trained")
     for step in (100, 20):
         tiny(step).save_pretrained(folder / f"checkpoint-{step}")
