@@ -1,4 +1,4 @@
-"""Tables of papers made again: published numbers beside those of a model at hand."""
+"""Reproduced tables of papers: published numbers beside those of a local model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, in sentences, tables and figures alike."""
+"""Numbers for readers: three significant digits in sentences, tables and figures."""
 
 import math
 from typing import SupportsFloat

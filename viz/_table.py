@@ -1,4 +1,4 @@
-"""A short table: the heads of the largest score, with whatever stands beside it."""
+"""A short table: the heads of the largest score, with other scores beside it."""
 
 import numpy as np
 import pandas as pd

@@ -43,8 +43,8 @@ def figure(
     """Draw weighted edges between nodes, the strongest ones.
 
     The wider a line, the larger the absolute weight; where signs mean something, negative edges are
-    dotted as well as blue. Every edge has a mark, which says its weight under the mouse and bears
-    the letter of the input that it leads to: q, k or v.
+    dotted as well as blue. Every edge has a mark with the letter of its target input, q, k or v;
+    hovering it shows the weight.
 
     The array has the dim edge. The coordinates ``source_layer``, ``source_head``,
     ``source_feature`` and the same with ``target_`` name the ends; layer is needed, the others and

@@ -1,4 +1,4 @@
-"""Lines: how values change over training, or while heads go, one line a head or entry."""
+"""Lines: values over training, or over removed heads, one line a head or entry."""
 
 from typing import Any
 
@@ -49,8 +49,8 @@ def figure(
     without a value leaves a gap. Lines of ``picked``, a head such as L1H3, stand out.
 
     The array has the dim checkpoint, with its training steps as the coordinate ``step``; without
-    it, checkpoints stand at equal distances. Or it has a dim of numbers of removed heads, or of
-    the edges of a circuit, which stand on a logarithmic axis.
+    it, checkpoints are drawn at equal distances. Or it has a dim of numbers of removed heads, or of
+    the edges of a circuit, drawn on a logarithmic axis.
     """
     along = next(dim for dim in ALONG if dim in array.dims)
     other_dims = tuple(str(dim) for dim in array.dims if dim != along)

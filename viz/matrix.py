@@ -1,4 +1,4 @@
-"""Matrix: how alike every two of a list of things are."""
+"""Matrix: one value for every pair of entries of a list."""
 
 from typing import Any
 

@@ -22,11 +22,11 @@ def accepts(array: xr.DataArray) -> bool:
 def figure(
     array: xr.DataArray, *, lower: Bound = None, upper: Bound = None, fit: bool = False
 ) -> Any:
-    """Draw every point at its place, coloured by its value.
+    """Draw every point at its coordinates, coloured by its value.
 
     The array has the dim point; a menu chooses among the entries of any other dim. The coordinates
-    ``x`` and ``y`` say where, and may have these other dims too; ``kind`` (point) chooses the shape
-    and ``label`` (point) the name, where there are such.
+    ``x`` and ``y`` are the position, and may have these other dims too; ``kind`` (point) chooses
+    the shape and ``label`` (point) the name, where there are such.
     """
     other_dims = tuple(str(dim) for dim in array.dims if dim != "point")
     panels = combinations(array, other_dims)

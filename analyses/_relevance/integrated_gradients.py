@@ -1,12 +1,12 @@
-"""Integrated gradients: gradients summed on the way from a text of equal tokens to the text.
+"""Integrated gradients: gradients integrated from a baseline of equal tokens to the text.
 
 ``(x − x̄) · ∫₀¹ ∂s/∂x dα`` at ``x̄ + α (x − x̄)``; the baseline x̄ is the mean of the text's own
 embeddings (at the embedding of zero, norms divide by nothing, and no number of points suffices).
-Parts of the way where the trapezoid misses what the score does there are halved, until all of them
-miss `TOLERANCE` of its change. Where `POINTS` would not do, the method refuses and says by how much
-the relevances miss: long texts of deep models, after a few points.
-Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (1703.01365); baselines:
-Sturmfels et al., Visualizing the Impact of Feature Attribution Baselines (2020).
+Parts of the path where the trapezoid rule misses the change of the score are halved, until all of
+them miss at most `TOLERANCE` of it. Where `POINTS` are not enough, the method refuses and states
+the completeness error: on long texts of deep models, after a few points. Source: Sundararajan et
+al., Axiomatic Attribution for Deep Networks (1703.01365); baselines: Sturmfels et al., Visualizing
+the Impact of Feature Attribution Baselines (2020).
 """
 
 from itertools import pairwise

@@ -1,9 +1,9 @@
-"""What replacing tokens does to the answer: one at a time, and in the order of a relevance.
+"""The effect of replacing tokens on the answer: one at a time, or in the order of a relevance.
 
-What stands in a token's place is another one of the same prompts, drawn at random; special tokens
-of the tokenizer stay, for a text without them is none that the model knows. Deletion replaces the
-most relevant tokens first, and a faithful order loses the answer at once; insertion brings the most
-relevant ones back first into a text of replaced ones, and a faithful order regains it at once.
+A token is replaced by another one of the same prompts, drawn at random; special tokens of the
+tokenizer stay, since the model knows no text without them. Deletion replaces the most relevant
+tokens first, and a faithful order loses the answer early; insertion restores the most relevant ones
+first in a text of replaced ones, and a faithful order regains it early.
 
 Sources: Samek et al., Evaluating the Visualization of What a Deep Neural Network has Learned
 (1509.06321); Petsiuk et al., RISE (1806.07421); DeYoung et al., ERASER (1911.03429).
@@ -32,12 +32,12 @@ TOKENS = 4096
 
 @dataclass(eq=False)
 class Perturbation:
-    """A target with what stands in its tokens' places, and the scores that were measured so far.
+    """A target with the replacements of its tokens, and the scores measured so far.
 
     Attributes
     ----------
     others
-        Replacements (draw, token); at tokens that stay, what stands there.
+        Replacements (draw, token); at tokens that stay, the tokens themselves.
     free
         Which tokens can be replaced (token,).
     """
@@ -114,9 +114,9 @@ def substitutes(
     generator: np.random.Generator,
     positions: Iterable[int] | None = None,
 ) -> NDArray[np.int64]:
-    """Draw tokens of a pool that differ from those at some places of a text (draw, token).
+    """Draw tokens of a pool that differ from those at some positions of a text (draw, token).
 
-    At all places, unless some are named; elsewhere the text stands.
+    At all positions, unless some are given; the text is unchanged elsewhere.
     """
     others = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
     candidates = np.unique(pool)

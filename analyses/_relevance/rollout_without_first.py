@@ -1,10 +1,9 @@
 """Rollout without the first token: rollout of maps whose first key, the sink, is left out.
 
 Rows are divided by what is left of them before the residual stream is mixed in; the first token
-keeps what it holds itself. Where heads park most of their weight on the first token, the product of
-all layers ends at it and says nothing of the others.
-Sources: Abnar & Zuidema (2005.00928), for rollout; Gu et al., When Attention Sink Emerges
-(2410.10781), for the sink.
+keeps what it holds itself. Where heads put most of their weight on the first token, the product of
+all layers ends at it and says nothing of the others. Sources: Abnar & Zuidema (2005.00928), for
+rollout; Gu et al., When Attention Sink Emerges (2410.10781), for the sink.
 """
 
 from headscope.analyses._relevance import rollout

@@ -1,4 +1,4 @@
-"""The answer whose origin is asked for: its logit at one position of one text."""
+"""The answer to be explained: its logit at one position of one text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Value zeroing: how far each position turns when a token's values are taken away, rolled out.
+"""Value zeroing: how far each position rotates when a token's values are set to zero, rolled out.
 
 ``C_ij``: cosine distance between the residual stream after the attention of a layer at i and the
 same with v_j set to zero in all heads, rows divided by their sums; the answer's row in the product

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: all that it goes on from, in one safetensors file.
+"""Checkpoints of a training: all that it resumes from, in one safetensors file.
 
 Tensors are stored as they are, and what the training was asked for as JSON in the header, so that a
 checkpoint of another training is refused by name.

@@ -1,1 +1,1 @@
-"""Query-key geometry: the spaces in which heads compare tokens, and which heads are alike."""
+"""Query-key geometry: the spaces in which heads compare tokens, and which heads are similar."""

@@ -1,4 +1,4 @@
-"""The command line: one module a command; ``main`` puts them together."""
+"""The command line: one module a command; ``main`` registers them."""
 
 from headscope.app.cli.main import app, main
 

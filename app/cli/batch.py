@@ -38,7 +38,7 @@ def batch(
         bool, typer.Option("--retry-failed", help="run the cells again that failed")
     ] = False,
 ) -> None:
-    """Run analyses over many models, tasks and seeds into one table; run again, it goes on."""
+    """Run analyses over many models, tasks and seeds into one table; run again to resume."""
     from headscope.app.batch import local_engine, preview, ray_engine
     from headscope.app.batch.job_file import read_job
     from headscope.app.batch.run import run

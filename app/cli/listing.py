@@ -1,4 +1,4 @@
-"""``headscope analyses`` and ``statistics``: what there is to choose from."""
+"""``headscope analyses`` and ``statistics``: the names to choose from."""
 
 import inspect
 from typing import Annotated

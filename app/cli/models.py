@@ -11,7 +11,7 @@ models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 @models.callback()
 def list_models(context: typer.Context) -> None:
-    """List the models that need no hub, and say how to name others."""
+    """List the models that need no hub, and how to name others."""
     if context.invoked_subcommand is not None:
         return
     from headscope.probes import constructed

@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: bars on a terminal, else a line every ten seconds."""
+"""Progress of long work, on standard error: bars on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Report = Callable[[str, float, float], None]
 class Phase:
     """A part of the work: ``done`` of a ``total``, 0 where that is not known.
 
-    ``stated`` are the seconds that it was said to take.
+    ``stated`` are its estimated seconds.
     """
 
     def __init__(self, name: str, now: float, stated: float | None = None) -> None:
@@ -127,7 +127,7 @@ def _clock(seconds: float) -> str:
 def bar(console: Console, stated: Mapping[str, float] | None = None) -> Iterator[Report]:
     """Show the phases that are reported as (name, done, total), from the first report on.
 
-    ``stated`` are the seconds that the phases were said to take, by the last word of their names.
+    ``stated`` are the estimated seconds of the phases, by the last word of their names.
     """
     phases = Phases(stated)
     with (_bars if console.is_terminal else _lines)(console, phases) as report:

@@ -1,4 +1,4 @@
-"""``headscope reproduce``: the table of a paper, its numbers beside those of a model at hand."""
+"""``headscope reproduce``: the table of a paper, its numbers beside those of a local model."""
 
 from __future__ import annotations
 

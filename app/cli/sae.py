@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train a sparse autoencoder on head outputs, streamed from the model on texts.
 
-    What is stopped goes on from its last checkpoint, OUT.checkpoint, when the command is given
+    A stopped training resumes from its last checkpoint, OUT.checkpoint, when the command is run
     again.
     """
     from headscope.analyses._sparse_autoencoders import model_training, saelens

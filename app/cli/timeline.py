@@ -43,7 +43,7 @@ def timeline(
         bool, typer.Option("--overwrite", help="replace another timeline that the folder holds")
     ] = False,
 ) -> None:
-    """Run an analysis over the checkpoints of a model, and say when its heads emerge."""
+    """Run an analysis over the checkpoints of a model, and print when its heads emerge."""
     from headscope.analyses import series
     from headscope.app.pipeline import parse_settings
     from headscope.app.prompt_files import read_prompts

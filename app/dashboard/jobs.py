@@ -1,8 +1,7 @@
 """Jobs: long work outside any session, one at a time in this process, the others in a queue.
 
-A job goes on when its page reruns, is left or closed; its browser finds it again. Work is cancelled
-where it reports progress and at every layer of attention that it computes, so nothing is cut off
-while it writes.
+A job continues when its page reruns, is left or closed; its browser finds it again. Work is
+cancelled where it reports progress and at every attention layer, never while it writes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "faile
 
 
 class Cancelled(BaseException):
-    """The user has cancelled the job; `except Exception` does not hold it up."""
+    """The user has cancelled the job; `except Exception` does not catch it."""
 
 
 class Job:
@@ -38,31 +37,31 @@ class Job:
         What it is (``capture``, ``analyses``, ...) and its name for its owner, plain text.
     owner
         The visitor whose job it is; others see that there is one, and nothing of it.
-    do
+    function
         The work, given a report (phase, done, total); what it returns is ``result``.
     remains
-        What is left where it is cancelled or fails, in a sentence.
-    says, opens
-        What is said when it is done, and the screen that shows what it has made.
+        Sentence on what remains when it is cancelled or fails.
+    message, opens
+        Message when it is done, and the screen that shows its result.
     about
-        What the job is about, so that a screen finds it again; two unfinished jobs of one owner
-        about the same are one.
+        Subject of the job, by which a screen finds it again; two unfinished jobs of one owner on
+        the same subject are one.
     """
 
     def __init__(
-        self, kind: str, title: str, owner: str, do: Callable[[Report], Any], *,
-        remains: str = "Nothing was kept.", says: str = "", opens: Opens | None = None,
+        self, kind: str, title: str, owner: str, function: Callable[[Report], Any], *,
+        remains: str = "Nothing was kept.", message: str = "", opens: Opens | None = None,
         about: Any = None,
     ) -> None:  # fmt: skip
         self.kind, self.title, self.owner = kind, title, owner
-        self.remains, self.says, self.opens = remains, says, opens
+        self.remains, self.message, self.opens = remains, message, opens
         self.about = (kind, about or title)
         self.state = WAITING
         self.result: Any = None
         self.error = self.trace = ""
         self.dismissed = False
         self.phases = Phases()
-        self._do: Callable[[Report], Any] | None = do
+        self._function: Callable[[Report], Any] | None = function
         self._stop = Event()
 
     @property
@@ -94,12 +93,12 @@ class Job:
 
     def run(self) -> None:
         """Run the work, and store its result or the reason why there is none."""
-        do, self.phases = self._do, Phases()
-        assert do is not None
+        function, self.phases = self._function, Phases()
+        assert function is not None
         try:
             with work.counting(self.check):
                 self.check()
-                self.result = do(self.report)
+                self.result = function(self.report)
             self.state = DONE
         except Cancelled:
             self.state = CANCELLED
@@ -112,17 +111,17 @@ class Job:
                 self.trace = traceback.format_exc()
             self.state = FAILED
         finally:
-            self._do = None
+            self._function = None
 
     def stop(self) -> None:
         """Cancel the work; a queued job never starts."""
         self._stop.set()
         if self.state == WAITING:
-            self.state, self._do = CANCELLED, None
+            self.state, self._function = CANCELLED, None
 
 
 class Queue:
-    """The jobs of a process: one runs, the others wait in the order of their coming."""
+    """The jobs of a process: one runs, the others wait in order."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -130,7 +129,7 @@ class Queue:
         self._worker: Thread | None = None
 
     def submit(self, job: Job) -> Job:
-        """Queue a job; one that the same visitor has queued already is returned instead."""
+        """Queue a job; if the same visitor has already queued it, return that one."""
         with self._changed:
             unfinished = [queued for queued in self.of(job.owner) if not queued.ended]
             for queued in unfinished:
@@ -174,7 +173,7 @@ class Queue:
         return [job for job in self.jobs if not job.ended]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no job runs or waits; tell whether that is so."""
+        """Wait until no job runs or waits; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: not self.unfinished, timeout)
 

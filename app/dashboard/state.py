@@ -1,4 +1,4 @@
-"""State of the dashboard: which head, score and prompt is shown; it lives in the address."""
+"""State of the dashboard, kept in the address: which head, score and prompt is shown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from headscope.viz.component.token_view import MODES, SCALES
 
 # Of this session: the screen in view; its fields, with what they are where the address is silent;
 # what the address says of those that have taken it; and those that others' options depend on.
-SCREEN, SHOWN, SAID, DECIDING = "screen", "shown_fields", "said_fields", "deciding_fields"
+SCREEN, SHOWN, ADDRESSED, DECIDING = "screen", "shown_fields", "said_fields", "deciding_fields"
 # How the token view stands; the browser says so, and no widget has these.
 TOKEN_VIEW = ("mode", "scale", "hide", "token")
 # The same of a long view: blocks, words to find, and the window.
@@ -29,7 +29,7 @@ def open_address(screen: str) -> None:
     back = context is not None and context.is_history_navigation
     if back or st.session_state.get(SCREEN) != screen:
         st.session_state[SCREEN] = screen
-        st.session_state[SHOWN], st.session_state[SAID] = {}, {}
+        st.session_state[SHOWN], st.session_state[ADDRESSED] = {}, {}
         st.session_state[DECIDING] = set()
 
 
@@ -44,8 +44,9 @@ def take(
 
     ``options`` are its options, the first of which is the default unless another is given; None is
     free text. A list as the default is a widget of several options. The widget keeps its value
-    with ``persist_state="session"``; one that is not offered any more, such as a head of another
-    run, gives way to the default. ``decides`` says that what is offered elsewhere depends on it.
+    with ``persist_state="session"``; one that is no longer an option, such as
+    a head of another run, becomes the default. ``decides`` says that the options of other widgets
+    depend on it.
     """
     if default is ...:
         default = options[0] if options else ""
@@ -53,12 +54,12 @@ def take(
     if decides:
         st.session_state[DECIDING].add(field)
     several = isinstance(default, list)
-    if field in st.session_state[SAID]:
+    if field in st.session_state[ADDRESSED]:
         current = st.session_state.get(field)
         if options is not None and not several and current is not None and current not in options:
             st.session_state[field] = default
         return
-    st.session_state[SAID][field] = st.query_params.get_all(field)
+    st.session_state[ADDRESSED][field] = st.query_params.get_all(field)
     values = _address_values(field, options)
     st.session_state[field] = values if several else values[-1] if values else default
 
@@ -83,11 +84,11 @@ def _address_values(field: str, allowed: Sequence[Any] | None) -> list[Any]:
 def keep_address(*, drawn: bool = True) -> None:
     """Write what is shown to the address: one step of Back for all widgets that changed.
 
-    Before the screen is ``drawn``, too: until a change is in the address, Back leads to what was
-    before the view that the user goes back from. Where others' options depend on the change, they
-    have to be drawn first, or the one change would be two steps.
+    It is called before the screen is ``drawn``, too: until a change is in the address, Back would
+    skip the view that the user goes back from. Where the options of other widgets depend on the
+    change, these are drawn first, or the one change would be two steps.
     """
-    in_address, shown = st.session_state[SAID], _shown()
+    in_address, shown = st.session_state[ADDRESSED], _shown()
     changed = {field for field, words in shown.items() if words != in_address[field]}
     if changed and (drawn or not changed & st.session_state[DECIDING]):
         st.query_params.update(shown)
@@ -95,13 +96,13 @@ def keep_address(*, drawn: bool = True) -> None:
 
 
 def address() -> dict[str, list[str]]:
-    """Return what the address says once what the user has just changed is in it."""
+    """Return the address with the latest change of the user."""
     return {field: st.query_params.get_all(field) for field in st.query_params} | _shown()
 
 
 def _shown() -> dict[str, list[str]]:
     """Write the fields of the screen as an address does: a default that it left out stays out."""
-    in_address = st.session_state[SAID]
+    in_address = st.session_state[ADDRESSED]
     return {
         field: _address_texts(field)
         for field, default in st.session_state[SHOWN].items()
@@ -116,7 +117,7 @@ def _address_texts(field: str) -> list[str]:
 
 
 def go(values: Mapping[str, Any]) -> None:
-    """Set what a link to the screen in view asks for."""
+    """Set the fields of a link to the current screen."""
     for field, value in values.items():
         st.session_state[field] = value
 
@@ -160,7 +161,7 @@ def picked_row(table: str, names: Sequence[str]) -> str | None:
 
 
 def token_view(tokens: int) -> dict[str, Any]:
-    """Read from the address how the token view of so many tokens stands."""
+    """Read the state of the token view of so many tokens from the address."""
     allowed: dict[str, Sequence[object]] = {
         "mode": MODES, "scale": SCALES, "hide": (True,), "token": range(tokens)
     }  # fmt: skip
@@ -179,7 +180,7 @@ def keep_token_view(view: Mapping[str, Any]) -> None:
 
 
 def long_view(length: int) -> dict[str, Any]:
-    """Read from the address how the long view of so many tokens stands."""
+    """Read the state of the long view of so many tokens from the address."""
     maps = _address_values("map", MAPS)
     view: dict[str, Any] = {"map": maps[-1]} if maps else {}
     if words := st.query_params.get("find"):

@@ -1,6 +1,6 @@
 """Share of a learned sink in each row.
 
-What the weights of the keys lack to 1: the model was trained to leave this share unspent. 0 in
+One minus the sum of the weights of the keys: the share that the model leaves to the sink. 0 in
 models without learned sinks.
 """
 

@@ -1,7 +1,7 @@
 """Mean weight that a key receives from later queries at a stated distance.
 
-Queries at ``horizon`` tokens after the key and can see it. Future attention influence (FAI)
-of a token: large at anchors that the text keeps coming back to. NaN at a key with no such query.
+Queries at ``horizon`` tokens after the key that can see it. Future attention influence (FAI) of a
+token: large at anchors that later text keeps attending to. NaN at a key with no such query.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Mean share of a row's weight that a key receives from queries that can see it.
 
-Where rows sum to one it is the weight that is received. Rows of sigmoid attention sum to anything,
-and a head whose weights are all large has no sink for that: each row is divided by its own sum. A
-row with a sum below 1e-6 attends to nothing, and gives nothing.
+Where rows sum to one it is the weight that is received. Rows of sigmoid attention have any sum, and
+large weights alone make no sink, so each row is divided by its sum. A row with a sum below 1e-6
+attends to nothing and counts as 0.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""Shortest distance back that holds most of what the first keys leave.
+"""Shortest distance back that holds most of the attention, first keys left out.
 
-The effective span of what the first ``first`` real keys leave: the smallest number w of tokens such
-that the other keys at a distance below w hold ``share`` of the mass of all other keys. NaN where
-all others together have less than 1e-20.
+The effective span without the first ``first`` real keys: the smallest number w of tokens such that
+the other keys at a distance below w hold ``share`` of the mass of all other keys. NaN where all
+others together have less than 1e-20.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Norm of the values that a query attends to, averaged by the weights.
 
-Attention on keys of small value moves nothing: this is what the weights of a query could bring at
-most. The norm of z is at most this, and equals it where all values attended to point the same way.
+Attention to keys of small value adds little: this is an upper bound of the norm of z, reached where
+all values attended to point the same way.
 """
 
 import torch

@@ -58,7 +58,7 @@ class ScaleKeys(HeadEdit):
 class KnockOut(HeadEdit):
     """Hide some keys from some queries, so that nothing flows between them in these heads.
 
-    Attention knockout (Geva et al. 2023). A query that sees no key afterwards puts out 0.
+    Attention knockout (Geva et al. 2023). A query without a visible key outputs 0.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class KnockOut(HeadEdit):
 class Window(HeadEdit):
     """Restrict some heads to the first keys and the last ones: streaming heads.
 
-    A head that changes nothing by it needs no long cache (DuoAttention, Xiao et al. 2024).
+    A head whose output stays the same needs no long cache (DuoAttention, Xiao et al. 2024).
 
     Attributes
     ----------

@@ -24,7 +24,7 @@ class Blocks(Edit):
     """Restrict heads to some blocks of keys for each block of queries, on prompts of one length.
 
     Block-sparse attention (SeerAttention), and context that is encoded in parallel: blocks that see
-    themselves alone. A query that sees no key afterwards puts out 0.
+    themselves alone. A query without a visible key outputs 0.
 
     Attributes
     ----------

@@ -86,8 +86,8 @@ class Replace(VectorEdit):
 class Offset(VectorEdit):
     """Add a fixed vector to the output of some heads, at every position.
 
-    What LoFiT learns for a few heads (Yin et al. 2024), and steering head by head. The vectors are
-    given as for `Replace`.
+    LoFiT learns such vectors for a few heads (Yin et al. 2024); also for steering head by head. The
+    vectors are given as for `Replace`.
     """
 
     def change(self, z: HeadOutputs, vectors: Float[Tensor, "head 1 size"]) -> HeadOutputs:

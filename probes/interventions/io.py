@@ -19,7 +19,7 @@ FORMAT = "headscope-edits-1"
 
 
 def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
-    """Write edits of this package to a safetensors file in a folder, whole or not at all.
+    """Write edits of this package to a safetensors file in a folder, atomically.
 
     Examples
     --------

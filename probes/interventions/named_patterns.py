@@ -31,9 +31,9 @@ MOST = 2**29
 class Inject(HeadEdit):
     """Replace the weights of some heads by a named pattern, at any length.
 
-    What a head writes then comes from where the pattern looks; how it reads (its values and output
-    projection) stays. Uniform is made by a temperature, so it respects masks and windows, and a
-    learned sink logit counts as one more key; a fixed pattern of the same head outranks it.
+    The head then reads where the pattern attends; its values and output projection stay. Uniform is
+    made by a temperature, so it respects masks and windows, and a learned sink logit counts as one
+    more key; a fixed pattern of the same head takes precedence.
 
     Sources: Xiao et al., Human Guided Exploitation of Interpretable Attention Patterns; TAB.
 

@@ -233,7 +233,7 @@ def test_a_what_if_is_cancelled_while_it_waits_and_answered_when_it_runs(
     expect(page.get_by_text("without edits")).to_have_count(0)
 
     page.get_by_role("button", name="Run with and without").click()
-    expect(page.locator(tray)).to_contain_text("the answer stands below the question")
+    expect(page.locator(tray)).to_contain_text("the answer is below the question")
     answer = page.get_by_role("table")
     expect(answer.get_by_text("without edits")).to_be_visible()
     expect(answer.get_by_text("with edits", exact=True)).to_be_visible()

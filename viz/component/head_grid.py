@@ -24,9 +24,9 @@ def head_grid(
     picked: tuple[int, int] | None = None,
     shown: npt.NDArray[np.bool_] | None = None,
 ) -> View:
-    """Draw a score of every head, of models as large as they come.
+    """Draw a score of every head, for models of any size.
 
-    A head that was not measured is hatched. Pointing at a head says its name, value, interval and
+    A head that was not measured is hatched. Hovering a head shows its name, value, interval and
     rank; arrow keys move, Enter picks.
 
     Parameters

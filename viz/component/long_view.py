@@ -22,12 +22,13 @@ TILES = ("query_tile", "key_tile")
 def long_view(
     overview: xr.Dataset, *, window: xr.DataArray | None = None, state: dict[str, Any] | None = None
 ) -> View:
-    """Draw a pattern that is too long for its tokens: in blocks, with a window of it beside.
+    """Draw a pattern of a long text: in blocks, with one window in full.
 
     Every block is the largest weight in it, or the mean mass that its queries send to its keys.
-    Below stands what each key receives, at the right the entropy of each query. Words of the text
-    are found and marked on both sides; a window of at most 512 × 512 tokens is chosen by dragging,
-    by keys, around a word that was found, around a part of the task's prompt, or around a block.
+    Below is the weight that each key receives, at the right the entropy of each query. Words of the
+    text are found and marked on both sides; a window of at most 512 × 512 tokens is chosen by
+    dragging, by keys, around a word that was found, around a part of the task's prompt, or around a
+    block.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def long_view(
     window
         Exact weights of a window, as ``headscope.probes.pattern`` returns them, to draw below.
     state
-        How the view opens: ``map`` ("pooled_max", "pooled_mean"), ``find``, the words to look for,
+        How the view opens: ``map`` ("pooled_max", "pooled_mean"), ``find``, the words to search,
         ``queries`` and ``keys``, the first token of the window and the one after its last.
 
     Examples

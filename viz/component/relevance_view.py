@@ -1,4 +1,4 @@
-"""Relevance view: the tokens of a text as several methods see them, one below the other."""
+"""Relevance view: the relevance of every token by several methods, one below the other."""
 
 from collections.abc import Mapping
 
@@ -18,8 +18,8 @@ def relevance_view(
 ) -> View:
     """Draw how relevant every token is, method by method, on the text itself.
 
-    Tokens that speak for the answer are underlined in full, those against it dotted; hovering a
-    token shows what every method says of it, a click locks it, and arrow keys move.
+    Tokens of positive relevance are underlined in full, those of negative relevance dotted;
+    hovering a token shows its relevance by every method, a click locks it, and arrow keys move.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ def relevance_view(
         Numbers with dims explainer and query, such as ``relevance`` of the analysis faithfulness;
         the coordinate ``token`` names the tokens. Each method is drawn on its own scale.
     notes
-        What stands behind the name of a method, by that name.
+        Text behind the name of a method, by that name.
     causal
-        Methods that intervene; they stand first and are marked.
+        Methods that intervene; they come first and are marked.
 
     Examples
     --------

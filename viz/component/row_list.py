@@ -1,4 +1,4 @@
-"""Rows to pick from: heads in order of a score, or places in prompts with their tokens."""
+"""Selectable rows: heads in order of a score, or positions in prompts with their tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from headscope.viz.component.view import View
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what a pick says, what stands in front, a name, a share as a bar, and the end.
+    """One row: the value that a pick sends, a prefix, a name, a share as a bar, and a suffix.
 
     ``words`` are tokens in a line, the one at index ``at`` marked; ``hint`` is shown on hover.
     """

@@ -66,7 +66,7 @@ def thumbnails(
 def thumbnail_row(
     maps: xr.DataArray, heads: Sequence[tuple[int, int]], picked: int | None = None
 ) -> View:
-    """Draw the patterns of some heads, by their places in the maps, in one row.
+    """Draw the patterns of some heads, by their indices in the maps, in one row.
 
     >>> maps = xr.DataArray(np.eye(4)[None, None], dims=("layer", "head", "query", "key"))
     >>> thumbnail_row(maps, [(0, 0), (0, 0)]).data["names"]

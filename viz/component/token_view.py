@@ -26,9 +26,9 @@ def token_view(pattern: xr.DataArray, *, state: dict[str, Any] | None = None) ->
     """Draw attention weights on their tokens, of one head or of a whole layer or model.
 
     Hovering a token shows what it attends to (solid) and what attends to it (dashed); a click
-    locks it. Of several heads small patterns stand above, and a click picks one. Weights are sent
-    as three significant digits in two bytes, which is what is shown of them; a weight of exactly 0,
-    which a query cannot see, is hatched in the map.
+    locks it. With several heads, small patterns are drawn above, and a click picks one. Weights are
+    sent as three significant digits in two bytes, which is what is shown of them; a weight of
+    exactly 0, which a query cannot see, is hatched in the map.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def estimating(
     about = (key.path, tuple(names), json.dumps(by_analysis, sort_keys=True), n)
     return Job(
         "costs", f"Cost of {subject} on {Path(key.path).name}", visitor(), do,
-        says="it stands in the catalogue", about=about,
+        message="it is in the catalogue", about=about,
     )  # fmt: skip
 
 
@@ -156,7 +156,8 @@ def analyzing(
         if len(names) == len(refused) == 1:
             raise refused[names[0]]
         count = len(set(names) & set(finished(run)))
-        job.says = f"{count} with a result" + (f"; none: {', '.join(refused)}" if refused else "")
+        without = f"; none: {', '.join(refused)}" if refused else ""
+        job.message = f"{count} with a result{without}"
         scores = list(collect({name: run.results()[name] for name in names if name not in refused}))
         if scores:
             job.opens = ("heads", {"run": run.name, "by": scores[0]}, "See the heads")

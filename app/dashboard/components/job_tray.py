@@ -81,7 +81,7 @@ def _row(number: int, job: Job, unfinished: list[Job]) -> None:
 def _end(job: Job, title: str) -> None:
     marks = {DONE: ":material/check_circle:", FAILED: ":material/error:"}
     mark = marks.get(job.state, ":material/cancel:")
-    texts = {DONE: job.says or "done", CANCELLED: f"cancelled. {job.remains}"}
+    texts = {DONE: job.message or "done", CANCELLED: f"cancelled. {job.remains}"}
     text = texts.get(job.state, f"failed: {job.error}. {job.remains}")
     st.markdown(f"{mark} **{title}** · {plain(text)}", width="stretch")
 

@@ -177,7 +177,7 @@ def _estimating(source: str, prompts: Any, about: Any) -> Job:
         return estimate(model, prompts, needed(model))
 
     title = f"Estimate of a run of {source}"
-    return Job("estimate", title, visitor(), do, says="see the form of the new run", about=about)
+    return Job("estimate", title, visitor(), do, message="see the form of the new run", about=about)
 
 
 def _capturing(folder: Path, source: str, prompts: Any) -> Job:
@@ -195,7 +195,7 @@ def _capturing(folder: Path, source: str, prompts: Any) -> Job:
 
     return Job(
         "capture", f"Capture of {folder.name}", visitor(), do, remains="No run was written.",
-        says="captured", opens=("heads", {"run": folder.name}, "Browse its heads"),
+        message="captured", opens=("heads", {"run": folder.name}, "Browse its heads"),
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def building(key: cache.RunKey, sections: list[str]) -> Job:
     count = f"{len(sections)} section{'s' * (len(sections) > 1)}"
     return Job(
         KIND, f"Report of {Path(key.path).name}, {count}", visitor(), do,
-        says="it stands below Build the report",
+        message="it is below Build the report",
         opens=("importance", {"run": Path(key.path).name}, "See the report"),
         about=(key.path, tuple(sections)),
     )  # fmt: skip

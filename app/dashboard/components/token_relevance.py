@@ -72,7 +72,8 @@ def _queue_job(key: cache.RunKey, ids: tuple[int, ...]) -> None:
     QUEUE.submit(
         Job(
             KIND, f"What the model says after {len(ids)} tokens of {Path(key.path).name}",
-            visitor(), do, about=(key.path, ids), says="the tokens stand on the screen Attribution",
+            visitor(), do, about=(key.path, ids),
+            message="the tokens are on the screen Attribution",
             opens=("attribution", {"run": Path(key.path).name}, "See the tokens"),
         )
     )  # fmt: skip

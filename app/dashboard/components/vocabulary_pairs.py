@@ -102,7 +102,7 @@ def _job(key: cache.RunKey, layer: int, head: int) -> Job:
     name = f"L{layer}H{head}"
     return Job(
         KIND, f"Vocabulary of {name} on {Path(key.path).name}", visitor(), do,
-        about=(key.path, layer, head), says="the pairs stand in the tab Vocabulary",
+        about=(key.path, layer, head), message="the pairs are in the tab Vocabulary",
         opens=("heads", {"run": Path(key.path).name, "layer": layer, "head": head,
                          "tab": "Vocabulary"}, "See the pairs"),
     )  # fmt: skip

@@ -108,7 +108,7 @@ def _draw_form(
     QUEUE.submit(
         Job(
             KIND, question, visitor(), do, about=(key.path, question, ids),
-            says="the answer stands below the question",
+            message="the answer is below the question",
             opens=opens
             or ("heads", {"run": Path(key.path).name, "layer": layer, "head": head,
                           "tab": "What if"}, "See the head"),

@@ -59,9 +59,9 @@ def link(
     icon: str | None = None,
     owner: object = None,
 ) -> None:
-    """Draw a link to a screen, with what its address carries; of the same run, the rest of ours.
+    """Draw a link to a screen with fields of its address; within a run the other fields are kept.
 
-    ``owner`` tells it from other links of the screen to the same place.
+    ``owner`` distinguishes it from other links of the screen to the same address.
     """
     import streamlit as st
 

@@ -1,4 +1,4 @@
-"""Circuits: which edges join heads, MLPs and embedding, drawn in layers; and what without them."""
+"""Circuits: edges between heads, MLPs and embedding, drawn in layers, and the loss without them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -112,7 +112,8 @@ def make(
                 f"{option}: not an option of task {module.__name__.rpartition('.')[2]}; "
                 f"it has {', '.join(allowed) or 'none'}"
             )
-    words = Vocabulary(tokenizer, vocab_size, register or _REGISTER.get())
-    prompts = tuple(module.generate(n, seed, words, **options))
+    vocabulary = Vocabulary(tokenizer, vocab_size, register or _REGISTER.get())
+    prompts = tuple(module.generate(n, seed, vocabulary, **options))
     doc = (module.__doc__ or "").strip().splitlines()[0]
-    return Task(os.fspath(name), prompts, module.METRIC, seed, doc, words.redrawn, words.register)
+    redrawn, register = vocabulary.redrawn, vocabulary.register
+    return Task(os.fspath(name), prompts, module.METRIC, seed, doc, redrawn, register)

@@ -50,7 +50,7 @@ def count(template: str) -> int:
 def lay(
     writer: Writer,
     rng: random.Random,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     wording: Wording,
     facts: Sequence[Fact],
     length: int | None,
@@ -66,7 +66,7 @@ def lay(
         raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     spare = 0 if length is None else length - least
     cuts = sorted(rng.randint(0, spare) for _ in facts)
-    filler = Filler(rng, words)
+    filler = Filler(rng, vocabulary)
     spans = []
     for (key, value, changed), (last, cut) in zip(facts, pairwise([0, *cuts]), strict=True):
         writer.write(filler.text(cut - last))

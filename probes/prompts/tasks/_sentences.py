@@ -25,18 +25,18 @@ Then names ran from the places to the places .""".splitlines()
 SLOTS = ("names", "places", "things", "adjectives")
 
 
-def sentences(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]]:
+def sentences(rng: random.Random, vocabulary: Vocabulary) -> Iterator[tuple[str, ...]]:
     """Endless random sentences in words: small English, or prose in the natural register."""
-    if words.plain:
-        yield from small_english(rng, words)
+    if vocabulary.plain:
+        yield from small_english(rng, vocabulary)
     while True:
         for line in rng.sample(PROSE, len(PROSE)):
             yield tuple(line.split(" "))
 
 
-def small_english(rng: random.Random, words: Vocabulary) -> Iterator[tuple[str, ...]]:
+def small_english(rng: random.Random, vocabulary: Vocabulary) -> Iterator[tuple[str, ...]]:
     """Endless random sentences of names, places and things, each ending in a full stop."""
-    fill = {slot: words.take(slot, least=4) for slot in SLOTS}
+    fill = {slot: vocabulary.take(slot, least=4) for slot in SLOTS}
     while True:
         yield tuple(
             fill[word][int(rng.random() * len(fill[word]))] if word in fill else word
@@ -53,9 +53,9 @@ class Filler:
     17
     """
 
-    def __init__(self, rng: random.Random, words: Vocabulary) -> None:
-        self._stream = sentences(rng, words)
-        self._plain = words.plain
+    def __init__(self, rng: random.Random, vocabulary: Vocabulary) -> None:
+        self._stream = sentences(rng, vocabulary)
+        self._plain = vocabulary.plain
         self._pending: tuple[str, ...] = ()
 
     def text(self, length: int) -> str:

@@ -29,7 +29,7 @@ PARTNERS = (
 def generate(
     n: int,
     seed: int,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     *,
     pairs: int | None = None,
     length: int | None = None,
@@ -38,14 +38,14 @@ def generate(
     """Draw facts ``note KEY VALUE .`` and end in ``ask PARTNER`` of one KEY (NoLiMa).
 
     In natural register a fact is ``The special object of Paris is the hammer.``, and the partner of
-    Paris ``the capital of France``. The asked word occurs nowhere else, and neither do the partners
-    of the other keys, so matching words do not lead to the fact. The corrupted prompt states other
-    values.
+    Paris ``the capital of France``. The word of the question occurs nowhere else, and neither do
+    the partners of the other keys, so matching words do not lead to the fact. The corrupted prompt
+    states other values.
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     pairs
         Facts in a prompt, 2 or more: one alone could be answered without knowing its key. None
         states 4, in natural register 2.
@@ -59,19 +59,19 @@ def generate(
     >>> next(generate(1, 0, Vocabulary())).clean.split()[-2]
     'ask'
     """
-    pairs = (4 if words.plain else 2) if pairs is None else pairs
+    pairs = (4 if vocabulary.plain else 2) if pairs is None else pairs
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
     wording, partners = NATURAL, list(CAPITALS)
-    if words.plain:
-        keys = set(words.take("keys"))
+    if vocabulary.plain:
+        keys = set(vocabulary.take("keys"))
         wording, partners = PLAIN, [pair for pair in PARTNERS if keys.issuperset(pair)]
     if len(partners) < pairs:
         raise NotApplicable(
             f"pairs: {len(partners)} pairs of partners are known to this tokenizer, the task "
             f"needs {pairs}; ask for less or use another tokenizer"
         )
-    values = words.take("values", least=2 * pairs)
+    values = vocabulary.take("values", least=2 * pairs)
     rng = random.Random(f"associative {seed}")
 
     def draw(_: int) -> Prompt:
@@ -80,7 +80,7 @@ def generate(
         stated, changed = drawn[:pairs], drawn[pairs:]
         facts = list(zip([key for key, _ in chosen], stated, changed, strict=True))
         writer = Writer()
-        spans = lay(writer, rng, words, wording, facts, length, count(wording.ask))
+        spans = lay(writer, rng, vocabulary, wording, facts, length, count(wording.ask))
         fact = rng.randrange(pairs)
         query = writer.write(wording.ask, key=chosen[fact][0 if literal else 1])["key"]
         others = [value for at, value in enumerate(stated) if at != fact]
@@ -93,4 +93,4 @@ def generate(
         roles = {role: [span[role] for span in spans] for role in ("key", "value")}
         return writer.prompt([question], {**roles, "query": [query]})
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)

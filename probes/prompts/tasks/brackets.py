@@ -17,17 +17,17 @@ PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def generate(
-    n: int, seed: int, words: Vocabulary, *, length: int = 16, depth: int = 4
+    n: int, seed: int, vocabulary: Vocabulary, *, length: int = 16, depth: int = 4
 ) -> Iterator[Prompt]:
     """Draw nested brackets of three kinds, then ``close``: which bracket closes first?
 
-    In natural register nothing stands between the brackets and the one that is asked for. The
+    In natural register the closing bracket that is asked for follows the others directly. The
     evidence is the innermost open bracket; the corrupted prompt opens another kind there.
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     length
         Brackets before the question, 1 or more; an odd number where `depth` is 1.
     depth
@@ -45,8 +45,8 @@ def generate(
         raise InvalidInput(
             f"length: {length} brackets at depth 1 leave none open; use an odd length"
         )
-    if words.plain:
-        words.take("brackets", least=6)
+    if vocabulary.plain:
+        vocabulary.take("brackets", least=6)
     rng = random.Random(f"brackets {seed}")
     kinds = tuple(PAIRS)
 
@@ -63,9 +63,9 @@ def generate(
                 text.append(PAIRS[text[stack.pop()]])
         other = rng.choice([kind for kind in kinds if kind != text[stack[-1]]])
         # Behind a space of its own where the tokenizer has no token for a bracket with its space.
-        return [_write(text, stack, other, close, words.plain) for close in (" {}", "{}")]
+        return [_write(text, stack, other, close, vocabulary.plain) for close in (" {}", "{}")]
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)
 
 
 def _write(text: list[str], stack: list[int], other: str, close: str, plain: bool) -> Prompt:

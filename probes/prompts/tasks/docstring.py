@@ -23,7 +23,7 @@ CORRUPTIONS = ("random", "documented")
 
 
 def generate(
-    n: int, seed: int, words: Vocabulary, *, corruption: str = "random"
+    n: int, seed: int, vocabulary: Vocabulary, *, corruption: str = "random"
 ) -> Iterator[Prompt]:
     """Draw function definitions with the beginning of a docstring (Heimersheim & Janiak 2023).
 
@@ -32,8 +32,8 @@ def generate(
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     corruption
         ``random``: defined and described arguments become others, which do not agree;
         ``documented``: only the described ones do.
@@ -50,9 +50,9 @@ def generate(
         )
     rng = random.Random(f"docstring {seed}")
     least = 2 * ARGUMENTS + len(DESCRIBED) + 1
-    named = words.take("keys" if words.plain else "arguments", least=least)
-    descriptors = words.take("adjectives" if words.plain else "values", least=3)
-    register = words.register
+    named = vocabulary.take("keys" if vocabulary.plain else "arguments", least=least)
+    descriptors = vocabulary.take("adjectives" if vocabulary.plain else "values", least=3)
+    register = vocabulary.register
 
     def draw(_: int) -> Prompt:
         name, *drawn = rng.sample(named, least)
@@ -79,4 +79,4 @@ def generate(
         )
         return writer.prompt([question], roles)
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)

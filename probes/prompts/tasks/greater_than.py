@@ -21,7 +21,7 @@ SHOWN = ("{century}", "", " ", "{century}{decade}")
 
 
 def generate(
-    n: int, seed: int, words: Vocabulary, *, low: int = 2, high: int = 97
+    n: int, seed: int, vocabulary: Vocabulary, *, low: int = 2, high: int = 97
 ) -> Iterator[Prompt]:
     """Draw ``The war lasted from the year 1732 to the year 17`` (Hanna et al. 2305.00586).
 
@@ -33,8 +33,8 @@ def generate(
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     low, high
         First and last start year, 2 to 98.
 
@@ -47,8 +47,8 @@ def generate(
     if not 2 <= low <= high <= 98:
         raise InvalidInput(f"low, high: {low} to {high}; start years must lie within 2 to 98")
     rng = random.Random(f"greater_than {seed}")
-    events = words.take("events", least=1)
-    years = words.take("numbers", least=100) if words.plain else KINDS["numbers"]
+    events = vocabulary.take("events", least=1)
+    years = vocabulary.take("numbers", least=100) if vocabulary.plain else KINDS["numbers"]
 
     def draw(_: int) -> list[Prompt]:
         century, start = years[rng.randint(11, 17)], rng.randint(low, high)
@@ -57,7 +57,7 @@ def generate(
         shown = SHOWN[:-1] if start % 10 == 9 else SHOWN
         return [_write(event, century, start, years, part) for part in shown]
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)
 
 
 def _write(event: str, century: str, start: int, years: tuple[str, ...], shown: str) -> Prompt:

@@ -1,4 +1,4 @@
-"""Induction: a random sequence of tokens is said twice; the second time is predictable.
+"""Induction: a random sequence of tokens is repeated; the repetition is predictable.
 
 SmolLM2-135M predicts 80 % of the repeated tokens of 20 prompts (of 32 tokens, said twice), and
 Gemma 3 270M 94 %.
@@ -19,19 +19,19 @@ CONTENT = ("names", "places", "things", "adjectives", "events", "keys", "values"
 
 
 def generate(
-    n: int, seed: int, words: Vocabulary, *, length: int = 32, distinct: bool = True
+    n: int, seed: int, vocabulary: Vocabulary, *, length: int = 32, distinct: bool = True
 ) -> Iterator[Prompt]:
     """Draw repeated random sequences (Elhage et al. 2021; Olsson et al. 2022).
 
-    Every token of the second half but the last is asked; the evidence is the token that followed
-    the earlier occurrence. In the corrupted prompt the first half is another random sequence. In
-    natural register the tokens are ids of whole words of the model's vocabulary, or of all its
-    ordinary tokens where it holds too few, so that the task runs on any model.
+    Every token of the second half but the last has a question; the evidence is the token that
+    followed its earlier occurrence. In the corrupted prompt the first half is another random
+    sequence. In natural register the tokens are ids of whole words of the model's vocabulary, or of
+    all its ordinary tokens where it holds too few, so that the task runs on any model.
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     length
         Tokens in one half, 2 or more.
     distinct
@@ -48,10 +48,10 @@ def generate(
         raise InvalidInput(f"length: {length} words repeat nothing to predict; use 2 or more")
     rng = random.Random(f"induction {seed}")
     pool: tuple[Any, ...]
-    if not words.plain:
-        pool = words.ids(least=length + 1 if distinct else 2)
+    if not vocabulary.plain:
+        pool = vocabulary.ids(least=length + 1 if distinct else 2)
     else:
-        pool = words.take(*CONTENT, least=length + 1) if distinct else words.take(least=2)
+        pool = vocabulary.take(*CONTENT, least=length + 1) if distinct else vocabulary.take(least=2)
 
     def draw(_: int) -> Prompt:
         half, other = (
@@ -63,15 +63,15 @@ def generate(
             wrong.append(half[rng.randrange(length)])
             while wrong[-1] == answer:
                 wrong[-1] = pool[rng.randrange(len(pool))]
-        if words.plain:
+        if vocabulary.plain:
             return _write_text(half, other, wrong)
         clean, corrupted = (
-            (words.at_start(first[0]), *first[1:], *half) for first in (half, other)
+            (vocabulary.at_start(first[0]), *first[1:], *half) for first in (half, other)
         )
         spans = tuple((at, at + 1) for at in range(2 * length))
         return _ask(clean, corrupted, spans, half[1:], wrong)
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)
 
 
 def _write_text(half: Sequence[str], other: Sequence[str], wrong: Sequence[str]) -> Prompt:

@@ -34,7 +34,7 @@ CORRUPTIONS = ("third", "swap", "names")
 def generate(
     n: int,
     seed: int,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     *,
     order: str = "both",
     corruption: str = "third",
@@ -45,14 +45,14 @@ def generate(
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     order
         ``ABBA`` (IO named first), ``BABA`` (S named first), or ``both`` at random.
     corruption
-        ``third``: the second mention of S becomes a third person, so nothing tells IO from S;
-        ``swap``: it becomes IO, so the answer turns round; ``names``: all three mentions become
-        three others, as in the paper, so that no head has anything to tell.
+        ``third``: the second mention of S becomes a third person, so nothing distinguishes IO from
+        S; ``swap``: it becomes IO, so the answer is swapped; ``names``: all three mentions become
+        three others, as in the paper, so that no head has any evidence.
 
     Examples
     --------
@@ -71,24 +71,24 @@ def generate(
 
     def draw(_: int) -> Prompt:
         writer = Writer()
-        question, roles = write(writer, rng, words, order, corruption)
+        question, roles = write(writer, rng, vocabulary, order, corruption)
         return writer.prompt([question], roles)
 
-    words.take("names", least=_people(corruption))
-    return words.accept(n, draw)
+    vocabulary.take("names", least=_people(corruption))
+    return vocabulary.accept(n, draw)
 
 
 def write(
     writer: Writer,
     rng: random.Random,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     order: str = "both",
     corruption: str = "third",
 ) -> tuple[Question, dict[str, list[Span]]]:
     """Append an indirect-object sentence; return its question and roles."""
     least = _people(corruption)
     names, places, things = (
-        words.take("names", least=least), words.take("places"), words.take("things")
+        vocabulary.take("names", least=least), vocabulary.take("places"), vocabulary.take("things")
     )  # fmt: skip
     receiver, subject, third, *others = rng.sample(names, least)
     # Drawn, not in turn: a model trained on such prompts one after another would count.

@@ -20,7 +20,7 @@ METRIC = "accuracy"
 def generate(
     n: int,
     seed: int,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     *,
     length: int = 256,
     depth: float | None = None,
@@ -33,14 +33,14 @@ def generate(
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     length
         Words and signs in a prompt; of prose, which is not cut inside a sentence, at most so many.
     depth
         Where the fact stands, 0 (start) to 1 (end); None spreads the prompts evenly over 0 to 1.
     span
-        Words in the value, 1 or more; each is asked in turn, after the right ones before it.
+        Words in the value, 1 or more; each is a question, behind the right ones before it.
 
     Examples
     --------
@@ -52,15 +52,15 @@ def generate(
         raise InvalidInput(f"depth: {depth} is outside 0 to 1")
     if span < 1:
         raise InvalidInput(f"span: {span} words in the value; use 1 or more")
-    wording = PLAIN if words.plain else NATURAL
+    wording = PLAIN if vocabulary.plain else NATURAL
     least = wording.size + count(wording.ask) + 2 * (span - 1)
     hay = length - least
     if hay < 0:
         raise InvalidInput(f"length: {length} words do not hold the fact; use {least} or more")
     rng = random.Random(f"needle {seed}")
-    keys = words.take("keys", least=1)
-    values = words.take("values", least=2 * span)
-    filler = Filler(rng, words)
+    keys = vocabulary.take("keys", least=1)
+    values = vocabulary.take("values", least=2 * span)
+    filler = Filler(rng, vocabulary)
     steps = [f"value{step}" for step in range(span)]
     fact = wording.fact.replace("{value}", " ".join(f"{{{step}}}" for step in steps))
 
@@ -84,4 +84,4 @@ def generate(
         roles = {"needle": [spans["whole"]], "key": [spans["key"]], "query": [query]}
         return writer.prompt(questions, roles | {"value": [spans[step] for step in steps]})
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)

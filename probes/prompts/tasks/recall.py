@@ -23,7 +23,7 @@ METRIC = "accuracy"
 def generate(
     n: int,
     seed: int,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     *,
     pairs: int | None = None,
     queries: int | None = None,
@@ -33,13 +33,13 @@ def generate(
     """Draw facts ``note KEY VALUE .`` and questions ``ask KEY`` (Arora et al. 2023).
 
     In natural register a fact is ``The special object of Paris is the hammer.``. The evidence of a
-    question is the stated value. In the corrupted prompt every stated value is another one, drawn
-    anew; the first wrong answer of a question is what the corrupted facts say.
+    question is the stated value. In the corrupted prompt every stated value is another one; the
+    first wrong answer of a question is the value in the corrupted prompt.
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     pairs
         Facts in a prompt, 2 or more; keys are distinct, and so are values. None states 8, in
         natural register 2; analyses state as many as the model holds.
@@ -57,21 +57,21 @@ def generate(
     >>> f" {prompt.part(question.evidence[0])}" == question.answers[0]
     True
     """
-    pairs = (8 if words.plain else 2) if pairs is None else pairs
+    pairs = (8 if vocabulary.plain else 2) if pairs is None else pairs
     queries = pairs if queries is None else queries
     if pairs < 2:
         raise InvalidInput(f"pairs: {pairs} facts leave nothing to confuse; use 2 or more")
     if not 1 <= queries <= pairs:
         raise InvalidInput(f"queries: {queries} questions about {pairs} facts; use 1 to {pairs}")
-    wording = BARE if bare else PLAIN if words.plain else NATURAL
+    wording = BARE if bare else PLAIN if vocabulary.plain else NATURAL
     # The last answer and what follows it are not written.
     tail = queries * (count(wording.ask) + 1 + len(wording.then)) - 1 - len(wording.then)
     least = pairs * wording.size + tail
     if length is not None and length < least:
         raise InvalidInput(f"length: {length} words do not hold the facts; use {least} or more")
     rng = random.Random(f"recall {seed}")
-    keys = words.take("keys", least=pairs)
-    values = words.take("values", least=pairs + 1)
+    keys = vocabulary.take("keys", least=pairs)
+    values = vocabulary.take("values", least=pairs + 1)
 
     def draw(_: int) -> Prompt:
         chosen = rng.sample(keys, pairs)
@@ -84,7 +84,7 @@ def generate(
         answer = ("", "")
         writer = Writer()
         facts = list(zip(chosen, stated, changed, strict=True))
-        spans = lay(writer, rng, words, wording, facts, length, tail)
+        spans = lay(writer, rng, vocabulary, wording, facts, length, tail)
         questions: list[Question] = []
         query_spans = []
         for fact in rng.sample(range(pairs), queries):
@@ -99,4 +99,4 @@ def generate(
         roles = {role: [span[role] for span in spans] for role in ("key", "value")}
         return writer.prompt(questions, roles | {"query": query_spans})
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)

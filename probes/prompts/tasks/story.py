@@ -17,15 +17,15 @@ from headscope.probes.prompts.writing import Writer, join
 METRIC = "logit_difference"
 
 
-def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterator[Prompt]:
+def generate(n: int, seed: int, vocabulary: Vocabulary, *, lines: int = 4) -> Iterator[Prompt]:
     """Draw stories of names, places and things; the last sentence asks who receives.
 
     The corrupted prompt names a third person as the giver.
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     lines
         Sentences before the last, 1 or more.
 
@@ -37,7 +37,7 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
     if lines < 1:
         raise InvalidInput(f"lines: {lines} sentences; use 1 or more")
     rng = random.Random(f"story {seed}")
-    stream = small_english(rng, words)
+    stream = small_english(rng, vocabulary)
     last = random.Random(f"ioi {rng.randrange(2**32)}")
 
     def draw(_: int) -> Prompt:
@@ -46,8 +46,8 @@ def generate(n: int, seed: int, words: Vocabulary, *, lines: int = 4) -> Iterato
         for _ in range(lines):
             writer.write(join(next(stream)))
             starts.append(writer.first_word)
-        question, roles = ioi.write(writer, last, words)
+        question, roles = ioi.write(writer, last, vocabulary)
         return writer.prompt([question], {**roles, "sentence": [*starts, writer.first_word]})
 
-    words.take("names", least=3)
-    return words.accept(n, draw)
+    vocabulary.take("names", least=3)
+    return vocabulary.accept(n, draw)

@@ -24,7 +24,7 @@ STEPS = {"plain": "", "natural": ". The road from {key} leads to"}
 def generate(
     n: int,
     seed: int,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     *,
     hops: int = 2,
     threads: int = 2,
@@ -40,8 +40,8 @@ def generate(
 
     Parameters
     ----------
-    n, seed, words
-        Number of prompts, seed of the draw, words to use.
+    n, seed, vocabulary
+        Number of prompts, seed of the draw, words to draw from.
     hops
         Facts in a thread, 1 or more; with 1 it is plain recall.
     threads
@@ -61,12 +61,12 @@ def generate(
         raise InvalidInput(f"hops: {hops} steps; use 1 or more")
     if threads < 2:
         raise InvalidInput(f"threads: {threads} leave nothing to confuse; use 2 or more")
-    wording = PLAIN if words.plain else ROADS
-    ask = wording.ask if spelled else ENDS[words.register]
-    step = STEPS[words.register]
+    wording = PLAIN if vocabulary.plain else ROADS
+    ask = wording.ask if spelled else ENDS[vocabulary.register]
+    step = STEPS[vocabulary.register]
     tail = count(ask) + ((hops - 1) * (1 + count(step)) if spelled else 0)
-    keys = words.take("keys", least=hops * threads)
-    values = words.take("values" if words.plain else "towns", least=2 * threads)
+    keys = vocabulary.take("keys", least=hops * threads)
+    values = vocabulary.take("values" if vocabulary.plain else "towns", least=2 * threads)
     rng = random.Random(f"thread {seed}")
 
     def draw(_: int) -> Prompt:
@@ -87,7 +87,7 @@ def generate(
         target = rng.randrange(threads)
         chain, last = chains[target], ends[threads + target]
         writer = Writer()
-        spans = lay(writer, rng, words, wording, facts, length, tail)
+        spans = lay(writer, rng, vocabulary, wording, facts, length, tail)
         stated = {fact: span["value"] for fact, span in zip(order, spans, strict=True)}
         others = [other[-1] for at, other in enumerate(chains) if at != target]
         query_spans = [writer.write(ask, key=chain[0])["key"]]
@@ -105,7 +105,7 @@ def generate(
         walk = [stated[target, hop] for hop in range(hops)]
         return writer.prompt(questions, {"thread": walk, "query": query_spans})
 
-    return words.accept(n, draw)
+    return vocabulary.accept(n, draw)
 
 
 def _ask(writer: Writer, answer: str, wrong: list[str], evidence: tuple[int, int]) -> Question:

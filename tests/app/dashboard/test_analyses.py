@@ -121,7 +121,7 @@ def test_quick_ones_run_together_and_their_results_open_on_heads(screen, folder)
     assert job.state == DONE, job.error
     done = set(run_folder.open(folder).results())
     assert {"entropy", "sinks", "head_types"} <= done
-    assert job.says.startswith(f"{len(done)} with a result")
+    assert job.message.startswith(f"{len(done)} with a result")
     assert app.button(key="run_quick").disabled
 
 

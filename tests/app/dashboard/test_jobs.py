@@ -103,7 +103,7 @@ def test_a_refusal_is_its_line_and_a_bug_its_traceback(queue):
 
 def test_the_same_request_twice_is_one_job_and_another_visitor_has_its_own(queue):
     gate = Gate()
-    make = partial(Job, "test", "capture", do=gate, about=("run", 1))
+    make = partial(Job, "test", "capture", function=gate, about=("run", 1))
     first = queue.submit(make("anna"))
     assert queue.submit(make("anna")) is first
     assert queue.submit(make("ben")) is not first
