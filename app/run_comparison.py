@@ -87,7 +87,7 @@ def compare_score(
     }
     if set(first[name].dims) > {"prompt", "layer", "head"}:
         return change, row
-    if not bool((_known(first[name]) == _known(second[name])).all()):
+    if not bool((_has_value(first[name]) == _has_value(second[name])).all()):
         row["summary"] += f" The top {top} are not compared: other heads were measured."
     else:
         common = overlap(*(from_result(side, name, top) for side in (first, second)))
@@ -99,7 +99,7 @@ def compare_score(
     return change, row
 
 
-def _known(score: xr.DataArray) -> xr.DataArray:
+def _has_value(score: xr.DataArray) -> xr.DataArray:
     """Mark the heads that have a value."""
     return (
         score.notnull()

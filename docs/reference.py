@@ -54,14 +54,18 @@ def analyses_page() -> str:
             (f"[`{name}`]({family}.md#{name})", question_of(name), ", ".join(table()[name]))
             for name in members
         )
-        parts += [f"## {title(family)}", gist(family), markdown(("name", "asks", "evidence"), rows)]
+        parts += [
+            f"## {title(family)}",
+            purpose_of(family),
+            markdown(("name", "asks", "evidence"), rows),
+        ]
     return page(*parts)
 
 
 def family_page(family: str) -> str:
     """Describe the analyses of a family: definition, options, results."""
     described = (part for name in analyses.families()[family] for part in analysis(name))
-    return page(f"# {title(family)}", gist(family), *described)
+    return page(f"# {title(family)}", purpose_of(family), *described)
 
 
 def analysis(name: str) -> Iterator[str]:
@@ -232,7 +236,7 @@ def title(family: str) -> str:
     return analyses.heading(family).partition(":")[0]
 
 
-def gist(family: str) -> str:
+def purpose_of(family: str) -> str:
     """Return what the analyses of a family measure."""
     text = analyses.heading(family).partition(": ")[2]
     return text[:1].upper() + text[1:]

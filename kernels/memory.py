@@ -48,11 +48,11 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Count the most bytes of this process that were in memory since `forget_peak`."""
+    """Count the most bytes of this process that were in memory since `reset_peak`."""
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     """Reset `peak`."""
     RESET.write_text("5")
 

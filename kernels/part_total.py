@@ -23,7 +23,7 @@ class Total:
     waiting: dict[tuple[int, int], tuple[Part, Tensor]] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
 
-    def room(self, part: Part) -> Tensor:
+    def allocate(self, part: Part) -> Tensor:
         """Allocate the terms of a part."""
         if self.summed:
             return torch.zeros_like(self.result[part.batch])

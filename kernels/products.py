@@ -233,7 +233,7 @@ class Product:
 
         def work(part: Part, filled: Iterator[Panel]) -> None:
             part_vectors = narrow(vectors, part.batch, part.heads)
-            target = total.room(part)
+            target = total.allocate(part)
             for panel in filled:
                 where, term = step(self.weigh(panel, part), panel, part_vectors)
                 if self.heads is not None:

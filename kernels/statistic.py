@@ -123,7 +123,7 @@ class Statistic:
         return "query" in self.dims
 
 
-def leave_out_unseen(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
+def mask_unattended(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
     """Finish a statistic of keys: NaN at those that no query sees."""
     return total.masked_fill(visibility.query_counts[:, None] == 0, float("nan"))
 

@@ -83,7 +83,7 @@ def mean(values: Array, axes: int | tuple[int, ...] = -1) -> Array:
         return np.asarray(np.where(present, values, 0.0).sum(axes) / present.sum(axes))
 
 
-def stated(capture: xr.Dataset) -> str:
+def length_note(capture: xr.Dataset) -> str:
     """Return how long the prompts are."""
     low, high = int(capture["length"].min()), int(capture["length"].max())
     return f"{low} tokens" if low == high else f"{low} to {high} tokens"

@@ -106,11 +106,11 @@ def _ranks(values: Array) -> Array:
     return np.asarray(np.where(size > 0, ranks / np.where(size > 0, size, 1.0), np.nan))
 
 
-def parting(first: Array, second: Array, count: int = 3) -> list[str]:
+def most_different(first: Array, second: Array, count: int = 3) -> list[str]:
     """List the heads whose ranks by two scores (layer, head) lie furthest apart.
 
     >>> import numpy as np
-    >>> parting(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 3.0, 2.0, 4.0]]), 1)
+    >>> most_different(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 3.0, 2.0, 4.0]]), 1)
     ['L0H0 (1st and 4th)']
     """
     present = ~(np.isnan(first) | np.isnan(second))

@@ -13,7 +13,7 @@ from headscope.analyses._runtime.options import Between
 from headscope.analyses._runtime.results import GRID, Results, label, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -98,7 +98,7 @@ def add_ablation(
 
 def first(scores: Array, lost: Array) -> str:
     """Return the names of the heads that the two rank most differently."""
-    return ", ".join(parting(scores.mean(0), lost.mean(0)))
+    return ", ".join(most_different(scores.mean(0), lost.mean(0)))
 
 
 def token_coords(model: Model, target: Target) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from headscope.analyses._measurements import head_outputs
 from headscope.analyses._runtime.options import AtLeast, one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.attribution import _head_writing
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -160,6 +160,6 @@ def _verdict(ends: tuple[float, float, float], share: Any, lost: Any) -> Verdict
         lower,
         f"Heads that write more cost more to lose (Spearman ρ {amount(rho)}).",
         f"Heads that write more do not cost more to lose (Spearman ρ {amount(rho)}); furthest "
-        f"apart, by norm and by loss: {', '.join(parting(share, lost))}.",
+        f"apart, by norm and by loss: {', '.join(most_different(share, lost))}.",
         "One prompt has no interval for the rank correlation with the loss.",
     )

@@ -23,7 +23,7 @@ from headscope.analyses._measurements.readout import Readout
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.attribution import _promoted_words
 from headscope.analyses.attribution._relevance_heads import add_effect, mean_ablation
 from headscope.kernels.formatting import amount
@@ -150,7 +150,7 @@ def run(
             "token": ("key", model.to_str_tokens(opened.ids)),
             **words,
         },
-        _verdict(ends, parting(direct, lost.values.mean(0))),
+        _verdict(ends, most_different(direct, lost.values.mean(0))),
         f"Words that the first heads promote at the answer of prompt {prompt}: {promote}.",
         convention=followed,
         top_heads=[label(head) for head in best],

@@ -148,7 +148,7 @@ def run(
             "token": ("query", shown.tokens),
         },
         _verdict(results, agreement),
-        convention=f"{_stated(fusion, residual, discard)}; the last layer's row is the output",
+        convention=f"{_convention(fusion, residual, discard)}; the last layer's row is the output",
         prompt=prompt,
         predicted=shown.answer,
     )
@@ -214,7 +214,7 @@ def rows(
         ),
         "Attention rollout", *SHARE,
         convention=f"{PRODUCT}{', the first key left out' if without_first else ''}; "
-        + _stated(fusion, residual, discard),
+        + _convention(fusion, residual, discard),
     )  # fmt: skip
     coords = {
         "query": queries,
@@ -263,7 +263,7 @@ class _Prompt:
         )
 
 
-def _stated(fusion: str, residual: bool, discard: float) -> str:
+def _convention(fusion: str, residual: bool, discard: float) -> str:
     """State how maps are mixed."""
     less = f", the smallest {percent(discard)} of it at 0" if discard else ""
     return f"Â = rownorm({fusion} over heads of A{less}{' + I' if residual else ''})"

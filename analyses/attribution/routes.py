@@ -29,7 +29,7 @@ from headscope.analyses._runtime.results import (
     top,
 )
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.attribution._relevance_heads import mean_ablation
 from headscope.kernels.errors import InvalidInput
 from headscope.kernels.formatting import amount
@@ -142,7 +142,7 @@ def run(
     heads = results["head_usage"].values
     return results.dataset(
         {**_ends(shown, words), "query": np.arange(len(words)), "token": ("query", words)},
-        _verdict(ends, parting(heads, results["usage_ablation"].values)),
+        _verdict(ends, most_different(heads, results["usage_ablation"].values)),
         prompt=prompt,
         top_heads=[label(head) for head in top(heads, 5)],
     )

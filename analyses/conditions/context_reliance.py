@@ -27,7 +27,7 @@ from headscope.probes.capturing.capture import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.reading import read
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tasks._absent_facts import with_stated_fact
 from headscope.probes.prompts.tokens import EncodedQuestion
 
 NEEDS = ()
@@ -80,7 +80,7 @@ def run(
     ``accuracy`` (condition; the causal check), with 95 % intervals over prompts.
     """
     model.check_predicts()
-    cut = stated(task)
+    cut = with_stated_fact(task)
     total, direct, control, far = _distances(
         model, cut, span, space, controls, np.random.default_rng(seed)
     )

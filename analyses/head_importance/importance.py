@@ -35,7 +35,7 @@ from headscope.analyses._runtime.results import Results, first_few, label, requi
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.head_importance._nulls import important, shuffled, threshold
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
@@ -254,7 +254,7 @@ def _normalized(gate: Array) -> Array:
 
 def _verdict(results: Results, heads: list[str], count: int) -> Verdict:
     rho, lower = (float(results[f"gate_vs_zero{end}"].values) for end in ("", "_lower"))
-    pair = parting(results["gate_gradient"].values, results["zero_ablation"].values)
+    pair = most_different(results["gate_gradient"].values, results["zero_ablation"].values)
     if lower > 0:
         ranking = Verdict(
             "supported",

@@ -22,7 +22,7 @@ from headscope.analyses._runtime.options import OneOf
 from headscope.analyses._runtime.results import Results, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import bootstrap
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.head_importance._method_scores import patch_both_ways
 from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
@@ -141,7 +141,7 @@ def _verdict(results: Results, levels: dict[str, np.ndarray]) -> Verdict:
     )
     for key in ("noising", "denoising"):
         rho, lower = (float(results[f"{key}_agreement{end}"].values) for end in ("", "_lower"))
-        pair = parting(results[key].values, results[f"{key}_attribution"].values, 2)
+        pair = most_different(results[key].values, results[f"{key}_attribution"].values, 2)
         verdict &= interval_verdict(
             lower,
             f"Attribution ranks heads like {key} does (Spearman ρ {amount(rho)}), least so "

@@ -31,7 +31,7 @@ from headscope.analyses._stats.rank_correlation import (
     OVER_HEADS,
     agreement,
     matrix,
-    parting,
+    most_different,
     split_half,
 )
 from headscope.analyses.head_importance._method_scores import losses, scores
@@ -219,7 +219,7 @@ def _verdict(methods: dict[str, Array], table: Array, retest: Array, heads: list
     if not pairs:
         return verdict
     rho, first, second = min(pairs)
-    ends = parting(methods[first].mean(0), methods[second].mean(0), 2)
+    ends = most_different(methods[first].mean(0), methods[second].mean(0), 2)
     text = (
         f"{first} and {second} agree least (Spearman ρ {amount(rho)}); furthest apart "
         f"{' and '.join(ends)}."

@@ -39,7 +39,7 @@ from headscope.analyses._runtime.results import (
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
 from headscope.analyses.head_roles import _prompt_folds
 from headscope.analyses.head_roles._head_lenses import Lens, judge_heads, judge_streams
 from headscope.analyses.head_roles._linear_lens import Judge
@@ -193,7 +193,7 @@ def _ablate(
         "Spearman ρ", "diverging", -1, 1, convention=OVER_HEADS,
     )  # fmt: skip
     rho, lower, _ = ends
-    differing = ", ".join(parting(gain.mean(0), lost.mean(0)))
+    differing = ", ".join(most_different(gain.mean(0), lost.mean(0)))
     return interval_verdict(
         lower,
         f"Heads from which more can be read cost more to lose (Spearman ρ {amount(rho)}).",

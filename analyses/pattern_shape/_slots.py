@@ -11,7 +11,7 @@ from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts import writing
 from headscope.probes.prompts.task import Prompt, Task
-from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tasks._absent_facts import with_stated_fact
 from headscope.probes.prompts.tasks._vocabulary import Vocabulary
 from headscope.probes.prompts.tokens import encode
 
@@ -39,7 +39,7 @@ def move(task: Task, model: Model) -> list[Moved]:
     """
     words = Vocabulary(model.tokenizer, register=task.register or None)
     spare = (words.take("keys"), words.take("values"))
-    moved = [_moved(prompt, *spare) for prompt in stated(task).prompts]
+    moved = [_moved(prompt, *spare) for prompt in with_stated_fact(task).prompts]
     if len({prompt.slots for prompt in moved}) > 1:
         raise NotApplicable("task: prompts state different numbers of facts; give each as many")
     return moved

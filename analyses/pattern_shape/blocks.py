@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.analyses._interventions.next_token_loss import predicts
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, label, require, top
-from headscope.analyses._stats.length_trend import mean, stated
+from headscope.analyses._stats.length_trend import length_note, mean
 from headscope.analyses.pattern_shape import _tiles
 from headscope.kernels.formatting import percent
 from headscope.probes.models.model import Model
@@ -88,7 +88,7 @@ def run(
     tile = int(capture.attrs["tile"])
     convention = (
         f"blocks of {tile} × {tile} tokens; share of the mass on keys, mean over queries; prompts "
-        f"of {stated(capture)}"
+        f"of {length_note(capture)}"
     )
     fewest = f"fewest blocks with {percent(mass)} of a block row's mass; {convention}"
     split = f"window of {window}, then {stripes} stripes with the most of the rest; {convention}"

@@ -33,11 +33,11 @@ from headscope.analyses._runtime.verdict import causal_verdict
 from headscope.analyses._stats.length_trend import (
     Array,
     by_octave,
+    length_note,
     mean,
     octaves,
     per_query,
     slope,
-    stated,
     visible,
 )
 from headscope.analyses.pattern_shape.entropy import largest_entropy
@@ -100,7 +100,7 @@ def run(
     first = without_first.mass(capture)
     columns, share = _columns(capture, skip_keys)
 
-    lengths = f"prompts of {stated(capture)}"
+    lengths = f"prompts of {length_note(capture)}"
     left_out = f"first {skip_keys} keys left out; {lengths}"
     results = Results(capture, seed=seed)
     variants = {

@@ -20,7 +20,7 @@ from headscope.analyses._interventions.next_token_loss import losses, predicts, 
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import GRID, SHARE, Results, require
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
-from headscope.analyses._stats.length_trend import Array, mean, stated
+from headscope.analyses._stats.length_trend import Array, length_note, mean
 from headscope.analyses._stats.rank_correlation import ranked
 from headscope.analyses.pattern_shape import _slots
 from headscope.kernels.errors import NotApplicable
@@ -78,7 +78,7 @@ def run(
     mass, cost = _measured(model, ids, parts, question, skip)
     convention = (
         f"{parts} parts between the first {skip} and the last {percent(question)}, whose queries "
-        f"count; {len(ids)} prompts of {stated(capture)}"
+        f"count; {len(ids)} prompts of {length_note(capture)}"
     )
     tilt, bend = _slots.curve(mass)
     over = mean(np.moveaxis(mass.reshape(len(mass), -1, parts), 1, 2))

@@ -32,7 +32,7 @@ from headscope.analyses._runtime.results import (
     named,
     require,
 )
-from headscope.analyses._stats.length_trend import Array, mean, per_query, stated, visible
+from headscope.analyses._stats.length_trend import Array, length_note, mean, per_query, visible
 
 NEEDS = ("entropy", "first_mass")
 SUPPORTS = {"encoder", "vision", "hybrid"}
@@ -69,7 +69,9 @@ def run(
     require(capture, NEEDS, "entropy", ("self", "encoder", "decoder"))
 
     raw, first = per_query(capture, "entropy"), without_first.mass(capture)
-    convention = f"mean over the queries that see more than one key; prompts of {stated(capture)}"
+    convention = (
+        f"mean over the queries that see more than one key; prompts of {length_note(capture)}"
+    )
     results = Results(capture, seed=seed, source=SOURCE, convention=f"H / log n; {convention}")
     rest = without_first.entropy(raw, first), largest_entropy(capture, without_first.others)
     variants = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headscope.analyses._measurements import qk_rows
 from headscope.analyses._runtime.options import AtLeast
 from headscope.analyses._runtime.results import Results, attending, label, require
-from headscope.analyses._stats.length_trend import Array, stated
+from headscope.analyses._stats.length_trend import Array, length_note
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount
 
@@ -83,7 +83,7 @@ def run(
     count = min(prompts, capture.sizes["prompt"])
     measured = _measures(capture, count, queries)
     convention = (
-        f"{queries} queries of the second half of {count} prompts of {stated(capture)}; "
+        f"{queries} queries of the second half of {count} prompts of {length_note(capture)}; "
         + "; ".join(f"{name}: {formula}" for name, formula in ABOUT.items())
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)

@@ -34,7 +34,7 @@ from headscope.analyses._runtime.results import (
 )
 from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.bootstrap import percentiles
-from headscope.analyses._stats.length_trend import Array, mean, per_query, stated
+from headscope.analyses._stats.length_trend import Array, length_note, mean, per_query
 from headscope.analyses.pattern_shape import _peaks
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -149,7 +149,7 @@ def run(
     convention = (
         f"W = {window}; horizon {nearest} to {last} tokens; {size} local and {size} global heads; "
         f"peaks: top {percent(peaks)} of tokens after the first {skip}; prompts of "
-        f"{stated(capture)}{without_first.RULE if first_dominates else ''}"
+        f"{length_note(capture)}{without_first.RULE if first_dominates else ''}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     results.add_means(

@@ -28,12 +28,12 @@ from headscope.analyses._runtime.verdict import Verdict, causal_verdict
 from headscope.analyses._stats.length_trend import (
     Array,
     by_octave,
+    length_note,
     mean,
     octaves,
     per_query,
     slope,
     so_far,
-    stated,
 )
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
@@ -98,7 +98,7 @@ def run(
         )
     convention = (
         f"shortest distance with {percent(share)} of the mass; octaves of the tokens so far, from "
-        f"{shortest}; prompts of {stated(capture)}"
+        f"{shortest}; prompts of {length_note(capture)}"
     )
     results = Results(capture, seed=seed, convention=convention, source=SOURCE)
     variants = {

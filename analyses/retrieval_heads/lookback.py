@@ -28,7 +28,7 @@ from headscope.probes import capture
 from headscope.probes.capturing.generation import generate
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tasks._absent_facts import absent, stated
+from headscope.probes.prompts.tasks._absent_facts import with_absent_fact, with_stated_fact
 from headscope.probes.prompts.tokens import encode
 
 NEEDS = ()
@@ -95,8 +95,8 @@ def run(
     Between(1, new_tokens).check("answer", answer)
     if len(task) < 4:
         raise NotApplicable(f"n: {len(task)} prompts cannot be split; ask for 4 or more")
-    present = stated(task)
-    pair = (present, absent(present, model.tokenizer, seed))
+    present = with_stated_fact(task)
+    pair = (present, with_absent_fact(present, model.tokenizer, seed))
     answers: list[Any] = []
     for prompts in pair:
         answers.append(_generate(model, prompts, new_tokens, prefix, answered=not answers))

@@ -28,7 +28,7 @@ from headscope.kernels.formatting import amount, percent
 from headscope.probes import capture
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
-from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tasks._absent_facts import with_stated_fact
 from headscope.probes.prompts.tokenized_text import tokenize
 from headscope.probes.prompts.tokens import EncodedTask, encode
 
@@ -83,7 +83,7 @@ def run(
     null = model.tokenizer.encode(null_query, add_special_tokens=False)
     if not null:
         raise InvalidInput("null_query: it has no tokens; give a text such as N/A")
-    cut = stated(task)
+    cut = with_stated_fact(task)
     encoded = encode(cut, model.tokenizer, model.bos)
     sentences = _sentences(cut, model)
     question_length = query_words or max(len(row[-1]) for row in sentences)

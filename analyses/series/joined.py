@@ -29,12 +29,12 @@ def join(
     attribute ``left_out`` names them.
     """
     failed = dict(failed)
-    good = _alike(results, failed)
+    good = _comparable(results, failed)
     if not good:
         label, reason = next(iter(failed.items()))
         raise InvalidInput(f"{reason} (at {label}; no checkpoint of {len(states)} has a result)")
     first = next(iter(good.values()))
-    reasons = {str(name): _unlike(str(name), list(good.values())) for name in first.data_vars}
+    reasons = {str(name): _obstacle(str(name), list(good.values())) for name in first.data_vars}
     left_out = {name: reason for name, reason in reasons.items() if reason}
     variables = {name: _stack(name, states, good) for name in reasons if name not in left_out}
     used = {dim for array in variables.values() for dim in array.dims}
@@ -71,7 +71,7 @@ def join(
     return joined
 
 
-def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[str, xr.Dataset]:
+def _comparable(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[str, xr.Dataset]:
     """Keep the results of the same prompts and heads as the first; the others have failed."""
     good: dict[str, xr.Dataset] = {}
     for label, result in results.items():
@@ -92,7 +92,7 @@ def _alike(results: Mapping[str, xr.Dataset], failed: dict[str, str]) -> dict[st
     return good
 
 
-def _unlike(name: str, results: Sequence[xr.Dataset]) -> str:
+def _obstacle(name: str, results: Sequence[xr.Dataset]) -> str:
     """Return why a variable cannot be joined; empty where it can."""
     first = results[0][name]
     if first.dtype.kind not in "fiub":

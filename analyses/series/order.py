@@ -94,7 +94,7 @@ def order(
 def _result(
     runs: Sequence[xr.Dataset], tables: Sequence[dict[str, Any]], names: Sequence[str], steps: Array
 ) -> xr.Dataset:
-    distinct = _apart(steps)
+    distinct = _lags(steps)
     states = [_state(steps[:, index : index + 2]) for index in range(len(names) - 1)]
     if len(runs) == 1:
         half, lag = steps[0, :, HALF].T, distinct[0, :, HALF].T
@@ -127,7 +127,7 @@ def _result(
     entries = [[str(table[name][0]) for table in tables] for name in names]
     listed = [
         {"score": name, "entries": first, "step": round(float(half[0, index]), 2),
-         "lower": _known(half[1, index]), "upper": _known(half[2, index])}
+         "lower": _rounded(half[1, index]), "upper": _rounded(half[2, index])}
         for index, (name, first) in enumerate(zip(names, entries, strict=True))
     ]  # fmt: skip
     pairs = [
@@ -196,7 +196,7 @@ def _least(ends: xr.DataArray) -> float:
     return float(present.min()) if len(present) else np.nan
 
 
-def _apart(steps: Array) -> Array:
+def _lags(steps: Array) -> Array:
     """Return by how much each score comes after the one before (run, score, share, 3)."""
     before, after = steps[:, :-1], steps[:, 1:]
     crossed = np.stack([before[..., 0], before[..., 2], before[..., 1]], axis=-1)
@@ -206,15 +206,15 @@ def _apart(steps: Array) -> Array:
 def _state(steps: Array) -> Any:
     """Conclude on two scores (run, 2, share, 3) of which the first has the smaller mean step."""
     if len(steps) == 1:
-        earlier, later = ((_apart(pair)[0, 0, :, 1] >= 0).any() for pair in (steps, steps[:, ::-1]))
+        earlier, later = ((_lags(pair)[0, 0, :, 1] >= 0).any() for pair in (steps, steps[:, ::-1]))
         return "disagreement" if later else "supported" if earlier else "too_few"
     if len(steps) < LEAST_RUNS:
         return "too_few"
-    lag = _apart(steps)[:, 0, HALF, 0]
+    lag = _lags(steps)[:, 0, HALF, 0]
     return "supported" if t_interval(lag, -np.inf, np.inf)[1] > 0 else "not_supported"
 
 
-def _known(end: float) -> float | None:
+def _rounded(end: float) -> float | None:
     return None if np.isnan(end) else round(float(end), 2)
 
 

@@ -81,10 +81,7 @@ def run(
     lengths = lengths_of(capture)
     sink_weights = np.where(alpha > epsilon, alpha, 0.0).sum((1, 2))
     shares = np.stack(
-        [
-            _place_shares(weights, int(end))
-            for weights, end in zip(sink_weights, lengths, strict=True)
-        ]
+        [_shares(weights, int(end)) for weights, end in zip(sink_weights, lengths, strict=True)]
     )
     kinds = [_kind(prompt, most) for prompt in shares]
     counted = np.array([[kind == name for name in KINDS] for kind in kinds], dtype=np.float64)
@@ -126,7 +123,7 @@ def run(
     )
 
 
-def _place_shares(weights: Array, end: int) -> Array:
+def _shares(weights: Array, end: int) -> Array:
     """Return the share of sink weight at each place; NaN without sinks."""
     total = weights.sum()
     if not total:

@@ -90,7 +90,7 @@ def run(
     above = _above(steady, epsilon)
 
     order = "" if received.causal(capture).all() else "; no causal order: α_k is over all queries"
-    prompts = f"{_stated(lengths)}; {_opening(capture)}{order}{received.rule(capture)}"
+    prompts = f"{_convention(lengths)}; {_opening(capture)}{order}{received.rule(capture)}"
     convention = f"share of heads with mean weight on key 1 above ε = {epsilon:g}; {prompts}"
     enough = f"over keys seen by ≥ {least_queries} queries; {prompts}"
     results = Results(capture, seed=seed, source=SOURCE)
@@ -159,7 +159,7 @@ def _tokens(words: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
     ]
 
 
-def _stated(lengths: NDArray[np.int64]) -> str:
+def _convention(lengths: NDArray[np.int64]) -> str:
     low, high = int(lengths.min()), int(lengths.max())
     return f"T = {low}" if low == high else f"T = {low} … {high} tokens"
 

@@ -87,7 +87,7 @@ def segment(
     special = _special(model)
     if by == "kinds":
         kinds = _token_kinds.of_texts(ids, _token_texts(capture), special, rare)
-        return named(kinds, _token_kinds.stated(rare, model.tokenizer), _token_kinds.KINDS)
+        return named(kinds, _token_kinds.convention(rare, model.tokenizer), _token_kinds.KINDS)
     if by == "roles":
         return _roles(capture, model, task, ids)
     if by == "parts":

@@ -67,7 +67,7 @@ def of_patches(names: Sequence[str]) -> list[str]:
     ]
 
 
-def stated(rare: int, tokenizer: Any) -> str:
+def convention(rare: int, tokenizer: Any) -> str:
     """Describe what the kinds mean here."""
     caveat = "" if tokenizer is not None else "; no tokenizer, so tokens are known by number alone"
     return (

@@ -40,8 +40,8 @@ def read_job(path: Path) -> Job:
     }
     names = _names(file, fields.analyses)
     options = _options(file, fields.options, list(names.values()))
-    _note_twins(file, "seeds", fields.seeds)
-    _note_mismatches(file, models, questions, {} if every else names)
+    _check_duplicates(file, "seeds", fields.seeds)
+    _check_mismatches(file, models, questions, {} if every else names)
     file.check()
     return Job(
         title=fields.title or path.stem,
@@ -162,7 +162,7 @@ def _values(
 
 def _names(file: MarkedFile, names: Sequence[Any]) -> dict[Location, str]:
     """Read the names of the analyses, in order; earlier names are good, too."""
-    _note_twins(file, "analyses", names)
+    _check_duplicates(file, "analyses", names)
     locations: dict[Location, str] = {}
     for index, name in enumerate(names):
         at: Location = ("analyses", index)
@@ -173,7 +173,7 @@ def _names(file: MarkedFile, names: Sequence[Any]) -> dict[Location, str]:
     return locations
 
 
-def _note_twins(file: MarkedFile, field: str, values: Sequence[Any]) -> None:
+def _check_duplicates(file: MarkedFile, field: str, values: Sequence[Any]) -> None:
     """Record values of a list that are there twice; 0 and false are two values."""
     typed = [(type(value), value) for value in values]
     for index, value in enumerate(typed):
@@ -181,7 +181,7 @@ def _note_twins(file: MarkedFile, field: str, values: Sequence[Any]) -> None:
             file.add((field, index), f"{field}: {value[1]!r} is there twice")
 
 
-def _note_mismatches(
+def _check_mismatches(
     file: MarkedFile,
     models: Mapping[Location, ModelSpec],
     questions: Mapping[Location, TaskSpec],

@@ -45,7 +45,7 @@ def started(job: Job, workers: int | None = None, address: str | None = None) ->
     """
     if address is not None and workers is not None:
         raise InvalidInput("--workers: a running cluster has its own; leave one of the two out")
-    ray = _ray(alone=address is None or _listens_here_alone(address))
+    ray = _ray(alone=address is None or _is_local_only(address))
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     if workers:
         options["num_cpus"] = job.threads * workers
@@ -83,7 +83,7 @@ def _ray(*, alone: bool = False) -> Any:
     return ray
 
 
-def _listens_here_alone(address: str) -> bool:
+def _is_local_only(address: str) -> bool:
     """Return whether a cluster listens at 127.0.0.1 alone; refuse one that does not answer.
 
     Ray would try for minutes, and take the address of this machine in its network for 127.0.0.1.
@@ -184,26 +184,26 @@ def _fetched(ray: Any, ready: Any) -> Outcome:
 
 
 def _versions(root: str) -> dict[str, str]:
-    _leave(root)
+    _remove_from_path(root)
     return versions()
 
 
 def _capture(root: str, job: Job, group: Group, part: slice) -> Any:
-    _leave(root)
+    _remove_from_path(root)
     return worker.capture_part(job, group, part)
 
 
 def _join(root: str, job: Job, group: Group, *captures: Any) -> Any:
-    _leave(root)
+    _remove_from_path(root)
     return worker.join_parts(job, group, captures)
 
 
 def _analyze(root: str, job: Job, group: Group, name: str, capture: Any) -> Outcome:
-    _leave(root)
+    _remove_from_path(root)
     return worker.analyze(job, group, name, capture)
 
 
-def _leave(root: str) -> None:
+def _remove_from_path(root: str) -> None:
     """Remove the working folder from the path, where Ray puts it.
 
     In the root of the repository, transformers would take our folder for its own kernels package.

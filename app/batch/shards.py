@@ -37,7 +37,7 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
     """
     if len(captures) == 1:
         return captures[0]
-    longest = max(captures, key=_reach)
+    longest = max(captures, key=_longest_prompt)
     sizes = {
         dim: max(part.sizes[dim] for part in captures if dim in part.sizes) for dim in longest.sizes
     }
@@ -65,7 +65,7 @@ def merge(captures: Sequence[xr.Dataset], whole: Prompts) -> xr.Dataset:
     return merged
 
 
-def _reach(capture: xr.Dataset) -> int:
+def _longest_prompt(capture: xr.Dataset) -> int:
     """Return the length of the longest prompt of a capture."""
     return max(capture.sizes.get("query", 0), capture.sizes.get("key", 0))
 

@@ -42,7 +42,7 @@ class Statistic:
         """Read it for one head (prompt, position); NaN at the first token and at padding."""
         at = {"layer": layer, "head": head, **self.index}
         if self.variable == ELSEWHERE:
-            values = _elsewhere(capture, at)
+            values = _largest_without_first(capture, at)
         else:
             values = _read(capture, self.variable, at)
         values[:, 0] = np.nan
@@ -100,7 +100,7 @@ def examples(values: NDArray[np.float64]) -> tuple[list[Example], list[Example]]
     return top, deciles
 
 
-def _elsewhere(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
+def _largest_without_first(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
     """Return the largest weight of every query on a key other than the first.
 
     Where the first token has the largest weight, it is the second largest, if the capture keeps
@@ -108,12 +108,12 @@ def _elsewhere(capture: xr.Dataset, at: dict[str, int]) -> NDArray[np.float64]:
     """
     largest, first = (_read(capture, name, at) for name in ("max_weight", "first_mass"))
     second = np.full_like(largest, np.nan)
-    if keeps_second(capture):
+    if has_second_largest(capture):
         second = _read(capture, "topk", {**at, "rank": 1})
     return np.where(np.abs(largest - first) < 1e-6, second, largest)
 
 
-def keeps_second(capture: xr.Dataset) -> bool:
+def has_second_largest(capture: xr.Dataset) -> bool:
     """Return whether a capture keeps the second largest weight of every query."""
     return "topk" in capture and capture.sizes["rank"] > 1
 
@@ -122,7 +122,7 @@ def unknown(capture: xr.Dataset, layer: int, head: int) -> tuple[int, int]:
     """Count the positions without a value of `ELSEWHERE`, and all, the first tokens left out."""
     at = {"layer": layer, "head": head}
     largest = _read(capture, "max_weight", at)[:, 1:]
-    values = _elsewhere(capture, at)[:, 1:]
+    values = _largest_without_first(capture, at)[:, 1:]
     positions = int(np.isfinite(largest).sum())
     return positions - int(np.isfinite(values).sum()), positions
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from headscope import viz
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS
-from headscope.analyses._stats.rank_correlation import parting, ranked
+from headscope.analyses._stats.rank_correlation import most_different, ranked
 from headscope.app.report import head_kinds
 from headscope.app.report.findings import Finding, strongest
 from headscope.app.report.scores import GRID, interval_text
@@ -83,7 +83,7 @@ class Importance:
     more: int
     agreement: tuple[tuple[tuple[float, str], ...], ...]
     measured: str
-    parting: str
+    most_different: str
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _importance(result: xr.Dataset, named: Mapping[str, list[str]]) -> Importanc
         more=len(listed[MOST:]),
         agreement=_agreement(result, methods),
         measured=f"{measured} of {heads} heads were ablated" if measured < heads else "",
-        parting="; ".join(parting(gate, zero)),
+        most_different="; ".join(most_different(gate, zero)),
     )
 
 

@@ -61,7 +61,7 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
         notes.append((str(result.attrs["note"]), page.is_doubtful(result)))
     if result.attrs.get("skipped"):
         notes.append((f"Not run: {result.attrs['skipped']}", True))
-    groups = alike(result)
+    groups = group_equals(result)
     drawn = [key for key in groups if result[key].ndim]
     provenance = {
         key: result.attrs[key] for key in PROVENANCE if result.attrs.get(key) not in (None, "")
@@ -84,7 +84,7 @@ def section(name: str, result: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def alike(result: xr.Dataset) -> dict[str, list[str]]:
+def group_equals(result: xr.Dataset) -> dict[str, list[str]]:
     """Group the variables of a result that say the same, each under the first of its group.
 
     They have the same dims, are no patterns, and their ranks correlate above 0.98.

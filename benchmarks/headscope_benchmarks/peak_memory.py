@@ -127,7 +127,7 @@ def measure_peak(function: str, name: str, length: int, heads: int, threads: int
     # Libraries and threads are loaded once, whatever the length.
     make(name, WARMUP_LENGTH, heads)()
     call = make(name, length, heads)
-    memory.forget_peak()
+    memory.reset_peak()
     before = memory.resident()
     result = call()
     extra = memory.peak() - before

@@ -184,7 +184,7 @@ def judge_cpu(
         f"{name}, {row['length']} tokens": round(extra / row["output_bytes"][name], 3)
         for row in memory
         if row["length"] >= CPU_FROM
-        for name, extra in _ours(row["extra_bytes"])
+        for name, extra in _own_engines(row["extra_bytes"])
     }
     errors = [row for row in gate if row["contender"].partition("/")[0] in ENGINES]
     judged += [
@@ -200,7 +200,7 @@ def judge_cpu(
     return judged
 
 
-def _ours(extra: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
+def _own_engines(extra: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
     """List the memory of headscope's engines."""
     for name, size in extra.items():
         if name.partition("/")[0] in ENGINES and size:
@@ -212,8 +212,8 @@ def _growth(memory: Rows) -> Iterator[tuple[str, float]]:
     if len(memory) < 2 or memory[-1]["length"] < CPU_FROM:
         return
     shorter, longer = memory[-2:]
-    before = dict(_ours(shorter["extra_bytes"]))
-    for name, extra in _ours(longer["extra_bytes"]):
+    before = dict(_own_engines(shorter["extra_bytes"]))
+    for name, extra in _own_engines(longer["extra_bytes"]):
         if name in before:
             exponent = math.log(extra / before[name], longer["length"] / shorter["length"])
             yield f"{name}, {shorter['length']} to {longer['length']} tokens", round(exponent, 3)

@@ -33,13 +33,13 @@ class Library:
 
     ``run`` is the sweep, None when there is none; ``note`` says in a line where the library comes
     from, or why there is none. ``pack`` packs keys and values for the processor's matrix unit, None
-    where it has none; ``room`` counts the bytes of memory that a call needs for its rows.
+    where it has none; ``memory_bytes`` counts the bytes of memory that a call needs for its rows.
     """
 
     run: Run | None
     note: str
     pack: Pack | None = None
-    room: Callable[[Call], int] = lambda call: 0
+    memory_bytes: Callable[[Call], int] = lambda call: 0
 
 
 @cache
@@ -50,14 +50,14 @@ def library() -> Library:
         return Library(None, built.note)
     try:
         opened = ctypes.CDLL(str(built.path))
-        loaded, room, pack = opened.sweep, opened.memory_bytes, packer(opened)
+        loaded, memory_bytes, pack = opened.sweep, opened.memory_bytes, packer(opened)
     except (OSError, AttributeError) as error:
         return Library(None, f"{built.note}, but it does not load: {error}")
-    loaded.argtypes = room.argtypes = (ctypes.POINTER(Call),)
-    loaded.restype, room.restype = ctypes.c_int, ctypes.c_int64
+    loaded.argtypes = memory_bytes.argtypes = (ctypes.POINTER(Call),)
+    loaded.restype, memory_bytes.restype = ctypes.c_int, ctypes.c_int64
 
     def need(call: Call) -> int:
-        return int(room(ctypes.byref(call)))
+        return int(memory_bytes(ctypes.byref(call)))
 
     def run(call: Call, scratch: Scratch) -> int:
         call.memory = scratch.take("rows", need(call)).data_ptr()
@@ -69,7 +69,7 @@ def library() -> Library:
     about = "; no matrix unit"
     if pack is not None:
         about = ", with the matrix unit"
-        if not multiplies_alike(run, pack):
+        if not agrees_with_torch(run, pack):
             about, pack = "; the matrix unit computes other numbers than torch", None
     return Library(run, built.note + about, pack, need)
 
@@ -83,7 +83,7 @@ def agrees(run: Run) -> bool:
     panel = logits.clone()
     reductions = frozenset({"topk_index", "weights"})
     sweep = Sweep(run, Request(stats=(), k=2), visibility, None, None, reductions)
-    results = sweep.room(block, panel.shape)
+    results = sweep.allocate(block, panel.shape)
     complete = sweep.reduce(block, results, float("inf"), panel, panel)
     visibility.mask_logits(logits, block)
     weights = logits.softmax(dim=-1)
@@ -95,7 +95,7 @@ def agrees(run: Run) -> bool:
     )
 
 
-def multiplies_alike(run: Run, pack: Pack) -> bool:
+def agrees_with_torch(run: Run, pack: Pack) -> bool:
     """Compare a small call with torch: the matrix unit is used only if it gives the same."""
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, rows, 40, generator=draw) for rows in (50, 70, 70))
@@ -110,7 +110,7 @@ def multiplies_alike(run: Run, pack: Pack) -> bool:
     sweep = Sweep(run, Request(stats=()), visibility, None, None, reductions, operands, scratch)
     block = visibility.block(slice(0, 50), 1)
     none = torch.empty(1, 1, 50, 70, device="meta")
-    results = sweep.room(block, none.shape)
+    results = sweep.allocate(block, none.shape)
     complete = sweep.reduce(block, results, float("inf"), None, none)
     products = q @ k.mT * spec.scale
     visibility.mask_logits(products, block)

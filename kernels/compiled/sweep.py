@@ -73,7 +73,7 @@ class Sweep:
         logits, shape = self.operands.logits, torch.Size(buffers.shape)
         # Whatever the sweep does not fill in is made from the weights.
         weights = buffers.none() if self.reductions <= self.filled else buffers.panel
-        filled = self.room(block, shape)
+        filled = self.allocate(block, shape)
         prepared = None
         if not self.operands.scores:
             prepared = logits.put(block, buffers.panel, hide=False)
@@ -175,7 +175,7 @@ class Sweep:
         starts = distance_bins(max(self.visibility.queries, self.visibility.keys))
         return torch.tensor([*starts[1:], ENDLESS])
 
-    def room(self, block: Block, shape: torch.Size) -> dict[str, Tensor]:
+    def allocate(self, block: Block, shape: torch.Size) -> dict[str, Tensor]:
         """Allocate the reductions of a panel."""
         *heads, rows, keys = shape
         tiles, across = -(-rows // self.request.tile), -(-keys // self.request.tile)

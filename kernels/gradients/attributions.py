@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.errors import InvalidInput
-from headscope.kernels.statistic import Statistic, leave_out_unseen
+from headscope.kernels.statistic import Statistic, mask_unattended
 from headscope.kernels.statistics import pooled_max, pooled_mean, received, topk, topk_key
 
 
@@ -94,7 +94,7 @@ STATISTICS = {
             doc="Attention times gradient that a key receives from all queries.",
             panel=received.STATISTIC.panel,
             dense=columns_of_whole,
-            finish=leave_out_unseen,
+            finish=mask_unattended,
         ),
         declare(
             name="attribution_pooled",

@@ -199,7 +199,7 @@ class PanelPlan:
             call.key_parts = call.value_parts = parts
         results = 4 * heads * self.rows * (sizes[1] + 4 * self.request.k)
         kept = 0 if self.keeps_no_weights else panel
-        return shared * operands + self.sweep.room(call) + results + kept + exact
+        return shared * operands + self.sweep.memory_bytes(call) + results + kept + exact
 
     @property
     def workers(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
 from headscope.kernels.panels.panel import Panel
-from headscope.kernels.statistic import Statistic, leave_out_unseen
+from headscope.kernels.statistic import Statistic, mask_unattended
 
 
 def from_panel(panel: Panel) -> Tensor:
@@ -33,5 +33,5 @@ STATISTIC = Statistic(
     doc=__doc__,
     panel=from_panel,
     dense=from_dense,
-    finish=leave_out_unseen,
+    finish=mask_unattended,
 )

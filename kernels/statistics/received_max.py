@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headscope.kernels.dense_attention import DenseAttention
-from headscope.kernels.statistic import Statistic, leave_out_unseen
+from headscope.kernels.statistic import Statistic, mask_unattended
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
@@ -33,5 +33,5 @@ STATISTIC = Statistic(
     panel=attrgetter("key_max"),
     dense=from_dense,
     reductions=("key_max",),
-    finish=leave_out_unseen,
+    finish=mask_unattended,
 )

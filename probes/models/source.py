@@ -55,7 +55,7 @@ def fetch(
         return module, words if tokenizer is None else tokenizer, name, fingerprint(module)
     local = Path(path).is_dir() or bool(commit(path, revision))
     if not local:
-        _reach(path, revision=revision)
+        _ping_hub(path, revision=revision)
     chosen: dict[str, Any] = {} if revision is None else {"revision": revision}
     if variant is not None:
         chosen["variant"] = variant
@@ -128,7 +128,7 @@ def fetch_tokenizer(
         raise InvalidInput(f"tokenizer: there is no folder {path}")
     local = Path(path).is_dir() or bool(commit(str(path), revision))
     if not local:
-        _reach(str(path), "tokenizer", revision)
+        _ping_hub(str(path), "tokenizer", revision)
     try:
         with quiet():
             kind: Any = AutoImageProcessor if images else AutoTokenizer
@@ -177,7 +177,7 @@ def fingerprint(module: nn.Module) -> str:
     return "sha256:" + hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
 
-def _reach(name: str, field: str = "model", revision: str | None = None) -> None:
+def _ping_hub(name: str, field: str = "model", revision: str | None = None) -> None:
     """Ask the hub once, shortly: the loaders would try again for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError

@@ -160,7 +160,7 @@ def check(path: str | os.PathLike[str], *, replace: bool = False) -> None:
         raise InvalidInput(
             f"out: {path} already holds a run; choose another folder or replace it (--overwrite)"
         )
-    if folder.is_dir() and not (folder / MANIFEST).exists() and _strangers(folder):
+    if folder.is_dir() and not (folder / MANIFEST).exists() and _other_files(folder):
         raise InvalidInput(f"out: {path} holds other files; choose an empty or new folder")
     check_writable(folder)
 
@@ -176,7 +176,7 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
 
 
-def _strangers(folder: Path) -> list[Path]:
+def _other_files(folder: Path) -> list[Path]:
     names = {CAPTURE, MANIFEST, RESULTS, EFFECTS, *REPORT}
     return [file for file in folder.iterdir() if file.name not in names and file.name[0] != "."]
 

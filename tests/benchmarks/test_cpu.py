@@ -97,7 +97,7 @@ def test_a_baseline_that_cannot_be_compiled_is_named(monkeypatch):
 def test_flex_attention_stays_compiled_beside_one_that_cannot_be():
     length, heads = 2048, 12
     calls, _ = baselines.prepare(baselines.FLEX, *cpu_shape(length, heads).inputs())
-    memory.forget_peak()
+    memory.reset_peak()
     before = memory.resident()
     calls["flex"]()
     # One matrix of every head would be 200 MB.

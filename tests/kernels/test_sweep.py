@@ -330,7 +330,7 @@ def test_a_mistake_in_the_text_is_noticed(mutant, draw, agree, rebuilt, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "SOURCE", folder / "sweep.c")
     monkeypatch.setattr(library, "agrees", lambda run: True)
-    monkeypatch.setattr(library, "multiplies_alike", lambda run, pack: True)
+    monkeypatch.setattr(library, "agrees_with_torch", lambda run, pack: True)
     way = "unit" if mutant.startswith("amx_") else "blas"
     monkeypatch.setattr(operands, "LEAST_ROWS", LEAST[way])
     options = dict(options)

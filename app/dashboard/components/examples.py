@@ -36,7 +36,7 @@ def draw(key: cache.RunKey, layer: int, head: int) -> None:
             "This run's capture lacks max_weight or first_mass, so positions cannot be ranked by "
             "their attention away from the first token; a new capture keeps both."
         )
-    if name == prompt_examples.ELSEWHERE and not prompt_examples.keeps_second(capture):
+    if name == prompt_examples.ELSEWHERE and not prompt_examples.has_second_largest(capture):
         count, positions = prompt_examples.unknown(capture, layer, head)
         if count:
             st.caption(

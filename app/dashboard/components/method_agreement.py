@@ -11,7 +11,7 @@ import streamlit as st
 import xarray as xr
 
 from headscope import viz
-from headscope.analyses._stats.rank_correlation import OVER_HEADS, parting
+from headscope.analyses._stats.rank_correlation import OVER_HEADS, most_different
 from headscope.app.dashboard import state
 from headscope.app.dashboard.components import head_figures, picked_head
 from headscope.app.report.answer import METHODS, PARTING, agreements
@@ -132,7 +132,7 @@ def _against(
         st.info("Choose two different methods.")
         return
     sides = [result[method].transpose(*GRID) for method in pair]
-    differing = parting(sides[0].values, sides[1].values, NAMED)
+    differing = most_different(sides[0].values, sides[1].values, NAMED)
     figure = head_figures.scatter(
         sides[0], sides[1], [METHODS[method] for method in pair],
         [text.split()[0] for text in differing], picked,

@@ -57,9 +57,9 @@ def draw(folder: Path) -> None:
             f"{re.sub(r'[^A-Za-z0-9]+', '-', source.rpartition('/')[2])[:40].strip('-') or 'run'}"
         )
         name = st.text_input(
-            "Name of the run", key="new_name", placeholder=_free(folder, start), max_chars=64,
+            "Name of the run", key="new_name", placeholder=_new_name(folder, start), max_chars=64,
             persist_state="session",
-        ) or _free(folder, start)  # fmt: skip
+        ) or _new_name(folder, start)  # fmt: skip
     if source and prompts is not None:
         _steps(folder, name, source, prompts)
 
@@ -117,7 +117,7 @@ def _read(name: str, content: bytes) -> Any:
             raise type(refusal)(str(refusal).replace(str(file), Path(name).name)) from None
 
 
-def _free(folder: Path, start: str) -> str:
+def _new_name(folder: Path, start: str) -> str:
     """Return the name of a new folder."""
     names = [start, *(f"{start}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (folder / name).exists())

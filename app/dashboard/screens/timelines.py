@@ -32,7 +32,7 @@ def opens(folder: Path | None) -> bool:
 def draw() -> None:
     """Draw the screen for the timeline that the link names, or the first beside the run."""
     folder = cache.folder()
-    paths = {} if folder is None else _beside(folder)
+    paths = {} if folder is None else _timelines(folder)
     st.title(TITLE)
     if folder is None or not paths:
         st.info(
@@ -54,7 +54,7 @@ def draw() -> None:
     state.show_warnings()
 
 
-def _beside(run: Path) -> dict[str, Path]:
+def _timelines(run: Path) -> dict[str, Path]:
     """List the finished timelines in the folder of a run, by name."""
     folders = (file.parent for file in sorted(run.parent.glob(f"*/{timeline_folder.MANIFEST}")))
     return {folder.name: folder for folder in folders if timeline_folder.holds(folder)}

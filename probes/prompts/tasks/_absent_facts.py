@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 KEY, QUERY = "key", "query"
 
 
-def stated(task: Task) -> Task:
+def with_stated_fact(task: Task) -> Task:
     """Truncate every prompt at its first question, whose fact the context states."""
     return replace(task, prompts=tuple(_first(prompt) for prompt in task.prompts))
 
 
-def absent(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
+def with_absent_fact(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     """Replace the key of the question by another one wherever the context states it.
 
     The twin has as many tokens, the same question and the same stated values, so whatever the model

@@ -11,7 +11,7 @@ from headscope.probes import capture
 from headscope.probes.interventions import KnockOut
 from headscope.probes.prompts import tasks
 from headscope.probes.prompts.reading import read
-from headscope.probes.prompts.tasks._absent_facts import stated
+from headscope.probes.prompts.tasks._absent_facts import with_stated_fact
 
 COPYING = ("L3H0", "L3H1", "L3H4", "L3H5", "L3H7")
 IDS = [0, *np.random.default_rng(0).integers(5, 35, 20).tolist()]
@@ -85,7 +85,7 @@ def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space)
 
 def test_hiding_the_fact_in_the_reliant_heads_is_what_loses_the_answer(bundled):
     """The claim behind the score, by another intervention: only the fact, only in these heads."""
-    task = stated(tasks.make("recall", bundled.tokenizer, 1))
+    task = with_stated_fact(tasks.make("recall", bundled.tokenizer, 1))
     question = read(bundled, task).encoded.questions[0][0]
     reliant = tuple((3, int(name[3])) for name in COPYING)
     others = tuple((3, head) for head in (2, 3, 6))

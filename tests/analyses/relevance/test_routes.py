@@ -274,7 +274,7 @@ def run(size):
 
 run(64)
 gc.collect()
-memory.forget_peak()
+memory.reset_peak()
 before = memory.resident()
 total = float(run({size}))
 print(memory.peak() - before, total)

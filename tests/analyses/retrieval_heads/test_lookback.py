@@ -14,7 +14,7 @@ from headscope.analyses.retrieval_heads._detector import Detector, ratios, windo
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes.capturing.generation import generate
 from headscope.probes.prompts import tasks
-from headscope.probes.prompts.tasks._absent_facts import absent, stated
+from headscope.probes.prompts.tasks._absent_facts import with_absent_fact, with_stated_fact
 from headscope.probes.prompts.tokens import encode
 from headscope.probes.prompts.writing import split
 
@@ -97,9 +97,9 @@ def test_the_detector_finds_one_planted_head_and_nothing_in_noise():
 
 
 def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
-    present = stated(tasks.make("recall", bundled.tokenizer, 5))
+    present = with_stated_fact(tasks.make("recall", bundled.tokenizer, 5))
     for here, there in zip(
-        present.prompts, absent(present, bundled.tokenizer).prompts, strict=True
+        present.prompts, with_absent_fact(present, bundled.tokenizer).prompts, strict=True
     ):
         ours, expected = split(here.clean), split(there.clean)
         asked = ours[-1]
@@ -117,10 +117,10 @@ def test_the_timeline_is_what_scikit_learn_says_of_the_models_own_maps(bundled):
     task = tasks.make("recall", bundled.tokenizer, 12)
     options = {"new_tokens": 3, "window": 2, "draws": 1}
     result = execute("lookback", bundled, task=task, options=options)
-    present = stated(task)
+    present = with_stated_fact(task)
     features = np.empty((2, 12, 3, 32))
     limit = np.log(1e7 - 1)  # as far as float32 can tell a share from 0 and 1
-    for fact, prompts in enumerate((present, absent(present, bundled.tokenizer))):
+    for fact, prompts in enumerate((present, with_absent_fact(present, bundled.tokenizer))):
         for row, (ids, asked) in enumerate(encoded(prompts, bundled)):
             start, text = asked[0].at + 1, list(ids)
             written = generate(bundled, [text], ("lse",), new_tokens=3)["token_id"].values[0]

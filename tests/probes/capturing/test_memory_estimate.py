@@ -44,7 +44,7 @@ options = {options}
 # Libraries are loaded once, whatever the length.
 capture(model, [draw(48, 99)], **{{**options, "out": None}})
 planned = plan(model, prompts, **options)
-memory.forget_peak()
+memory.reset_peak()
 before = memory.resident()
 found = capture(model, prompts, **options)
 print(planned.memory, memory.peak() - before)
