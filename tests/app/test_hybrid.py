@@ -40,7 +40,7 @@ def test_files_have_no_number_where_there_is_no_attention(folder):
     )
 
 
-def test_the_grid_says_what_is_absent(folder):
+def test_the_grid_states_what_is_absent(folder):
     figure = viz.draw(run_folder.open(folder).results()["importance"], "zero_ablation")
     hover = figure.data[-1].hovertext
     assert sum("no attention map in this layer" in text for row in hover for text in row) == 8

@@ -164,7 +164,7 @@ def test_the_result_can_be_laid_out_and_written(measured):
     assert "FlashAttention" in stock.columns
 
 
-def test_without_a_device_it_says_so_and_writes_nothing(tmp_path):
+def test_without_a_device_it_reports_it_and_writes_nothing(tmp_path):
     # As on a bare machine: torch and Triton, no terminal library, no model library, not installed.
     program = (
         "import os, runpy, sys\n"

@@ -48,7 +48,7 @@ def test_bars_are_medians_of_what_was_measured():
     assert list(result) == list(views.BARS)
 
 
-def test_committed_results_say_why_a_view_was_not_drawn():
+def test_committed_results_state_why_a_view_was_not_drawn():
     files = sorted(machine.RESULTS.glob("views-*.json"))
     assert files
     for file in files:

@@ -114,7 +114,7 @@ def test_nodes_and_edges_are_picked_off_their_middle(width, new_page, address, h
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_an_edge_says_its_weight_under_the_mouse_and_pins_its_source(
+def test_an_edge_states_its_weight_under_the_mouse_and_pins_its_source(
     new_page, address, run, settle
 ):
     result = run_folder.open(run).results()["edge_circuits"]

@@ -107,7 +107,7 @@ def test_a_model_and_prompts_of_ones_own(clone, new_page):
 
 
 @pytest.mark.skipif(not packaged.is_fetched("headscope/smollm2"), reason="SmolLM2 is not fetched")
-def test_a_report_on_a_real_model_says_what_the_readme_says(clone, new_page):
+def test_a_report_on_a_real_model_shows_what_the_readme_states(clone, new_page):
     printed = " ".join(run(commands("A real model"), clone).split())
     (shown,) = re.findall(r"```text\n(.*?)```", SECTIONS["A real model"], re.DOTALL)
     rows = [re.findall(r"(L\d+H\d+) ([\d.]+)", line) for line in shown.splitlines()]

@@ -55,7 +55,7 @@ def test_a_token_shows_what_it_attends_to_and_what_attends_to_it(pattern, new_pa
     assert page.evaluate("state.hide") is True
 
 
-def test_the_map_is_square_and_says_the_weight_under_the_mouse(pattern, new_page, tmp_path):
+def test_the_map_is_square_and_states_the_weight_under_the_mouse(pattern, new_page, tmp_path):
     page = new_page()
     opened(page, viz.token_view(pattern), tmp_path)
     page.get_by_role("tab", name="Map").click()

@@ -198,7 +198,7 @@ def test_words_are_found_and_a_window_is_put_around_them(new_page, tmp_path):
     expect(page.locator(".found")).to_have_text("0 matches")
 
 
-def test_a_page_holds_one_window_and_says_how_to_make_another(pattern, new_page, tmp_path):
+def test_a_page_holds_one_window_and_states_how_to_make_another(pattern, new_page, tmp_path):
     window = pattern.assign_coords(query=[20, 21, 22, 23], key=[8, 9, 10, 11])
     window = window.assign_coords(key_token=("key", list("abcd")))
     page = new_page()

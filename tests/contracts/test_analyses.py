@@ -75,7 +75,7 @@ def test_declaration(name):
         assert len(text) > 10, f"{option} is not described in the docstring of run()"
 
 
-def test_every_variable_says_what_it_is_and_has_a_view(result):
+def test_every_variable_states_what_it_is_and_has_a_view(result):
     shown = viz.variables(result)
     assert shown
     for variable in shown:
@@ -108,7 +108,7 @@ def test_progress_moves_with_the_passes_and_ends_at_its_total(ran, name, bundled
         assert stated.passes == pytest.approx(done, rel=0.3, abs=1)
 
 
-def test_costs_say_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
+def test_costs_state_the_bytes_of_the_capture_and_of_the_largest_pass(ran, given):
     _, held = given
     stated = ran[2]
     if held is None:

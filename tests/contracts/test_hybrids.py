@@ -45,7 +45,7 @@ def outcome(
         return request.param, refusal
 
 
-def test_nothing_is_said_about_layers_without_attention(outcome):
+def test_nothing_is_reported_about_layers_without_attention(outcome):
     name, result = outcome
     assert isinstance(result, HeadscopeError) == ("hybrid" not in analyses.load(name).SUPPORTS)
     if isinstance(result, HeadscopeError):
@@ -105,7 +105,7 @@ def test_shares_are_of_the_heads_that_attend(hybrid):
     np.testing.assert_array_equal(whole["sink"].values[ATTENDING], only["sink"].values)
 
 
-def test_importance_of_a_layer_with_attention_does_not_hang_on_the_others(hybrid):
+def test_importance_of_a_layer_with_attention_does_not_depend_on_the_others(hybrid):
     result = runner.execute("importance", hybrid, n=PROMPTS, seed=1)
     task = tasks.make("ioi", tokenizer=hybrid.tokenizer, n=PROMPTS, seed=1)
     intact = evaluate(hybrid, task)

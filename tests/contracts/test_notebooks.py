@@ -154,7 +154,7 @@ def test_notebooks_are_stored_as_jupyter_writes_them_with_their_figures(path):
 
 
 @each_notebook
-def test_notebooks_ask_show_and_say_what_they_do_not_show_and_are_checked(path):
+def test_notebooks_ask_show_and_state_what_they_do_not_show_and_are_checked(path):
     notebook = read(path)
     prose, code = sources(notebook, "markdown"), sources(notebook, "code")
     title = prose[0].splitlines()[0]

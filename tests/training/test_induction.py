@@ -10,7 +10,7 @@ from headscope_training.induction.recipe import RECIPE, normalize_gradient
 from headscope_training.words import SPECIAL, vocabulary
 
 
-def test_text_hangs_on_the_word_before_alone():
+def test_text_depends_on_the_word_before_alone():
     drawn = rows.text(8, 50, torch.Generator().manual_seed(1))
     after, shares = rows.successors()
     assert float(shares.sum()) == pytest.approx(1)

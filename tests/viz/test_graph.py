@@ -59,14 +59,14 @@ def test_the_strongest_edge_is_the_widest_and_the_weakest_is_seen(figure):
     assert "up to 4.00 logits" in figure.layout.title.subtitle.text
 
 
-def test_a_mark_says_the_edge_its_input_and_its_weight(figure):
+def test_a_mark_states_the_edge_its_input_and_its_weight(figure):
     marks = figure.data[-2]
     assert marks.hovertext[0] == "embedding → L0H1.v<br>Edge attribution: 4.00 logits"
     assert list(marks.text) == ["v", "q", "", "k", "v"]
     assert "1 of 6 edges not measured" in figure.layout.title.subtitle.text
 
 
-def test_a_node_says_what_leads_to_it_and_from_it(figure):
+def test_a_node_states_what_leads_to_it_and_from_it(figure):
     output = dict(zip(figure.data[-1].text, figure.data[-1].hovertext, strict=True))
     assert output["L1H1"] == "<b>L1H1</b><br>in: 3 drawn, sum -1.25 logits"
     assert output["L0H1"] == (
@@ -105,7 +105,7 @@ def test_edges_of_one_pair_run_apart_and_none_runs_behind_the_name_of_another_no
     assert apart.min() >= layout.MARK
 
 
-def test_of_many_edges_the_strongest_are_drawn_and_the_figure_says_so():
+def test_of_many_edges_the_strongest_are_drawn_and_the_figure_states_it():
     figure = graph.figure(edges(LINKS, WEIGHTS), edges=2)
     assert [words.split("<br>")[0] for words in figure.data[-2].hovertext] == [
         "embedding → L0H1.v", "L0H1 → L1H1.q"
@@ -119,7 +119,7 @@ def test_edges_without_a_sign_have_no_legend():
     assert not any(trace.showlegend for trace in figure.data)
 
 
-def test_a_graph_without_a_measured_edge_is_empty_and_says_so():
+def test_a_graph_without_a_measured_edge_is_empty_and_states_it():
     figure = graph.figure(edges(LINKS[:2], [np.nan, np.nan]))
     assert not lines(figure)
     assert figure.layout.title.subtitle.text.endswith("2 of 2 edges not measured")

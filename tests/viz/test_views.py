@@ -57,7 +57,7 @@ def test_exactly_one_view_accepts(view, drawn):
 
 
 @pytest.mark.parametrize(("view", "drawn"), CASES, ids=NAMES)
-def test_a_figure_says_what_it_shows_in_which_units(view, drawn):
+def test_a_figure_states_what_it_shows_in_which_units(view, drawn):
     figure = viz.choose(drawn).figure(drawn)
     assert isinstance(figure, go.Figure)
     assert "Some score" in figure.layout.title.text
@@ -172,7 +172,7 @@ def test_tokens_show_their_whitespace_and_their_position():
     assert viz.choose(lane).figure(lane).data[0].hovertext[1].startswith("1: a⏎b<br>")
 
 
-def test_a_large_map_is_coarsened_to_its_strongest_cells_and_says_so():
+def test_a_large_map_is_coarsened_to_its_strongest_cells_and_states_it():
     weights = np.zeros((1030, 1030))
     weights[1001, 77] = 0.8
     data = xr.DataArray(weights, dims=("query", "key"), attrs={"units": "share"})

@@ -59,7 +59,7 @@ def test_influence_and_losses_are_those_of_the_model_with_the_block_cut_out(rand
     assert result["attention_loss"].values[1] == pytest.approx(np.mean(without), abs=1e-6)
 
 
-def test_the_note_says_which_block_the_loss_would_skip(bundled):
+def test_the_note_states_which_block_the_loss_would_skip(bundled):
     texts = [list(range(5, 45)), list(range(50, 90))]
     result = block_influence.run(capture(bundled, texts, stats=("lse",)), bundled)
     cheapest = int(result["skip_loss"].values.argmin())

@@ -64,7 +64,7 @@ def test_bad_input_is_refused(circuit, captured, task):
     check_refusal("capture", run, captured.drop_vars("z"), circuit, task)
 
 
-def test_a_rule_set_that_a_model_does_not_allow_is_left_out_and_said():
+def test_a_rule_set_that_a_model_does_not_allow_is_left_out_and_reported():
     """Experts have no LRP rules: without R_A there is no transformer attribution."""
     model = load_model(architectures.build("gpt_oss"), tokenizer=tokenizer())
     task = repeated(n=2, length=3)

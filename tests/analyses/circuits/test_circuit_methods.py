@@ -120,7 +120,7 @@ def test_too_few_prompts_are_refused_with_the_number_needed(circuit):
         circuit_methods.run(capture(circuit, task, stats=()), circuit, task)
 
 
-def test_edges_that_cannot_be_patched_are_missing_and_the_reason_is_said(monkeypatch):
+def test_edges_that_cannot_be_patched_are_missing_and_the_reason_is_reported(monkeypatch):
     def refuse(*arguments):
         raise NotApplicable("model: no edges here")
 

@@ -188,7 +188,7 @@ def test_acdc_on_batches_of_one_prompt_leaves_the_same_edges(monkeypatch):
     assert 0 < whole.sum() < whole.size
 
 
-def test_scores_without_a_sample_are_said_to_agree_with_patching_alone():
+def test_scores_without_a_sample_are_reported_to_agree_with_patching_alone():
     held = known("headscope/constructed-induction")
     result = execute("edge_attribution", held.model, task=held.task, options={"edges": 10**6})
     assert result.sizes["edge"] == result.attrs["edges"]
@@ -201,7 +201,7 @@ def test_scores_without_a_sample_are_said_to_agree_with_patching_alone():
 
 
 @pytest.mark.requirement("E3")
-def test_attribution_says_what_patching_says_of_a_known_circuit():
+def test_attribution_agrees_with_patching_on_a_known_circuit():
     held = known_circuit.load("headscope/constructed-docstring", n=16)
     result = execute("edge_attribution", held.model, task=held.task, options={"edges": 23})
     best = set(result.attrs["top_edges"])

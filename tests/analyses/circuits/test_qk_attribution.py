@@ -51,7 +51,7 @@ def test_the_induction_head_attends_by_what_the_head_before_wrote_at_the_key(spl
 
 
 @pytest.mark.requirement("E2")
-def test_without_this_write_the_head_looks_away_and_the_answer_goes(split_scores):
+def test_without_this_write_the_head_attends_elsewhere_and_the_answer_goes(split_scores):
     assert split_scores.attrs["verdict"] == "supported"
     selected = split_scores.sel(condition="L0H0 at the key")
     drawn = split_scores.sel(condition=qk_attribution.DRAWN)

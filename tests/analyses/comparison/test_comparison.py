@@ -62,7 +62,7 @@ def test_the_planted_circuit_is_found_and_kept_in_a_file(circuit, task, tmp_path
 
 
 @pytest.mark.requirement("D2")
-def test_the_chance_of_an_overlap_is_what_all_sets_say():
+def test_the_chance_of_an_overlap_is_that_over_all_sets():
     scores = np.arange(8.0).reshape(2, 4)
     pool = list(itertools.product(range(2), range(4)))
     first, second = Circuit(tuple(pool[:3]), scores), Circuit((pool[1], pool[2], pool[6]), -scores)
@@ -78,7 +78,7 @@ def test_the_chance_of_an_overlap_is_what_all_sets_say():
 
 
 @pytest.mark.requirement("D2")
-def test_one_circuit_serves_two_tasks_and_the_interval_says_how_surely(circuit, task):
+def test_one_circuit_serves_two_tasks_and_the_interval_states_how_surely(circuit, task):
     short = replace(repeated(n=6, length=4, seed=1), name="short")
     result = overlap(find(circuit, task, 2), find(circuit, short, 2))
     assert result.attrs["shared_heads"] == ["L0H0", "L1H0"]
@@ -153,7 +153,7 @@ def test_shared_edges_are_held_against_chance():
 
 
 @pytest.mark.requirement("D2")
-def test_a_broken_model_recovers_when_its_head_is_told_where_to_look(forgetful, circuit, task):
+def test_a_broken_model_recovers_when_its_head_is_given_its_pattern_back(forgetful, circuit, task):
     assert float(evaluate(forgetful, task).mean()) == 0.0
     for options in ({"pattern": "previous"}, {"pattern": "own", "reference": circuit}):
         result = restore(forgetful, task, [PREVIOUS], **options)
@@ -271,7 +271,7 @@ def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
 
 
 @pytest.mark.requirement("D5")
-def test_what_if_says_what_a_task_loses(circuit, task):
+def test_what_if_states_what_a_task_loses(circuit, task):
     answer = what_if(circuit, task, [Inject((PREVIOUS,), "first")])
     assert answer["score"].values.tolist() == [1.0, 0.0]
     assert [answer[f"change{end}"].item() for end in ("", "_lower", "_upper")] == [-1.0] * 3

@@ -72,7 +72,7 @@ def test_the_planted_head_alone_reads_the_fact(circuit):
 
 @pytest.mark.requirement("B5")
 @pytest.mark.parametrize("space", ["residual", "z"])
-def test_the_copying_heads_of_the_bundled_model_hang_on_the_fact(bundled, space):
+def test_the_copying_heads_of_the_bundled_model_depend_on_the_fact(bundled, space):
     result = execute("context_reliance", bundled, n=8, options={"draws": 2, "space": space})
     assert sorted(result.attrs["heads_by_type"]["context-reliant"]) == list(COPYING)
     direct = result["direct"].values[3]

@@ -115,7 +115,7 @@ def common_and_rare(n: int = 6) -> Task:
 
 
 @pytest.mark.requirement("B6")
-def test_a_planted_head_that_looks_at_rare_tokens_is_enriched_and_a_uniform_one_is_not(circuit):
+def test_a_planted_head_that_attends_to_rare_tokens_is_enriched_and_a_uniform_one_is_not(circuit):
     module = copy.deepcopy(circuit.module)
     with torch.no_grad():
         attention, key = module.transformer.h[0].attn.c_attn, HEADS * SIZE + 2 * SIZE

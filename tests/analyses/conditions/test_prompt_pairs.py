@@ -106,7 +106,7 @@ def test_the_planted_head_is_where_the_prompts_differ_and_its_pattern_decides(ci
     assert result.attrs["verdict"] == "supported"
 
 
-def test_without_the_repetition_the_copying_heads_of_the_bundled_model_look_elsewhere(bundled):
+def test_without_the_repetition_the_copying_heads_of_the_bundled_model_attend_elsewhere(bundled):
     result = execute("prompt_pairs", bundled, n=6, options={"draws": 2, "checked": 4})
     assert set(result.attrs["heads_by_type"]["differ between the prompts"]) <= {
         "L3H0", "L3H1", "L3H4", "L3H5", "L3H7",

@@ -66,7 +66,7 @@ def test_every_method_is_held_against_every_other(compared):
     assert names[column] in compared.attrs["note"]
 
 
-def test_another_draw_of_the_task_says_nearly_the_same(compared):
+def test_another_draw_of_the_task_gives_nearly_the_same(compared):
     assert float(compared["paraphrase_agreement"].sel(ranking="noising")) > 0.7
     assert float(compared["retest"].sel(ranking="noising")) > 0.7
     again = compared["paraphrase_agreement"]
@@ -82,7 +82,7 @@ def test_important_heads_are_those_above_both_nulls(compared):
     assert named
 
 
-def test_split_halves_tell_the_share_of_true_variance():
+def test_split_halves_give_the_share_of_true_variance():
     # Heads with true scores and noise: reliability of the mean is σ²_true / (σ²_true + σ²_noise/n).
     generator = np.random.default_rng(0)
     true, count = 20 + generator.normal(size=(1, 40, 50)), 10

@@ -46,7 +46,7 @@ def test_the_weight_lies_on_the_head_that_carries_the_task(result):
 
 
 @pytest.mark.requirement("D3")
-def test_the_vector_of_another_task_says_another_word(circuit):
+def test_the_vector_of_another_task_gives_another_word(circuit):
     """Each vector makes the model answer its own task's word, and never the other's."""
     weight = torch.zeros(2, 4)
     # Without an earlier copy the head says <bos> once; the vector outweighs it.

@@ -134,7 +134,7 @@ def test_the_gradient_step_is_that_of_the_log_probability(random_llama):
     assert all(parameter.grad is None for parameter in random_llama.module.parameters())
 
 
-def test_the_analysis_says_who_learned_and_on_whose_prompts(circuit):
+def test_the_analysis_states_who_learned_and_on_whose_prompts(circuit):
     task = repeated(n=8, length=5)
     captured = capture(circuit, task, stats=(), keep=("z",))
     options = {"goal": "answers", "other": "thread", "count": 1, "steps": 3}

@@ -82,7 +82,9 @@ def test_keeping_to_words_moves_the_output_less_than_random_directions(result):
     assert result["moved"].attrs["evidence"] == "causal"
 
 
-def test_what_the_output_hangs_on_stands_with_the_labels_and_is_measured(result, model, texts):
+def test_what_the_output_depends_on_is_reported_with_the_labels_and_is_measured(
+    result, model, texts
+):
     rng = np.random.default_rng(0)
     moved = rng.uniform(1, 1.1, (20, 3)) * [2.0, 1.0, 4.0]
     assert "no less than random directions do" in text_basis._weight(moved)

@@ -318,7 +318,7 @@ def test_models_that_cannot_be_taken_apart_are_refused_by_name():
             list(split.batches())
 
 
-def test_batches_of_one_prompt_say_the_same(random_llama, monkeypatch):
+def test_batches_of_one_prompt_give_the_same(random_llama, monkeypatch):
     task = pairs(len(constructed.WORDS))
     _, whole = edge_scores(random_llama, task, "logit_difference", "eap_ig", 2)
     monkeypatch.setattr("headscope.analyses._interventions.edge_patching.WRITES", 1)
@@ -326,7 +326,7 @@ def test_batches_of_one_prompt_say_the_same(random_llama, monkeypatch):
     np.testing.assert_allclose(single, whole, atol=1e-6)
 
 
-def test_scores_of_a_batch_do_not_hang_on_how_sets_are_grouped(random_llama, monkeypatch):
+def test_scores_of_a_batch_do_not_depend_on_how_sets_are_grouped(random_llama, monkeypatch):
     task, graph = pairs(len(constructed.WORDS)), EdgeGraph(2, 4, parallel=False)
     answers = AnswerMetric("logit_difference", task.questions)
     generator = np.random.default_rng(2)

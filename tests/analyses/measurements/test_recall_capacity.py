@@ -51,7 +51,7 @@ def test_the_largest_number_above_chance_is_held(hits, held, natural, monkeypatc
         assert result.accuracy[pairs] == (count / 32, ends.low, ends.high)
 
 
-def test_a_model_that_holds_nothing_is_said_to_and_nothing_is_concluded(natural):
+def test_a_model_that_holds_nothing_is_reported_and_nothing_is_concluded(natural):
     result = execute("query_focus", natural, n=4, options={"draws": 1, "best": 1})
     assert result.attrs["verdict"] == "too_few"
     start = "The model is not shown to hold facts of recall: it answers 0 ("

@@ -147,7 +147,7 @@ def test_variance_is_split_exactly():
     assert by_document == pytest.approx(1 - by_slot)
 
 
-def test_the_other_facts_keep_their_order_and_the_dummy_is_nobody(circuit, facts):
+def test_the_other_facts_keep_their_order_and_the_dummy_has_a_new_name(circuit, facts):
     moved = _slots.move(facts, circuit)[0]
     key = split(moved.asked[0].clean)[-1]
     stated = [[prompt.part(span) for span in prompt.roles["key"]] for prompt in moved.asked]

@@ -125,7 +125,7 @@ def test_the_map_is_the_principal_components_of_the_models_own_patterns(random_l
 
 
 @pytest.mark.requirement("A12")
-def test_heads_that_look_alike_stand_together_on_the_map(result):
+def test_heads_that_attend_alike_stand_together_on_the_map(result):
     x, y = result["x"].values[0], result["y"].values[0]
     heads = result["label"].values.tolist()
     uniform = [heads.index(name) for name in ("L0H2", "L1H1", "L1H2", "L1H3")]

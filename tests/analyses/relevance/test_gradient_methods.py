@@ -214,7 +214,7 @@ def test_integrated_gradients_refuse_what_they_miss(bundled, monkeypatch):
     check_message("miss .* of the", integrated_gradients.relevance, trace)
 
 
-def test_every_method_answers_and_says_what_it_is(circuit):
+def test_every_method_answers_and_states_what_it_is(circuit):
     task = encode_task(circuit, repeated(n=1, length=4))
     trace = Trace(circuit, target.of_task(task)[0])
     for name, method in methods().items():

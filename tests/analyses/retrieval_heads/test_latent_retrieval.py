@@ -105,7 +105,7 @@ def test_a_planted_second_hop_follows_the_thread_and_nothing_shorter(threading):
         assert float(evaluate(threading, task).mean()) == 0.0
 
 
-def test_the_bundled_model_copies_and_says_that_it_cannot_associate(bundled):
+def test_the_bundled_model_copies_and_states_that_it_cannot_associate(bundled):
     result = execute("latent_retrieval", bundled, n=16, options={"draws": 2})
     intact, without, others = result["accuracy"].sel(kind="literal").values
     assert (intact, without) == (1.0, 0.0)

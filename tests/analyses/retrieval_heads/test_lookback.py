@@ -112,7 +112,7 @@ def test_a_twin_lacks_the_asked_fact_and_nothing_else(bundled):
 
 
 @pytest.mark.requirement("B4")
-def test_the_timeline_is_what_scikit_learn_says_of_the_models_own_maps(bundled):
+def test_the_timeline_is_that_of_scikit_learn_on_the_models_own_maps(bundled):
     """Risk of every generated token, and the area with its interval, made again by hand."""
     task = tasks.make("recall", bundled.tokenizer, 12)
     options = {"new_tokens": 3, "window": 2, "draws": 1}

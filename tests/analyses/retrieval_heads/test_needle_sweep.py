@@ -19,7 +19,7 @@ FORCED = {"decoding": "teacher_forced", "new_tokens": 1}
 EVERY = [(layer, head) for layer in range(2) for head in range(4)]
 
 
-def test_a_step_looks_where_the_models_own_map_is_largest(bundled):
+def test_a_step_attends_where_the_models_own_map_is_largest(bundled):
     task = tasks.make("needle", bundled.tokenizer, 2, length=40, span=2)
     encoded = encode(task, bundled.tokenizer)
     for ids, asked in zip(encoded.ids, encoded.questions, strict=True):

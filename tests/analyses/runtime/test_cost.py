@@ -59,7 +59,7 @@ def test_a_pass_with_a_gradient_counts_three_times(bundled):
     assert sloped[-1] == 3 * plain[0]
 
 
-def test_a_screen_costs_less_than_all_heads_and_is_said_so(bundled, monkeypatch):
+def test_a_screen_costs_less_than_all_heads_and_is_reported(bundled, monkeypatch):
     def passes(**options):
         sets = PromptSets(bundled, None, None, None, 4, 0)
         return expected_work.expect("vocabulary", sets, options).passes

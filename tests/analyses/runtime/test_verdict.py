@@ -35,7 +35,7 @@ def test_nothing_is_a_share_of_no_effect(fixed):
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 15])
-def test_few_prompts_say_nothing(prompts):
+def test_few_prompts_give_no_verdict(prompts):
     assert verdict(0.1, 1.0, 0.9, 1.0, prompts=prompts).state == "too_few"
     result = causal_verdict(np.full(prompts, 3.0), "3 nats")
     assert result.state == "too_few"

@@ -127,7 +127,7 @@ def test_it_slows_down_before_one_word_takes_all(run):
 
 
 @pytest.mark.requirement("E4")
-def test_attention_leaves_words_that_do_not_tell_the_next_one():
+def test_attention_leaves_words_that_do_not_predict_the_next_one():
     """The control: distinct words occur with every next word alike."""
     _, timeline = trained(told=False)
     for name in SHARES:

@@ -66,7 +66,7 @@ def test_the_previous_token_head_comes_first_then_induction_as_the_loss_drops(ty
 
 
 @pytest.mark.requirement("E4")
-def test_the_checkpoints_tell_that_the_previous_token_head_is_first(types, losses):
+def test_the_checkpoints_show_that_the_previous_token_head_is_first(types, losses):
     together = types.assign(losses.drop_vars("step"))
     for later in ("induction", "loss"):
         result = order(together, [later, "previous_token"])

@@ -24,7 +24,7 @@ def drawn():
 
 
 @pytest.mark.requirement("E4")
-def test_all_loops_share_their_weights_and_the_machine_computes_what_the_programs_say(
+def test_all_loops_share_their_weights_and_the_machine_computes_what_the_programs_define(
     machine, drawn
 ):
     task, clean, _ = drawn
@@ -45,7 +45,7 @@ def test_all_loops_share_their_weights_and_the_machine_computes_what_the_program
 
 
 @pytest.mark.requirement("E4")
-def test_the_fetching_head_looks_where_the_program_counter_points_in_every_loop(machine, drawn):
+def test_the_fetching_head_attends_where_the_program_counter_points_in_every_loop(machine, drawn):
     task, clean, other = drawn
     result = capture(machine, task, stats=("topk", "topk_key"), k=1)
     last = result.isel(query=-1, rank=0)

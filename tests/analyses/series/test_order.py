@@ -56,7 +56,7 @@ def test_a_falling_loss_and_heads_are_ordered_together():
     assert result.attrs["verdict"] == "supported"
 
 
-def test_what_rises_between_the_same_checkpoints_cannot_be_told():
+def test_what_rises_between_the_same_checkpoints_cannot_be_ordered():
     result = order(made(one=curve(440, 5.0), other=curve(460, 5.0)), ["one", "other"])
     assert result.attrs["verdict"] == "too_few"
     assert result["lag_lower"][1] < 0 < result["lag_upper"][1]

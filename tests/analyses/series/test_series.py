@@ -93,7 +93,7 @@ def test_the_topology_of_sinks_is_followed_over_training(grown):
     assert [own[f"checkpoint-{step}"]["topology"] for step in (0, 500)] == ["none", "centralised"]
 
 
-def test_each_checkpoint_is_what_the_analysis_says_of_it_alone(grown, recorded):
+def test_each_checkpoint_has_the_result_of_the_analysis_alone(grown, recorded):
     alone = runner.execute(
         "head_types", load_model(grown / "checkpoint-300"), task=repeated(),
         options={"draws": 1, "least_score": 0.9},

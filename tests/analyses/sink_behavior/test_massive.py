@@ -123,7 +123,7 @@ def test_massive_tokens_join_sink_tokens_whose_values_are_small():
 
 
 @pytest.mark.requirement("A4")
-def test_the_bundled_model_has_none_as_its_own_hidden_states_say(bundled):
+def test_the_bundled_model_has_none_as_in_its_own_hidden_states(bundled):
     ids = [[0, *np.random.default_rng(0).integers(3, 400, 40).tolist()] for _ in range(2)]
     result = massive.run(capture(bundled, ids, stats=("received",)), bundled)
     with torch.no_grad():

@@ -67,7 +67,9 @@ def test_few_prompts_call_no_sink_helpful_or_harmful():
     assert not any(result.attrs["heads_by_type"].values())
 
 
-def test_a_screen_scales_the_head_that_the_loss_hangs_on_and_leaves_the_other_missing(monkeypatch):
+def test_a_screen_scales_the_head_that_the_loss_depends_on_and_leaves_the_other_missing(
+    monkeypatch,
+):
     whole = run(planted(True), PROMPTS)
     for name, number in {"FEW": 1, "FIRST": 1, "SAMPLE": 0}.items():
         monkeypatch.setattr(screening, name, number)

@@ -189,7 +189,7 @@ def test_pieces_are_opened_as_the_tokenizer_does():
     check_message("prompts: none has 2 tokens", cut, model, [[0], [3]], 4)
 
 
-def test_training_on_a_model_explains_more_than_components_and_says_its_cost(bundled, prompts):
+def test_training_on_a_model_explains_more_than_components_and_states_its_cost(bundled, prompts):
     site, settings = Site(1), Settings(features=128, k=6, steps=300, batch=128)
     texts = read(bundled, tasks.make("story", bundled.tokenizer, 60, 1)).ids
     cost = estimate(bundled, texts, site, settings)

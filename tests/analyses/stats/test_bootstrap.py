@@ -3,7 +3,7 @@ import numpy as np
 from headscope.analyses._stats.bootstrap import bootstrap
 
 
-def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+def test_the_interval_covers_the_true_mean_at_its_level():
     samples = np.random.default_rng(0).normal(3.0, 2.0, size=(60, 400))
     _, lower, upper = bootstrap(samples, resamples=500)
     assert 0.90 < ((lower < 3.0) & (upper > 3.0)).mean() < 0.98

@@ -45,7 +45,7 @@ def test_planted_heads_give_tokens_the_life_that_follows(lives, head, lifetime, 
     assert float(result.sel(lifetime=lifetime)) == pytest.approx(share, abs=1e-6)
 
 
-def test_a_sink_lives_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
+def test_a_sink_is_attended_to_the_end_and_what_is_read_once_from_afar_does_not(lives):
     sink = lives["lifetime_mass"].sel(layer=SINK[0], head=SINK[1])
     assert float(sink.sel(lifetime="global")) > 0.99
     assert float(lives["near_mass"].sel(layer=PREVIOUS[0], head=PREVIOUS[1])) > 0.99
@@ -65,7 +65,7 @@ def test_a_window_takes_nothing_from_heads_whose_tokens_are_window_tokens(lives)
     assert window == pytest.approx(intact, abs=1e-4)
 
 
-def test_heads_that_look_far_lose_by_a_window(bundled):
+def test_heads_that_attend_far_lose_by_a_window(bundled):
     task = tasks.make("recall", tokenizer=bundled.tokenizer, n=16, seed=2, pairs=6)
     options = {"window": 4, "least_mass": 0.5}
     result = execute("lifetimes", bundled, task, options=options)

@@ -107,7 +107,7 @@ def test_delimiters_of_a_text(bert, circuit):
     assert positions(circuit, [[5, 6]]) == {}
 
 
-def test_prompts_without_delimiters_say_so(circuit):
+def test_prompts_without_delimiters_report_it(circuit):
     result = execute("offsets", circuit, [[5, 6, 7, 8], [9, 5, 6, 7]])
     assert "delimiter_mass" not in result
     assert "No delimiter is known" in result.attrs["note"]

@@ -104,7 +104,7 @@ def test_roles_are_those_of_the_task_also_where_only_its_capture_is_left(bundled
 
 
 @pytest.mark.requirement("A19")
-def test_two_texts_of_an_encoder_look_at_each_other():
+def test_two_texts_of_an_encoder_attend_to_each_other():
     model = load_model(constructed.encoder(), tokenizer=constructed.encoder_tokenizer())
     start, end, word = 2, 3, 5
     query, document = range(word, word + 3), range(word + 10, word + 16)

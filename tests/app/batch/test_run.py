@@ -34,7 +34,7 @@ def table(folder: Path):
     return pyarrow.dataset.dataset(folder / "heads", partitioning="hive").to_table().to_pandas()
 
 
-def test_the_table_says_what_the_analyses_say(two_by_two, tmp_path, bundled, monkeypatch):
+def test_the_table_holds_what_the_analyses_return(two_by_two, tmp_path, bundled, monkeypatch):
     captures = []
     inner = probes.capture
 
@@ -186,7 +186,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(job, tmp_path, small
     assert "ZeroDivisionError" not in report
 
 
-def test_a_dry_run_says_cells_and_memory_and_writes_nothing(two_by_two, headscope, tmp_path):
+def test_a_dry_run_states_cells_and_memory_and_writes_nothing(two_by_two, headscope, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     given = ("--out", tmp_path / "out", "--dry-run")
     code, output, errors = headscope("batch", tmp_path / "job.yaml", *given)

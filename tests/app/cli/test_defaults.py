@@ -45,7 +45,7 @@ def test_without_names_those_run_that_need_the_capture_alone_and_head_types(run,
     assert f"headscope analyze {run.path} --all runs them all" in line
 
 
-def test_what_is_named_runs_alone_and_nothing_is_said_of_the_others(run, headscope):
+def test_what_is_named_runs_alone_and_nothing_is_reported_of_the_others(run, headscope):
     output = headscope("analyze", run.path, "offsets").printed()
     assert set(run.results()) == {"offsets"}
     assert "left" not in output
@@ -63,7 +63,7 @@ def test_all_runs_what_is_missing(run, headscope, monkeypatch):
     assert run.results()["sinks"].identical(before)
 
 
-def test_ablations_in_bfloat16_say_how_far_they_agree(run, headscope):
+def test_ablations_in_bfloat16_state_how_far_they_agree(run, headscope):
     refused = headscope("analyze", run.path, "importance", "--dtype", "float16").refusal()
     assert refused.startswith("error: dtype: no 'float16'; choose one of float32, bfloat16")
     given = ("analyze", run.path, "importance", "sinks", "--number", 2, "--dtype")

@@ -60,7 +60,7 @@ def test_the_bundled_models_are_listed():
         assert f"{name} " in said("models")
 
 
-def test_a_dry_run_says_what_it_would_need_and_writes_nothing(tmp_path):
+def test_a_dry_run_states_what_it_would_need_and_writes_nothing(tmp_path):
     told = said(
         "capture", "headscope/bundled", "--task", "story", "--number", "2",
         "--out", str(tmp_path / "run"), "--dry-run",

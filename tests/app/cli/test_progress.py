@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     return now
 
 
-def test_a_phase_says_its_share_the_time_and_what_is_left(clock):
+def test_a_phase_states_its_share_the_time_and_what_is_left(clock):
     phases = Phases()
     clock[0] = 112
     assert phases.describe() == "starting: 0:12 elapsed"
@@ -47,7 +47,7 @@ def test_the_rate_is_that_of_the_steps_and_not_of_what_came_before_them(clock):
     assert phases.describe() == "1/1 retrieval: 50% done, 1:10 elapsed, about 0:20 left"
 
 
-def test_what_was_stated_says_what_is_left_until_there_is_evidence(clock):
+def test_what_was_stated_states_what_is_left_until_there_is_evidence(clock):
     phases = Phases({"importance": 80.0})
     phases.count("1/2 importance", 0, 100)
     assert phases.describe() == "1/2 importance: 0:00 elapsed, about 1:20 left"
@@ -67,7 +67,7 @@ def test_a_share_in_a_blink_is_no_evidence(clock):
     assert phases.describe() == "importance: 50% done, 0:01 elapsed"
 
 
-def test_work_of_unknown_size_says_its_time_alone(clock):
+def test_work_of_unknown_size_states_its_time_alone(clock):
     phases = Phases()
     phases.count("mine", 0, 0)
     phases.count("mine", 300, 0)

@@ -86,7 +86,7 @@ def test_a_circuit_of_ones_own_is_measured(tmp_path):
         ("nothing", "nothing cannot be read; give one of the shipped names"),
     ],
 )
-def test_what_is_not_at_hand_is_said_in_one_line(what, wanted, monkeypatch, capsys):
+def test_what_is_not_available_is_reported_in_one_line(what, wanted, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["headscope", "reproduce", what])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_the_command_says_when_heads_emerge_and_writes_a_page(made):
+def test_the_command_states_when_heads_emerge_and_writes_a_page(made):
     folder, output = made
     assert output.startswith("3 of 3 checkpoints, steps 0 to 1000.")
     (line,) = [line for line in output.splitlines() if line.startswith("induction: ")]

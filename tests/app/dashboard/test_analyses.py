@@ -45,7 +45,7 @@ def test_the_catalogue_has_every_analysis_with_question_summary_and_evidence(scr
     assert app.header[0].value == "sinks"
 
 
-def test_a_link_opens_the_question_and_the_analysis_and_says_what_is_not_there(screen):
+def test_a_link_opens_the_question_and_the_analysis_and_states_what_is_not_there(screen):
     app = screen(question="sink_behavior", analysis="massive")
     assert app.dataframe[0].value["analysis"].tolist() == analyses.families()["sink_behavior"]
     assert app.header[0].value == "massive"
@@ -144,7 +144,7 @@ def test_a_cancelled_analysis_keeps_what_was_finished_and_nothing_half(screen, f
     assert set(analyze_run(run, ["sinks"])) == {"sinks"}
 
 
-def test_a_bug_in_an_analysis_is_said_with_its_traceback(screen, monkeypatch):
+def test_a_bug_in_an_analysis_is_reported_with_its_traceback(screen, monkeypatch):
     def broken(*given, **options):
         raise ZeroDivisionError("<b>by nothing</b>")
 

@@ -103,7 +103,7 @@ def test_a_circuit_is_drawn_by_the_score_that_all_of_its_edges_have(dashboard, w
     assert what_if.VIEW not in measured_on.options
 
 
-def test_what_pinned_nodes_hide_is_said_and_they_are_ringed(dashboard, with_edges):
+def test_what_pinned_nodes_hide_is_reported_and_they_are_ringed(dashboard, with_edges):
     app = dashboard(with_edges, "circuit", edges="20")
     drawn = figures(app)["circuit"]["data"][-1]["text"]
     head = next(name for name in drawn if "H" in name)
@@ -115,7 +115,7 @@ def test_what_pinned_nodes_hide_is_said_and_they_are_ringed(dashboard, with_edge
     assert [note["text"] for note in notes if note["borderwidth"] > 1] == [head]
 
 
-def test_a_node_without_a_strong_edge_says_how_to_show_its_edges(dashboard, with_edges):
+def test_a_node_without_a_strong_edge_states_how_to_show_its_edges(dashboard, with_edges):
     result = run_folder.open(with_edges).results()["edge_circuits"]
     names = circuit_graph.nodes(result["circuit_score"])
     weak = next(

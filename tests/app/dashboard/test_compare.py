@@ -47,7 +47,7 @@ def told(headscope, tmp_path: Path, runs: Path, score: str) -> dict:
 
 @pytest.mark.requirement("D6")
 @pytest.mark.parametrize("score", ["sinks.sink", "capture.entropy"])
-def test_grids_of_both_runs_and_their_difference_say_what_the_command_says(
+def test_grids_of_both_runs_and_their_difference_show_what_the_command_prints(
     screen, runs, headscope, tmp_path, score
 ):
     row = told(headscope, tmp_path, runs, score)

@@ -127,7 +127,7 @@ def test_examples_share_the_prompts_and_deciles_are_of_all_positions():
     assert prompt_examples.examples(np.full((2, 3), np.nan)) == ([], [])
 
 
-def test_a_run_that_keeps_too_little_says_so(bundled):
+def test_a_run_that_keeps_too_little_states_it(bundled):
     made = capture(bundled, [[0, 5, 6, 5]], stats=("entropy", "offset_mass"))
     known = prompt_examples.statistics(made)
     assert list(known) == ["entropy", "offset_mass[0]", "offset_mass[1]"]
@@ -136,7 +136,7 @@ def test_a_run_that_keeps_too_little_says_so(bundled):
         prompt_examples.statistics(binned)
 
 
-def test_examples_say_which_positions_a_capture_without_second_weights_leaves_out(
+def test_examples_state_which_positions_a_capture_without_second_weights_leaves_out(
     dashboard, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("headscope.app.pipeline.needed", lambda model: ("max_weight", "first_mass"))
@@ -228,12 +228,12 @@ def important(n: int, mean: float, lower: float, upper: float, heads: list[str])
          "1st of 8; too few prompts (of at least 16) to tell it from chance (n = 4)."),
     ],
 )  # fmt: skip
-def test_one_sentence_says_what_an_ablation_does(n, ends, heads, said):
+def test_one_sentence_states_what_an_ablation_does(n, ends, heads, said):
     results, scores = important(n, *ends, heads)
     assert head_summary.causal_sentence(results, scores, 1, 2) == said
 
 
-def test_a_run_without_an_intervention_says_so():
+def test_a_run_without_an_intervention_states_it():
     scores = {"one.two": score([[0.1, 0.2]])}
     assert "No causal number" in head_summary.causal_sentence({}, scores, 0, 1)
 

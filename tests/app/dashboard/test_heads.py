@@ -41,7 +41,7 @@ def test_a_link_opens_the_same_view(screen):
     assert not app.warning
 
 
-def test_what_a_link_asks_for_in_vain_is_said(screen):
+def test_what_a_link_asks_for_in_vain_is_reported(screen):
     app = screen(by="sinks.nothing", layer="99", head="1", prompt="77")
     assert title(app).endswith("H1")
     output = " ".join(warning.value for warning in app.warning)
@@ -143,7 +143,7 @@ def test_a_long_text_opens_whole_and_a_shorter_one_drops_the_window(screen, bund
 
 
 @pytest.mark.parametrize(("queries", "keys"), [("5000-5099", "0-9"), ("0-9", ""), ("0-599", "x")])
-def test_a_window_outside_the_text_is_said(queries, keys, screen, long_text):
+def test_a_window_outside_the_text_is_reported(queries, keys, screen, long_text):
     app = screen(text=long_text, queries=queries, keys=keys, map="nothing")
     output = " ".join(warning.value for warning in app.warning)
     assert queries in output
@@ -237,7 +237,7 @@ def test_the_token_view_has_the_weights_of_the_prompt_and_its_state_from_the_lin
     assert "mode=Lines" in app.main.code[0].value
 
 
-def test_a_state_that_the_token_view_lacks_is_said(screen):
+def test_a_state_that_the_token_view_lacks_is_reported(screen):
     app = screen(mode="Sound", token="999", scale="huge")
     output = " ".join(warning.value for warning in app.warning)
     assert all(word in output for word in ("'Sound'", "'999'", "'huge'"))
@@ -255,13 +255,13 @@ def test_thumbnails_show_every_head_on_the_prompt_in_view(screen, bundled, first
     np.testing.assert_allclose(result, np.ceil(255 * np.sqrt(exact)), atol=1)
 
 
-def test_a_filter_that_the_run_lacks_is_said(screen):
+def test_a_filter_that_the_run_lacks_is_reported(screen):
     app = screen(type="mover")
     assert "'mover'" in " ".join(warning.value for warning in app.warning)
     assert app.multiselect(key="type").value == []
 
 
-def test_an_empty_dashboard_says_what_to_do(tmp_path, dashboard):
+def test_an_empty_dashboard_states_what_to_do(tmp_path, dashboard):
     assert "headscope demo" in dashboard(tmp_path / "nothing").info[0].value
 
 

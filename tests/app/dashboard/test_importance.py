@@ -54,7 +54,7 @@ def said(app: AppTest) -> str:
     return " ".join(each.value for each in (*app.markdown, *app.caption, *app.warning))
 
 
-def test_the_header_says_task_metric_prompts_intact_metric_and_null(screen, result):
+def test_the_header_states_task_metric_prompts_intact_metric_and_null(screen, result):
     text = said(screen())
     assert "Task **ioi**, **16 prompts**; metric: logit difference" in text
     assert f"**{float(result['intact']):#.3g} logits**" in text
@@ -150,7 +150,7 @@ def test_two_methods_are_drawn_against_each_other_with_their_rank_correlation(sc
     assert points["text"][apart] == f"L{apart // 8}H{apart % 8}", "the one that disagrees most"
 
 
-def test_the_link_picks_a_head_and_says_what_is_not_there(screen, result):
+def test_the_link_picks_a_head_and_states_what_is_not_there(screen, result):
     app = screen(pick="L2H5", x="nothing")
     assert app.selectbox(key="pick").value == "L2H5"
     assert app.subheader[1].value == "L2H5"
@@ -191,7 +191,7 @@ def test_what_is_missing_is_offered_with_its_cost_and_then_shown(dashboard, meas
     assert len(app.dataframe[0].value) == 32
 
 
-def test_too_few_prompts_are_said_and_more_are_offered(dashboard, demo_run):
+def test_too_few_prompts_are_reported_and_more_are_offered(dashboard, demo_run):
     app = dashboard(demo_run, "importance")
     assert "3 prompts rank heads and cannot call one important" in said(app)
     assert "More than 3 prompts tell which heads matter" in said(app)

@@ -143,7 +143,7 @@ def test_names_that_are_no_folder_of_a_run_are_refused(name):
     assert not new_run.NAME.fullmatch(name)
 
 
-def test_a_failed_or_cancelled_capture_leaves_nothing_and_says_so(screen, place, first_words):
+def test_a_failed_or_cancelled_capture_leaves_nothing_and_states_it(screen, place, first_words):
     app = screen
     app.text_area(key="new_text").set_value("zebra xylophone").run()
     press(app, "new_estimate")
@@ -195,7 +195,7 @@ def test_a_model_folder_is_taken_and_one_that_is_none_refused(screen, place, fir
     assert not (place / "none").exists()
 
 
-def test_what_a_prompt_or_a_name_says_is_shown_as_text(screen, place):
+def test_what_a_prompt_or_a_name_holds_is_shown_as_text(screen, place):
     app = screen
     app.text_area(key="new_text").set_value(HOSTILE).run()
     press(app, "new_estimate")
@@ -214,7 +214,7 @@ def test_what_a_prompt_or_a_name_says_is_shown_as_text(screen, place):
     assert plain("<img>") in app.error[-1].value
 
 
-def test_a_broken_run_is_said_and_the_others_are_listed(place, dashboard):
+def test_a_broken_run_is_reported_and_the_others_are_listed(place, dashboard):
     (place / "broken").mkdir()
     (place / "broken" / "manifest.json").write_text(json.dumps({"format": "other"}))
     table = dashboard(place / "bare", "runs", run="broken").dataframe[0].value
@@ -222,7 +222,7 @@ def test_a_broken_run_is_said_and_the_others_are_listed(place, dashboard):
     assert table.set_index("run")["model"]["bare"] == "headscope/bundled"
 
 
-def test_jobs_are_done_once_and_said(screen, first_words):
+def test_jobs_are_done_once_and_reported(screen, first_words):
     app = screen
     app.text_area(key="new_text").set_value(first_words).run()
     before = len(QUEUE.jobs)

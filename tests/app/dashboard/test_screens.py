@@ -43,7 +43,7 @@ def test_a_file_in_the_folder_is_a_screen(tmp_path, dashboard, monkeypatch):
         sys.modules.pop(f"{screens.__name__}.mine", None)
 
 
-def test_every_screen_says_what_the_navigation_shows():
+def test_every_screen_states_what_the_navigation_shows():
     for name in screens.names():
         screen = screens.load(name)
         assert screen.TITLE

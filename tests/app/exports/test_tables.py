@@ -40,7 +40,7 @@ def read(kind: str, content: bytes) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("kind", tables.FORMATS)
-def test_a_row_of_the_long_table_says_what_its_number_is(kind, results):
+def test_a_row_of_the_long_table_states_what_its_number_is(kind, results):
     rows = read(kind, tables.encode(kind, results, MANIFEST, "run1"))
     assert len(rows) == 12
     row = rows[(rows["variable"] == "lost") & (rows["name"] == "L1H2")].iloc[0]

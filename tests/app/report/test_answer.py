@@ -87,7 +87,7 @@ def test_ties_are_ties():
     assert {row.rank for row in actual.rows} == {"1st (24 tied)"}
 
 
-def test_what_disagrees_is_said_with_the_text_of_its_verdict():
+def test_what_disagrees_is_reported_with_the_text_of_its_verdict():
     held = Results(xr.Dataset(coords=COORDS))
     held.add("x", (), 1.0, "X", "share")
     results = {

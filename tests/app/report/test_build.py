@@ -241,7 +241,7 @@ def test_names_of_others_cannot_become_code(tmp_path, monkeypatch):
     assert len(page.figures) == 1
 
 
-def test_what_is_missing_is_said_and_null_in_json(tmp_path, monkeypatch):
+def test_what_is_missing_is_reported_and_null_in_json(tmp_path, monkeypatch):
     grid = xr.DataArray([[0.5, np.nan]], dims=("layer", "head"), attrs={"units": "share"})
     notes = {"verdict": "disagreement", "note": "The two differ.", "skipped": "no tokenizer"}
     result = xr.Dataset({"x": grid}, attrs=notes)

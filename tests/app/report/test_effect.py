@@ -39,14 +39,14 @@ def test_noise_of_270_heads_is_no_effect():
     assert np.mean(false) < 0.1
 
 
-def test_findings_say_which_heads_have_an_effect():
+def test_findings_state_which_heads_have_an_effect():
     told = {finding.name: finding.effect for finding in findings(result(32))}
     assert told.keys() > PLANTED
     assert {told[name] for name in PLANTED} == {"above its null"}
     assert set(told.values()) == {"above its null", "not above its null"}
 
 
-def test_few_prompts_cannot_tell():
+def test_few_prompts_give_no_verdict():
     data = result(LEAST_PROMPTS - 1)
     assert causal(collect(data)) == set()
     assert {finding.effect for finding in findings(data)} == {"too few prompts"}

@@ -285,7 +285,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 @pytest.mark.requirement("F5", "F6")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", architectures.CONFIGS)
-def test_the_table_says_what_an_architecture_does(family, words, table, request):
+def test_the_table_states_what_an_architecture_does(family, words, table, request):
     result = row(family, trial(family, words))
     if request.config.getoption("--write"):
         table[family] = result

@@ -119,7 +119,7 @@ def test_the_lens_recomputes_the_pattern(family):
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "bloom"])
-def test_a_file_says_the_same_of_its_layers(family, tmp_path):
+def test_a_file_gives_the_same_for_its_layers(family, tmp_path):
     """Also where the first prompt is too short to show a slope or a window."""
     model = load_model(build(family))
     prompts = [*draw(1).tolist(), *draw(21).tolist(), *draw(1).tolist()]
@@ -222,7 +222,7 @@ def test_what_is_known_of_a_changed_module_is_followed():
     assert "GPTJAttention returns no weights to check against" in str(refusal(load_model, module))
 
 
-def test_steps_that_nobody_notices_are_refused():
+def test_steps_that_no_trace_follows_are_refused():
     """Without this a layer would pass for one of another kind, such as Mamba's."""
 
     def attend(self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Any:
@@ -239,7 +239,7 @@ def test_attention_taken_twice_is_refused():
     check_message(r"layer 1 of .* asks for attention twice", load_model, gptj(attention(twice)))
 
 
-def test_a_module_that_tells_us_something_else_is_refused():
+def test_a_module_that_reports_something_else_is_refused():
     """Every step is known, but with our scores it takes others than with numbers."""
     module = build("gptj")
     part = module.transformer.h[1].attn

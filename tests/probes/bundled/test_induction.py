@@ -41,7 +41,7 @@ def test_the_card_is_what_is_measured(step):
 
 
 @pytest.mark.parametrize("step", CARD)
-def test_the_card_tells_every_step(step):
+def test_the_card_lists_every_step(step):
     assert evaluation.table_row(step, CARD[step]) in TEXT
 
 

@@ -139,7 +139,7 @@ class TestHeldOutFiles:
 
 
 class TestHeads:
-    def test_random_tokens_said_again_are_copied(self, eager):
+    def test_random_tokens_repeated_are_copied(self, eager):
         assert evaluation.copying_accuracy(eager, 64) >= 0.9
 
     def test_copying_needs_the_induction_heads_and_few_others(self, python, eager):
@@ -181,7 +181,7 @@ def test_openings_refuse_more_than_there_is():
     check_refusal("number", openings, 1, 1_000_000)
 
 
-def test_card_tells_the_measured_numbers():
+def test_card_has_the_measured_numbers():
     card = (FOLDER / "README.md").read_text()
     result = CARD["held_out"]
     for name, numbers in (

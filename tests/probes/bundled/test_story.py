@@ -83,7 +83,7 @@ class TestHeldOut:
         assert evaluation.accuracy("brackets", length=12) >= 0.8
 
 
-def test_card_tells_the_measured_numbers():
+def test_card_has_the_measured_numbers():
     numbers = json.loads((FOLDER / "card.json").read_text())
     card = (FOLDER / "README.md").read_text()
     for path in (

@@ -116,7 +116,7 @@ def test_draws_repeat_with_their_seed(tiny, ids):
 
 
 @pytest.mark.requirement("B4")
-def test_the_bundled_model_looks_back_at_its_prompt(bundled):
+def test_the_bundled_model_attends_back_to_its_prompt(bundled):
     generator = np.random.default_rng(0)
     half = [0, *generator.choice(np.arange(300, 380), 20, replace=False).tolist()]
     result = generate(bundled, [half + half[1:12]], ("span_mass",), new_tokens=8)

@@ -32,7 +32,7 @@ def test_capture_takes_whatever_load_model_takes(folder):
     assert direct.identical(capture(load_model(folder), "w1 w2", stats=("entropy",)))
 
 
-def test_what_a_model_says_of_itself(folder):
+def test_what_a_model_states_of_itself(folder):
     model = load_model(folder)
     assert (model.layers, model.heads, model.kv_heads, model.head_size) == (2, 4, 2, 8)
     assert (model.context, model.vocabulary) == (128, 64)
@@ -61,7 +61,7 @@ def test_bos_comes_first_once(folder):
     assert load_model(model.module).to_str_tokens([5]) == ["5"]
 
 
-def test_special_tokens_are_those_of_the_tokenizer_unless_the_user_says_otherwise(tiny, words):
+def test_special_tokens_are_those_of_the_tokenizer_unless_the_user_sets_others(tiny, words):
     plain = copy.deepcopy(words)
     plain.backend_tokenizer.post_processor = processors.Sequence([])
     task = tasks.make("induction", plain, n=1, length=4, register="natural")

@@ -85,7 +85,7 @@ def test_a_file_that_is_no_gguf_leaves_nothing(tmp_path, monkeypatch):
         (["notes.txt"], "no config.json"),
     ],
 )
-def test_a_folder_that_is_no_model_says_what_it_is(files, said, tmp_path):
+def test_a_folder_that_is_no_model_states_what_it_is(files, said, tmp_path):
     for name in files:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def test_special_tokens_are_those_of_the_model(family, before):
     assert len(words) == len(before) + 16
 
 
-def test_special_tokens_stand_where_they_are_said_to():
+def test_special_tokens_stand_where_the_names_put_them():
     # Only a patch of the image that is brightened may change its own row of the first residual.
     model = load_model(build("dinov2_with_registers"))
     dark = torch.zeros(1, 3, 16, 16)

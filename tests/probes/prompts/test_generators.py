@@ -128,7 +128,7 @@ def test_bare_recall_is_keys_and_values_only():
 
 
 @pytest.mark.parametrize("span", [1, 3])
-def test_needle_is_said_once_and_asked_at_the_end(span):
+def test_needle_occurs_once_and_is_asked_for_at_the_end(span):
     for prompt in drawn("needle", n=N, length=80, span=span):
         assert len(prompt.words) == 80
         start = prompt.words.index("note")
@@ -157,7 +157,7 @@ def last_sentences(prompt: InWords) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", ["ioi", "story"])
-def test_indirect_object_is_the_name_said_once(name):
+def test_indirect_object_is_the_name_that_occurs_once(name):
     for prompt in drawn(name, n=N):
         clean, corrupted = last_sentences(prompt)
         once, twice = twice_named(clean)

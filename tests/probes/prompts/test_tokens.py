@@ -136,7 +136,7 @@ def test_what_a_tokenizer_does_not_allow_is_drawn_again_and_counted():
     assert [len(ids) for ids in encoded.ids] == [len(ids) for ids in encoded.corrupted_ids]
 
 
-def test_a_capture_says_how_its_task_is_worded_and_how_often_it_was_drawn_again(tmp_path):
+def test_a_capture_states_how_its_task_is_worded_and_how_often_it_was_drawn_again(tmp_path):
     tokenizer = KINDS_OF_TOKENIZER["byte level"](700)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
