@@ -171,6 +171,22 @@ def run(
         "Variance explained", "share", "diverging", None, 1,
         convention=f"1 − squared error / that of the mean of the first half; {comparison}",
     )  # fmt: skip
+    _add_losses(results, losses, spliced)
+    _add_firing(results, model, sae, fires, about)
+    pages.add(results, *lost)
+    return results.dataset(
+        {
+            "code": list(CODES), "condition": list(CONDITIONS),
+            "feature": [str(at) for at in range(sae.features)], **pages.coordinates(),
+        },
+        _verdict(losses, results),
+        sae={"kind": sae.kind, "features": sae.features, "k": sae.k, "hook_name": site.hook_name,
+             "head": site.head, "trained_here": trained},
+    )  # fmt: skip
+
+
+def _add_losses(results: Results, losses: Array, spliced: str) -> None:
+    """Add the loss with z replaced, and the share of the loss that each code recovers."""
     results.add_mean(
         "loss", ("condition",), losses, "Loss with z replaced", "nats", "sequential", 0,
         convention=f"−log p a token; {spliced}", evidence="causal",
@@ -180,7 +196,7 @@ def run(
         ("loss_recovered", -1, "zero"), ("recovered_from_mean", -2, "the mean"),
     ):  # fmt: skip
         costs = bool(exceeds_zero(over[:, against] - LEAST_NATS))
-        recovered = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=seed)
+        recovered = evaluation.share_kept(over[:, 1:4], over[:, [against]], seed=results.seed)
         ends = [np.where(costs, end, np.nan) for end in recovered]
         results.add_interval(
             name, ("code",), ends, f"Loss recovered, of what {baseline} in place of z costs",
@@ -188,6 +204,12 @@ def run(
             convention=f"1 − loss added / loss added by {baseline}, where that differs from "
             f"{LEAST_NATS:g} nats; {spliced}",
         )  # fmt: skip
+
+
+def _add_firing(
+    results: Results, model: Model, sae: SparseAutoencoder, fires: evaluation.Firing, about: str
+) -> None:
+    """Add how often features fire, and which heads write them."""
     results.add_mean("l0", (), fires.l0, "Features that fire on a token", "features",
                      "sequential", 0)  # fmt: skip
     count = int(fires.tokens.sum())
@@ -202,16 +224,6 @@ def run(
         f"head; other layers were not measured; exact count, no interval; {about}",
     )  # fmt: skip
     results.add_mean("density", ("feature",), fires.density, "Share of tokens it fires on", *SHARE)
-    pages.add(results, *lost)
-    return results.dataset(
-        {
-            "code": list(CODES), "condition": list(CONDITIONS),
-            "feature": [str(at) for at in range(sae.features)], **pages.coordinates(),
-        },
-        _verdict(losses, results),
-        sae={"kind": sae.kind, "features": sae.features, "k": sae.k, "hook_name": site.hook_name,
-             "head": site.head, "trained_here": trained},
-    )  # fmt: skip
 
 
 def _site(model: Model, layer: int) -> Site:

@@ -28,7 +28,7 @@ class LinkProbe:
 
         rng = np.random.default_rng(seed)
         self.shape = features[0].shape[1:]
-        self.known = ~np.isnan(features[0].reshape(len(features[0]), -1)).any(0)
+        self.present = ~np.isnan(features[0].reshape(len(features[0]), -1)).any(0)
         rows, truth = [], []
         for weights, flags in zip(features, right, strict=True):
             flat = self._flat(weights)
@@ -54,12 +54,12 @@ class LinkProbe:
     @property
     def coefficients(self) -> Array:
         """Log odds a standard deviation of every weight; NaN where there is no attention."""
-        grid = np.full(self.known.shape, np.nan)
-        grid[self.known] = self.model[-1].coef_[0]
+        grid = np.full(self.present.shape, np.nan)
+        grid[self.present] = self.model[-1].coef_[0]
         return grid.reshape(self.shape)
 
     def _flat(self, features: Array) -> Array:
-        return features.reshape(len(features), -1)[:, self.known]
+        return features.reshape(len(features), -1)[:, self.present]
 
 
 def shuffled(right: Sequence[Right], seed: int) -> list[Right]:

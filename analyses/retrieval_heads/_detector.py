@@ -68,26 +68,26 @@ class Detector:
         from sklearn.preprocessing import StandardScaler
 
         flat = features.reshape(len(features), -1)
-        self.known = ~np.isnan(flat).any(0)
+        self.present = ~np.isnan(flat).any(0)
         self.shape = features.shape[1:]
         self.model: Any = None
         if truth.all() or not truth.any():
             return
         steps = [StandardScaler()] if standardized else []
         self.model = make_pipeline(*steps, LogisticRegression(max_iter=1000))
-        self.model.fit(flat[:, self.known], truth)
+        self.model.fit(flat[:, self.present], truth)
 
     def probability(self, features: Array) -> Array:
         """Return the probability that each sample is hallucinated; NaN where nothing was learnt."""
         if self.model is None:
             return np.full(len(features), np.nan)
-        flat = features.reshape(len(features), -1)[:, self.known]
+        flat = features.reshape(len(features), -1)[:, self.present]
         return np.asarray(self.model.predict_proba(flat)[:, 1], dtype=np.float64)
 
     @property
     def weights(self) -> Array:
         """Coefficient of every head (layer, head): positive where attending back is suspicious."""
-        weights = np.full(self.known.shape, np.nan)
+        weights = np.full(self.present.shape, np.nan)
         if self.model is not None:
-            weights[self.known] = self.model[-1].coef_[0]
+            weights[self.present] = self.model[-1].coef_[0]
         return weights.reshape(self.shape)
