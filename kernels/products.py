@@ -23,7 +23,7 @@ from headscope.kernels.part_total import Total
 from headscope.kernels.weight_edits import expect
 
 Step = Callable[[Tensor, Panel, Tensor], tuple[slice, Tensor]]
-"""From the weights of a panel and the vectors of its heads, a term and its place."""
+"""From the weights of a panel and the vectors of its heads, a term and its slice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class Product:
         heads: Tensor | None,
         gradient: Gradient | None,
     ) -> "Product":
-        """Check what a product is made of."""
+        """Check the operands of a product."""
         # Without a gradient no values are needed: theirs is a size of 0.
         v = k[..., :0] if gradient is None else gradient.v
         inputs.check_tensors(q, k, k if gradient is None else v, inputs.DTYPES)

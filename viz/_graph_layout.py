@@ -37,7 +37,7 @@ def row_of(node: Node) -> tuple[int, bool]:
 
 
 def positions(nodes: Sequence[Node]) -> dict[Node, tuple[float, float]]:
-    """Return the place of every node: from 0 to 1 across, and the row down.
+    """Return the position of every node: from 0 to 1 across, and the row down.
 
     Heads of one number stand below each other, and MLPs in a column of their own; what is alone in
     its row stands in the middle, and what is neither is spread evenly.
@@ -73,7 +73,7 @@ def _is_mlp(node: Node) -> bool:
 def curves(
     links: Sequence[tuple[Node, Node]], located: Mapping[Node, tuple[float, float]]
 ) -> Array:
-    """Return the points of every edge (edge, point, axis), in the units of `places`.
+    """Return the points of every edge (edge, point, axis), in the units of `positions`.
 
     Edges are bent as little as keeps them off the names of other nodes and off earlier edges
     between the same two nodes.

@@ -112,7 +112,7 @@ def figure(
 
 
 def _rows(array: xr.DataArray, other_dims: tuple[str, ...]) -> Array:
-    """Return one row a line, one column a place along it."""
+    """Return one row a line, one column a point along it."""
     values = finite(array.transpose(*other_dims, ...))
     return values.reshape(-1, values.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Take vectors out of what one head reads, and see where it attends and what becomes of a metric.
+"""Remove vectors from what one head reads; measure where it attends and how a metric changes.
 
 The residual stream before the head's block is changed at one position for the queries or the keys
 of this head alone, norms following: path patching into a query or a key. The head's new weights

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS = 8192
 SUM = 1e-4
-"""Share of the logits that their parts may miss, what rounding makes of a pass in float32."""
+"""Share of the logits that their parts may miss by rounding in float32."""
 
 
 @dataclass(frozen=True)

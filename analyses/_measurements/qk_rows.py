@@ -85,7 +85,7 @@ class Rows:
 def rows(
     capture: xr.Dataset, prompt: int, layer: int, positions: NDArray[np.int64], *, lse: bool = True
 ) -> Rows:
-    """Read the rows of the queries at some places from the kept ``q`` and ``k`` and ``lse``.
+    """Read the rows of the queries at some positions from the kept ``q`` and ``k`` and ``lse``.
 
     ``prompt`` and ``layer`` are indices. Without ``lse`` there are no weights.
     """

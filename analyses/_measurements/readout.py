@@ -89,7 +89,7 @@ class Readout:
         self, ids: Int[Tensor, "batch token"], questions: Int[Tensor, "2 question"],
         *, maps: bool = False,
     ) -> QuestionCache:  # fmt: skip
-        """Run the model and keep what it gives at the questions; of one question, maps too."""
+        """Run the model and keep its activations at the questions; of one question, maps too."""
         row, at = questions
         cache = QuestionCache()
 

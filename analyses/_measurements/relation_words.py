@@ -83,7 +83,7 @@ def relations(model: Model) -> tuple[dict[str, list[tuple[int, int]]], dict[str,
 
 
 def shuffled(count: int, draws: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Draw for each source the place of another one, so that none has its own (draw, source).
+    """Draw for each source the index of another one, so that none has its own (draw, source).
 
     >>> bool((shuffled(3, 9, np.random.default_rng(0)) == np.arange(3)).any())
     False

@@ -54,7 +54,7 @@ class Norm:
     def scale(
         self, entered: Float[Tensor, "*batch residual"], normed: Float[Tensor, "*batch residual"]
     ) -> Float[Tensor, "*batch"]:
-        """Return the frozen scale of vectors that entered, from what the norm made of them."""
+        """Return the frozen scale of a norm's inputs, from its outputs."""
         linear, normed = self.linear(entered), normed - self.bias
         scale = (normed * linear).sum(-1) / linear.square().sum(-1)
         same(normed, linear * scale[..., None], "a norm")
@@ -222,7 +222,7 @@ def streams(
 
 
 def read_norm(norm: nn.Module, model: Model, width: int) -> Norm:
-    """Read gain, bias and kind of a norm from what it makes of known vectors."""
+    """Read gain, bias and kind of a norm from its outputs for known vectors."""
     probe = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0).double()
     probe = probe * (1 + torch.arange(width).double() / width)
     zero = through(norm, model, torch.zeros(1, width))[0]
@@ -277,7 +277,7 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def _pushing(push: Tensor, recorded: Tensor | None = None) -> Any:
-    """Add a vector to what a module gives, or to what it gave before."""
+    """Add a vector to the output of a module, or to its earlier output."""
 
     def hook(part: nn.Module, args: Any, result: Tensor) -> Tensor:
         return (result if recorded is None else recorded) + push.to(result)

@@ -35,7 +35,7 @@ class Directions:
 
     @property
     def terms(self) -> Float[np.ndarray, " number"]:
-        """Return what each direction gives the score; they sum to it."""
+        """Return the contribution of each direction to the score; they sum to it."""
         return np.asarray(self.queries.sum(0) * self.keys.sum(0))
 
     def signals(self, chosen: Int[np.ndarray, " some"]) -> tuple[Array, Array]:
@@ -54,7 +54,7 @@ def singular(split: Split) -> Directions:
 
 
 def random_basis(split: Split, generator: np.random.Generator) -> Directions:
-    """Return random orthonormal directions at the key, and what the form makes of them."""
+    """Return random orthonormal directions at the key, and their images under the form."""
     size = split.form.shape[1]
     basis, _ = np.linalg.qr(generator.normal(size=(size, size)))
     form = split.form @ basis

@@ -208,7 +208,7 @@ class Scores:
             )
 
     def _source_terms(self, prompt_data: xr.Dataset, head: Head, part: str, at: int) -> Array:
-        """Return what each source gives at a position, in the basis of a side."""
+        """Return the contribution of each source at a position, in the basis of a side."""
         layer, side = head[0], self.side(head, part)
         entered = _exact(prompt_data["resid"].isel(query=at, boundary=slice(layer + 1)), "boundary")
         scale = self.reads[layer].scale(self.model, entered[-1:])

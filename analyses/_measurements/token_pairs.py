@@ -112,7 +112,7 @@ def promoted(
 def attended_keys(
     queries: Vectors, tokens: Sequence[int], keys: Vectors, k: int, report: Report | None = None
 ) -> Pairs:
-    """Find the k tokens, by their places among the keys, that query tokens attend to most."""
+    """Find the k tokens, by their indices among the keys, that query tokens attend to most."""
     pairs = largest(tokens, queries.query * queries.scale, keys.key.T, torch.zeros(()), k, report)
     if queries.softcap is None:
         return pairs

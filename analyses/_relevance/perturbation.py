@@ -97,7 +97,7 @@ class Perturbation:
 def perturb(
     model: Model, target: Target, pool: Sequence[int], draws: int, generator: np.random.Generator
 ) -> Perturbation:
-    """Draw what stands in the place of every token of a target, from a pool of tokens."""
+    """Draw replacements of every token of a target from a pool of tokens."""
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
     free = np.array([token not in special for token in target.ids])
     others = substitutes(

@@ -1,4 +1,4 @@
-"""Prompt sets: what a job supplies to its analyses, each set made once and captured once."""
+"""Prompt sets that a job supplies to its analyses; each is made once and captured once."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class PromptSets:
         return None if data is not None and needs.held_by(data) else (key,)
 
     def state(self, name: str, result: xr.Dataset) -> None:
-        """Write into a result what the intact model makes of the task that it stands on."""
+        """Add the intact model's score on the task to a result."""
         from headscope.analyses._interventions import intact_task
 
         key = self._key(name)

@@ -1,4 +1,4 @@
-"""Options of analyses: bounds stand in the signature of ``run``, checked for every caller.
+"""Options of analyses: bounds are in the signature of ``run`` and checked for every caller.
 
 ``epsilon: Annotated[float, Between(0, 1)] = 0.3`` is all that an analysis says; the registry wraps
 ``run``, so a notebook, the command line, a job file and the dashboard meet the same check.

@@ -1,4 +1,4 @@
-"""Needs: what an analysis asks of its capture."""
+"""Needs: what an analysis requires of its capture."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def term(analysis: str, name: str) -> Term:
 
 
 def catalogue() -> list[tuple[str, Term]]:
-    """List every type of head with its place, those of the survey first, stage by stage.
+    """List every type of head with its stage, those of the survey first, stage by stage.
 
     >>> dict(catalogue())["as `entropy` names them"].stage
     'no single stage'

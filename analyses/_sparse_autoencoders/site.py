@@ -39,7 +39,7 @@ class Site:
 
     @property
     def hook_name(self) -> str:
-        """TransformerLens' name of the place."""
+        """TransformerLens' name of the hook point."""
         return f"blocks.{self.layer}.attn.hook_z"
 
     def __str__(self) -> str:

@@ -75,7 +75,7 @@ class VectorBuffer:
         return self.held[part]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the vectors, their order and the places in it and in the stream."""
+        """Return the vectors, their order, and the positions in it and in the stream."""
         return {
             "held": self.held,
             "order": self.order,

@@ -1,4 +1,4 @@
-"""Blocks skipped one at a time: what becomes of the last hidden state and of the loss."""
+"""Blocks skipped one at a time: the change of the last hidden state and of the loss."""
 
 from collections.abc import Sequence
 from typing import Any

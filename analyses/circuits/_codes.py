@@ -23,7 +23,7 @@ def unique_codes(positive: Codes, negative: Codes, *, per_union: bool = False) -
 
 
 def information(positive: Codes, negative: Codes) -> Array:
-    """Return, for each head, what its code says of the side that a prompt is of, in bits (head,).
+    """Return the information of each head's code on the side of a prompt, in bits (head,).
 
     The mutual information of the observed counts; codes are (prompt, head). It grows by chance with
     the number of codes, so that it is read against that of shuffled sides.

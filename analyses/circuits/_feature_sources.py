@@ -73,7 +73,7 @@ def strongest(
     positions: Int[Tensor, "prompt place"],
     count: int,
 ) -> list[int]:
-    """Return the features with the largest squared writes to z, summed over places of prompts."""
+    """Return the features with the largest squared writes to z, summed over positions."""
     heads = sae.site.heads(capture.sizes["head"])
     energy = torch.zeros(sae.features)
     for prompt, at in enumerate(positions.tolist()):

@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def weight(self) -> float:
-        """Weight on the key; what rounding makes of 1 is 1."""
+        """Weight on the key; 1 up to rounding is 1."""
         return min(float(self.weights[self.key]), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Overlap: how much two circuits share, beyond what chance gives."""
+"""Overlap: how much two circuits share, compared with chance."""
 
 from typing import Any
 

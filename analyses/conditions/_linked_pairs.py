@@ -108,7 +108,7 @@ def _columns(
     positions: NDArray[np.int64],
     keys: NDArray[np.int64],
 ) -> Array:
-    """Return the weights of some queries on some keys alone (head, place, key)."""
+    """Return the weights of some queries on some keys alone (head, query, key)."""
     rows = qk_rows.rows(capture, prompt, layer, positions)
     narrow = replace(
         rows,

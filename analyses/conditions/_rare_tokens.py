@@ -25,7 +25,7 @@ def rarest(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 
 def expected(length: int, positions: Sequence[int], queries: Sequence[int], causal: bool) -> Array:
-    """Return the share of rare keys of those each query sees: what a uniform head gives them."""
+    """Return the share of rare keys among those each query sees: the weight of a uniform head."""
     rare = np.isin(np.arange(length), list(positions))
     if not causal:
         return np.full(len(queries), rare.mean())

@@ -1,4 +1,4 @@
-"""Task vectors: can the heads' outputs on few-shot prompts stand in for the shots?
+"""Task vectors: can the heads' outputs on few-shot prompts replace the shots?
 
 The outputs of every head at the last token of few-shot prompts are averaged over prompts. Added to
 the head's output at the last token of a prompt without shots, each times a weight of its own, they

@@ -59,7 +59,7 @@ CONDITIONS = ("words", "random directions", "their mean alone")
 
 @dataclass(frozen=True)
 class KeepDirections(Edit):
-    """Keep of every head's output its mean and what a map makes of the rest, by layer."""
+    """Replace every head's output by its mean plus a linear map of the deviation, by layer."""
 
     mean: Float[Tensor, "layer head size"]
     maps: dict[int, Float[Tensor, "head size size"]]

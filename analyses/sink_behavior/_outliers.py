@@ -26,7 +26,7 @@ SIZES = ("largest", "second", "third", "median")
 
 @dataclass(frozen=True)
 class Activation:
-    """One massive activation: its place, and its value where it is first massive."""
+    """One massive activation: its address, and its value where it is first massive."""
 
     prompt: int
     boundary: int
@@ -104,7 +104,7 @@ def mean_values(massive: Sequence[Activation]) -> dict[tuple[int, int], float]:
 def draw_others(
     massive: Sequence[Activation], ids: Sequence[Sequence[int]], size: int, seed: int
 ) -> list[Activation]:
-    """Draw as many other places, at the same boundaries of the same prompts."""
+    """Draw as many other activations, at the same boundaries of the same prompts."""
     generator = np.random.default_rng(seed)
     excluded = {(address.prompt, address.position, address.channel) for address in massive}
     drawn = []

@@ -28,7 +28,7 @@ def inputs(capture: xr.Dataset) -> list[Any]:
 
 
 def members(numbers: Numbers, count: int) -> list[Numbers]:
-    """List the places of every segment."""
+    """List the positions of every segment."""
     return [np.flatnonzero(numbers == segment) for segment in range(count)]
 
 

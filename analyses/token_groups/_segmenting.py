@@ -38,7 +38,7 @@ class Segments:
     answers: tuple[int | None, ...] = ()
 
     def positions(self, prompt: int, name: str) -> list[int]:
-        """Return where a segment stands in a prompt."""
+        """Return the positions of a segment in a prompt."""
         return np.flatnonzero(self.numbers[prompt] == self.names.index(name)).tolist()
 
 

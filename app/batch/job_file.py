@@ -1,4 +1,4 @@
-"""The job file: read with all of its errors and their places, before anything runs."""
+"""The job file: read with all of its errors and their lines, before anything runs."""
 
 import inspect
 from collections.abc import Mapping, Sequence

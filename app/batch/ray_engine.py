@@ -137,7 +137,7 @@ def _check(job: Job, resources: dict[str, float]) -> None:
 
 
 def gpus(model: ModelSpec, resources: dict[str, float]) -> int:
-    """Count the GPUs that a task on a model asks for: one where the model runs on one."""
+    """Return the number of GPUs of a task on a model: one where the model runs on one."""
     return 1 if model.device != "cpu" and resources.get("GPU", 0) >= 1 else 0
 
 

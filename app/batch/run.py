@@ -100,7 +100,7 @@ def _unfinished(
 def _keep(
     batch: BatchState, group: Group, name: str, outcome: Outcome, revisions: dict[str, str]
 ) -> None:
-    """Write what a cell gave; a model that has changed since the others is refused."""
+    """Store the outcome of a cell; refuse a model that has changed since the others."""
     if isinstance(outcome, Failure):
         batch.fail(group, name, outcome)
     else:

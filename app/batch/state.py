@@ -116,7 +116,7 @@ class BatchState:
         return sum(self.record(*cell) is not None for cell in cells)
 
     def forget(self, group: Group, analysis: str) -> None:
-        """Drop a cell, so that it is run again, and what was made of it."""
+        """Drop a cell and its results, so that it is run again."""
         shutil.rmtree(self.report(group), ignore_errors=True)
         self._cell(CELLS, group, analysis).unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ class InvalidFile(InvalidInput):
 
 
 class MarkedFile:
-    """A YAML file as plain data, with the place of every value, and what is wrong with it.
+    """A YAML file as plain data, with the line and column of every value, and its errors.
 
     ``content`` are its bytes, ``data`` what it holds as dicts, lists and scalars.
     """

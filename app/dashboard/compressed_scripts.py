@@ -28,7 +28,7 @@ HEADERS = {
 
 
 class CompressedScripts:
-    """Answers requests for Streamlit's scripts and styles; hands all others on.
+    """Answers requests for Streamlit's scripts and styles; passes all others on.
 
     The page names the scripts of ``early`` parts of Streamlit, and what they import, in its header.
     """
@@ -70,7 +70,7 @@ def _needed(parts: Sequence[str]) -> list[str]:
 
 
 def _static_file(scope: Scope) -> str:
-    """Return the name of the static file that a request asks for, "" where it must stay plain."""
+    """Return the name of the requested static file, "" where it must stay uncompressed."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return ""
     accepted = dict(scope["headers"]).get(b"accept-encoding", b"")

@@ -65,7 +65,7 @@ def take(
 
 
 def _address_values(field: str, allowed: Sequence[Any] | None) -> list[Any]:
-    """Read what the address asks for, and note what is not there."""
+    """Read the values of the address, and record those that are not available."""
     values = st.query_params.get_all(field)
     if allowed is None:
         return values

@@ -88,7 +88,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen of a report; ``finding`` stands in where importance was not measured."""
+    """The first screen of a report; ``finding`` is shown where importance was not measured."""
 
     importance: Importance | None
     finding: Finding | None

@@ -58,7 +58,7 @@ class Standing:
 def standing(
     score: Score, layer: int, head: int, among: NDArray[np.bool_] | None = None
 ) -> Standing | None:
-    """Rank a head in a score, by its place in the grid; None where it has no value.
+    """Rank a head in a score, by its index in the grid; None where it has no value.
 
     ``among`` tells which heads (layer, head) to rank it among; all, where it is left out.
     """
@@ -86,14 +86,14 @@ def leading(scores: Mapping[str, Score]) -> str:
 
 
 def top_head(score: Score) -> tuple[int, int]:
-    """Return the place of the first head of a score; (0, 0) where none has a value."""
+    """Return the index of the first head of a score; (0, 0) where none has a value."""
     ranks = score.ranks().values
     first = int(np.nanargmin(ranks)) if np.isfinite(ranks).any() else 0
     return first // ranks.shape[1], first % ranks.shape[1]
 
 
 def causal_score(scores: Mapping[str, Score]) -> Score | None:
-    """Return the causal score that speaks for a run: mean ablation, else one with a verdict."""
+    """Return the main causal score of a run: mean ablation, else one with a verdict."""
     causal = {key: score for key, score in scores.items() if score.is_causal}
     tested = [score for score in causal.values() if score.with_effect]
     return causal.get(MAIN) or next(iter([*tested, *causal.values()]), None)

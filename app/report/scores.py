@@ -80,7 +80,7 @@ class Score:
         return xr.DataArray(viz.ranks(self.array), dims=GRID)
 
     def tied(self, layer: int, head: int) -> int:
-        """Count the heads that share the rank of one, by its place in the grid, itself included."""
+        """Count the heads that share the rank of one, by its index in the grid, itself included."""
         ranks = self.ranks().values
         return int((ranks == ranks[layer, head]).sum())
 
@@ -129,7 +129,7 @@ def heads_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 
 def entries(array: xr.DataArray) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield the scores of heads that an array holds: what each is called, and its place.
+    """Yield the scores of heads that an array holds: name and index.
 
     One without a name where there are no dims but layer and head; one an entry of a short list;
     none where it is no score of heads, or a curve or a matrix a head.

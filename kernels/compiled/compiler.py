@@ -15,7 +15,7 @@ VARIABLE = "HEADSCOPE_COMPILER"
 
 NAMES = ("cc", "gcc", "clang")
 PROCESSORS = (("-march=native",), ("-mcpu=native",), ())
-"""Ways to ask for everything that this processor can do; no compiler knows them all."""
+"""Flags that enable all instructions of this processor; no compiler accepts them all."""
 FLAGS = ("-std=gnu11", "-O3", "-w", "-shared", "-fPIC")
 SOURCES = ("*.py", "*.c", "*.h")
 """Files of the engines, by which their fingerprint is taken."""

@@ -61,7 +61,7 @@ Run = Callable[[Call, Scratch], int]
 
 
 def at(mask: Tensor | None) -> tuple[int | None, int]:
-    """Address of a mask (batch, place) and the stride between its rows."""
+    """Address of a mask (batch, position) and the stride between its rows."""
     if mask is None:
         return None, 0
     return mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0

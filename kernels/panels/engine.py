@@ -69,7 +69,7 @@ def allocate(statistic: Statistic, plan: PanelPlan, heads: int | None = None) ->
 
 
 def accumulate(statistic: Statistic, panel: Panel, result: Tensor) -> None:
-    """Write, add or keep the largest of a panel's statistic, at the panel's place in the result."""
+    """Write, add or keep the largest of a panel's statistic, at the panel's slice of the result."""
     target = result
     for axis, dim in enumerate(statistic.dims, 2):
         if dim in panel.extents:

@@ -16,7 +16,7 @@ FLOATS = 16
 KEPT = 1 << 23
 """Bytes of a piece up to which it is kept for the next call; larger ones are soon filled again."""
 PRIVATE = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
-"""Shared memory, which Python asks for by itself, has no large pages."""
+"""Shared memory, which Python allocates by itself, has no large pages."""
 
 _idle: "list[Scratch]" = []
 

@@ -43,7 +43,7 @@ def finish(total: Tensor, visibility: Visibility, request: Request) -> Tensor:
 
 
 def from_dense(dense: DenseAttention) -> Tensor:
-    """Add the weights into the places of their keys' spans."""
+    """Add the weights to the spans of their keys."""
     assert dense.request.spans is not None
     batch, heads, queries, _ = dense.weights.shape
     spans = torch.where(dense.real_keys, dense.request.spans.cpu().long(), -1) + 1

@@ -30,7 +30,7 @@ class Cells(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether no place is empty, so that tokens follow one another."""
+        """Whether no slot is empty, so that tokens follow one another."""
         return self.parts * self.slots == self.tile
 
     def count(self, length: int) -> int:

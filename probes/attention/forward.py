@@ -47,7 +47,7 @@ class Reader:
     layers: list[int] = field(default_factory=list)
 
     def __call__(self, call: AttentionCall) -> Tensor:
-        """Compute one layer, hand its statistics on, return the edited ``z``."""
+        """Compute one layer, pass its statistics on, return the edited ``z``."""
         outputs = call.attend(self.request, self.inside(call))
         z = outputs["z"]
         for edit in self.edits:

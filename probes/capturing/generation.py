@@ -309,7 +309,7 @@ def _refuse_unfit(model: Model, prompts: Prompts, new_tokens: int, prefix: int) 
 
 
 def _refuse_unfollowed(model: Model, options: Mapping[str, Any]) -> None:
-    """Refuse what the call or the model's generation_config asks for and no row can follow."""
+    """Refuse options of the call or of the model's generation_config that rows cannot follow."""
     config = model.module.generation_config
     for name, off in UNFOLLOWED.items():
         for value, source in (

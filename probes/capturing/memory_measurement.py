@@ -45,7 +45,7 @@ class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, list[int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the bytes it allocated."""
         inputs = {
             value.untyped_storage().data_ptr()
             for value in tree_leaves((args, kwargs))

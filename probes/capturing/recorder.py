@@ -124,7 +124,7 @@ class Recorder:
                     progress(done, total)
 
     def _record_batch(self, rows: Sequence[int]) -> None:
-        """Run some prompts together and write what every layer hands over."""
+        """Run some prompts together and write the statistics of every layer."""
         options, writer, spans = self.options, self.writer, self.spans
         if self.prompts.sources or self.prompts.pixels is not None:
             ids, mask = self.prompts.stack(rows), None

@@ -155,7 +155,7 @@ class HandSet:
             mlp.c_proj.weight[neuron, self.at(BALANCE)] = -scale * len(targets) / gain
 
     def finish(self, scale: float) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-        """Return the model, whose logits are ``scale`` times what stands in the output space."""
+        """Return the model, whose logits are ``scale`` times the output space."""
         self.module.lm_head.weight[range(len(self.words)), self.at(OUT)] = scale
         return self.module, tokenizer(self.words)
 

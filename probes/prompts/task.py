@@ -110,7 +110,7 @@ class Prompt:
             object.__setattr__(self, "changes", (_difference(self.clean, self.corrupted),))
 
     def part(self, span: Span) -> Content:
-        """Return what stands at a span of the clean prompt."""
+        """Return the text of a span of the clean prompt."""
         return self.clean[span[0] : span[1]]
 
     def corrupted_position(self, position: int) -> int:

@@ -1,4 +1,4 @@
-"""A text in the tokens of a tokenizer, and where each token stands in it."""
+"""A text in the tokens of a tokenizer, with the span of each token."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Misaligned(Unfit):
-    """A corrupted prompt whose tokens do not stand where those of the clean one do."""
+    """A corrupted prompt whose tokens do not align with those of the clean one."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ CHUNK = 1 << 22
 
 @dataclass
 class Stream:
-    """A file that is being filled, and will stand at ``path`` when it is complete.
+    """A file that is being filled, and is renamed to ``path`` when it is complete.
 
     ``arrays`` are the growing variables, in the file itself; ``done`` the batches that an earlier,
     interrupted run has written.

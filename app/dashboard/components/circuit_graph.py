@@ -76,7 +76,7 @@ def heads(array: xr.DataArray) -> dict[str, tuple[int, int]]:
 
 
 def strongest(array: xr.DataArray, count: int | None = None) -> list[int]:
-    """Return the places of the edges with the largest absolute scores, of all that have one."""
+    """Return the indices of the edges with the largest absolute scores, of all that have one."""
     sizes = np.abs(array.values.astype(float))
     order = np.argsort(-np.nan_to_num(sizes), kind="stable")
     ranked: list[int] = order[np.isfinite(sizes[order])].tolist()
@@ -86,7 +86,7 @@ def strongest(array: xr.DataArray, count: int | None = None) -> list[int]:
 def shown(
     array: xr.DataArray, count: int, pinned: Sequence[str] = (), expanded: Sequence[str] = ()
 ) -> NDArray[np.intp]:
-    """Return the places of the edges that are drawn, the strongest first.
+    """Return the indices of the edges that are drawn, the strongest first.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The head in short: its causal effect, its types, where rankings part, where it stands."""
+"""The head in short: its causal effect, its types, where rankings differ, and its ranks."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def draw(
     head: int,
     path: Path,
 ) -> None:
-    """Draw the card of a head, by its place in the grid."""
+    """Draw the card of a head, by its index in the grid."""
     st.markdown(plain(head_summary.causal_sentence(results, scores, layer, head)))
     if head_summary.causal_score(scores) is None and scores_answers(capture):
         screens.link(

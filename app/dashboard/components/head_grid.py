@@ -58,7 +58,7 @@ def _view(
     name: str,
     among: npt.NDArray[np.bool_] | None,
 ) -> Any:
-    """Draw the heads in one view; returns the place for thumbnails, else None."""
+    """Draw the heads in one view; return the container for thumbnails, else None."""
     at = int(st.session_state["layer"]), int(st.session_state["head"])
     if view == "scatter":
         other = st.selectbox(

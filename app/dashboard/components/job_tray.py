@@ -21,7 +21,7 @@ def draw() -> None:
 
 
 def submit(job: Job) -> None:
-    """Queue a job and show it; why it cannot be queued stands where it was asked for."""
+    """Queue a job and show it; a refusal is shown in place."""
     try:
         QUEUE.submit(job)
     except HeadscopeError as refusal:

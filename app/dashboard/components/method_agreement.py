@@ -44,7 +44,7 @@ def draw(result: xr.Dataset, picked: str, name: str) -> None:
 
 
 def _pair(methods: Sequence[str]) -> tuple[str, str]:
-    """Ask for two methods, by default the gradient and what it stands for."""
+    """Draw the selection of two methods, by default the gradient and what it estimates."""
     start = PARTING if set(PARTING) <= set(methods) else (methods[0], methods[-1])
     named = {METHODS[method]: method for method in methods}
     chosen = []

@@ -211,7 +211,7 @@ def _readable(tokenizer: Any, table: dict[str, int]) -> tuple[int, ...]:
 
 
 def _whole_words(table: dict[str, int]) -> tuple[int, ...]:
-    """Return the ids of words of letters that stand in a table with and without a space."""
+    """Return the ids of words of letters that a table has with and without a space."""
     marked = [raw for raw in table if raw[0] in MARKS]
     words = {raw.lstrip("".join(MARKS)): table[raw] for raw in marked or table}
     return tuple(
