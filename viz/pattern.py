@@ -56,14 +56,14 @@ def figure(
         notes.append("grey: no value")
     sides = [_labels(array, at, (down, across), sizes) for _, at in panels]
     crossed = array.attrs.get("attention") == "cross"
-    looks, looked = ("target token", "source token") if crossed else ("query", "key")
+    attending, attended = ("target token", "source token") if crossed else ("query", "key")
     fig = frame(
         array,
         height=140 + min(max(13 * drawn[0].shape[0], 380), 640),
         notes=notes,
-        xaxis=_axis(f"attended to ({looked})", [side[1] for side in sides]),
+        xaxis=_axis(f"attended to ({attended})", [side[1] for side in sides]),
         yaxis={
-            **_axis(f"query ({looks})", [side[0] for side in sides]),
+            **_axis(f"attending ({attending})", [side[0] for side in sides]),
             "autorange": "reversed",
             "tickangle": 0,
         },

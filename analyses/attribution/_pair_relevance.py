@@ -107,7 +107,7 @@ def of_pair(
     maps = {}
     for kind in KINDS:
         maps[kind], answer = _weighed(load_model(model, attention=kind), source, target, answer)
-    # s is the target, which looks across; q the source.
+    # s is the target, which attends to q, the source.
     state = Relevance.start(len(target), len(source)).swapped()
     for self_weights in maps["encoder"]:
         state = state.attend_self(self_weights)

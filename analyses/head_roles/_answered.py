@@ -29,7 +29,7 @@ class Answered:
     def __init__(self, capture: xr.Dataset, model: Model, task: Task, near: int) -> None:
         if not predicts(capture):
             raise NotApplicable(
-                "model: classes looks for keys far back, and this one has no causal order"
+                "model: classes needs keys far back, and this one has no causal order"
             )
         encoded = read_task(capture, model, task)
         shortest = min(map(len, encoded.ids))

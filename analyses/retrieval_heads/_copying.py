@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def copied(
-    looked: NDArray[np.int64],
+    attended: NDArray[np.int64],
     generated: NDArray[np.int64],
     ids: NDArray[np.int64],
     needle: tuple[int, ...],
@@ -17,13 +17,13 @@ def copied(
 
     A head copies at a step when (a) the largest weight of its last row lies on a position of the
     needle and (b) the token there is the one that the model generates.
-    ``looked`` is the position with the largest weight (step, layer, head), ``generated`` the token
-    that the model generates (step,), ``needle`` the positions of the needle's tokens.
+    ``attended`` is the position with the largest weight (step, layer, head), ``generated`` the
+    token that the model generates (step,), ``needle`` the positions of the needle's tokens.
 
     Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (2404.15574).
     """
-    inside = np.isin(looked, needle)
-    return np.asarray(inside & (ids[looked] == generated[:, None, None]))
+    inside = np.isin(attended, needle)
+    return np.asarray(inside & (ids[attended] == generated[:, None, None]))
 
 
 def set_score(

@@ -1,4 +1,4 @@
-"""Decode steps of planted needles: where each head looks, and what the model generates."""
+"""Decode steps of planted needles: where each head attends, and what the model generates."""
 
 import re
 from collections.abc import Sequence
@@ -49,16 +49,16 @@ def decode_steps(
     """
     at = [question.at for question in questions]
     shape = model.geometry
-    looked = np.full((len(at), shape.layers, shape.heads), -1, dtype=np.int64)
+    attended = np.full((len(at), shape.layers, shape.heads), -1, dtype=np.int64)
 
     def take(call: Any, outputs: dict[str, Any], z: Any) -> None:
         rows = outputs["topk_key"][0, :, at, 0].cpu().numpy()
-        looked[:, call.layer] = np.nan_to_num(rows, nan=-1.0).T
+        attended[:, call.layer] = np.nan_to_num(rows, nan=-1.0).T
 
     reader = Reader(Request(stats=("topk_key",), k=1), take=take)
     with torch.no_grad(), unembedding_at(model, torch.tensor([at])) as finish:
         logits = finish(run(model, torch.tensor([list(ids)]), reader, head=True))[0]
-    return looked, np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
+    return attended, np.asarray(logits.argmax(-1).cpu().numpy(), dtype=np.int64)
 
 
 def evidence_weight(captured: xr.Dataset) -> NDArray[np.float64]:
@@ -90,8 +90,8 @@ def greedy_steps(
         prefill_edited=False, options={"stopping_criteria": StoppingCriteriaList([ends])},
     ).isel(prompt=0)  # fmt: skip
     rows = generated["topk_key"].sel(rank=1).transpose("query", "layer", "head").values
-    looked = np.nan_to_num(rows[len(prompt) - 1 : -1], nan=-1.0).astype(np.int64)
-    return looked, generated["token_id"].values[len(prompt) :].astype(np.int64)
+    attended = np.nan_to_num(rows[len(prompt) - 1 : -1], nan=-1.0).astype(np.int64)
+    return attended, generated["token_id"].values[len(prompt) :].astype(np.int64)
 
 
 def recall(
@@ -140,19 +140,19 @@ def score(
     """
     needle = evidence(questions)
     if decoding == "greedy":
-        looked, generated = greedy_steps(model, ids, questions, new_tokens)
+        attended, generated = greedy_steps(model, ids, questions, new_tokens)
         recalled = _rouge(model, ids, questions, generated)
-        targets: Sequence[Sequence[int]] = [needle] * len(looked)
+        targets: Sequence[Sequence[int]] = [needle] * len(attended)
         tokens = np.asarray([*opening(ids, questions), *generated], dtype=np.int64)
     else:
-        looked, generated = decode_steps(model, ids, questions)
+        attended, generated = decode_steps(model, ids, questions)
         rows = zip(generated, questions, strict=True)
         recalled = float(np.mean([token in question.answer_ids for token, question in rows]))
         targets = [question.evidence for question in questions]
         tokens = np.asarray(ids, dtype=np.int64)
-    copies, needle_ids = copied(looked, generated, tokens, tuple(needle)), tokens[needle]
-    hits = [np.isin(rows, target) for rows, target in zip(looked, targets, strict=True)]
-    blind = (looked < 0).all(0)
+    copies, needle_ids = copied(attended, generated, tokens, tuple(needle)), tokens[needle]
+    hits = [np.isin(rows, target) for rows, target in zip(attended, targets, strict=True)]
+    blind = (attended < 0).all(0)
     sets, multisets, matched = (
         np.where(blind, np.nan, values)
         for values in (

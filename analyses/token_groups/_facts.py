@@ -1,4 +1,4 @@
-"""One fact among more and more others: where the asking token looks, what hiding a fact does."""
+"""One fact among more and more others: attention on it, and the effect of hiding a fact."""
 
 from collections.abc import Sequence
 

@@ -197,7 +197,7 @@ def _moved(
 
 
 def _shifted(length: int, shift: int) -> Array:
-    """Return the pattern that attends to one offset only; at the ends, at the nearest key."""
+    """Return the pattern that attends to one offset only; at the ends, to the nearest key."""
     pattern = np.zeros((length, length))
     rows = np.arange(length)
     pattern[rows, np.clip(rows - shift, 0, length - 1)] = 1.0

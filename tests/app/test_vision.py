@@ -79,7 +79,7 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
     assert "image of 16 × 16 pixels (17 tokens)" in captions
     assert not [one for one in app.text_area if one.key == "text"]
     drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
-    assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 0: [CLS]</b>"
+    assert drawn["layout"]["title"]["text"] == "<b>Attention of L0H0 from 0: [CLS]</b>"
     assert drawn["layout"]["yaxis"]["title"]["text"] == "row of patches"
     values = drawn["data"][-1]["z"]
     cells = np.frombuffer(base64.b64decode(values["bdata"]), "<f4").reshape(4, 4)
@@ -88,6 +88,6 @@ def test_the_dashboard_lays_a_row_over_the_patches(folder, dashboard):
     app.select_slider(key="token_0_17").set_value(6).run()
     assert not app.exception
     drawn = json.loads(app.main.get("plotly_chart")[1].proto.spec)
-    assert drawn["layout"]["title"]["text"] == "<b>Where L0H0 looks from 6: r1c1</b>"
+    assert drawn["layout"]["title"]["text"] == "<b>Attention of L0H0 from 6: r1c1</b>"
     for view in ("scatter", "table"):
         dashboard(folder, view=view)

@@ -58,14 +58,14 @@ def draw_pattern(
     positions = [int(at) for at in array["query"].values]
     labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(positions, words, strict=True)}
     query = st.select_slider(
-        "One query token: where it looks",
+        "One query token: where it attends",
         positions,
         positions[0],
         format_func=labels.__getitem__,
         key=f"token_{positions[0]}_{len(positions)}",
     )
     row = array.sel(query=query, drop=True).assign_coords(token=("key", seen))
-    row.attrs["long_name"] = f"Where L{layer}H{head} looks from {labels[query]}"
+    row.attrs["long_name"] = f"Attention of L{layer}H{head} from {labels[query]}"
     shown = patches.lay(row)
     st.plotly_chart(viz.choose(shown).figure(shown), key="row_chart", config={"displaylogo": False})
     return None

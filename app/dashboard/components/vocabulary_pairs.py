@@ -21,7 +21,7 @@ KIND = "vocabulary"
 OTHERS, PAIRS, TOKENS = 5, 20, 64
 TITLES = {
     "ov": "OV: where the head attends to the token, it promotes",
-    "qk": "QK: as a query, the token looks for",
+    "qk": "QK: as a query, the token attends to",
 }
 CONVENTION = (
     "From the weights alone: each token enters the layer as it enters the first block, at the "
