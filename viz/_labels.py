@@ -48,10 +48,10 @@ def interval_label(low: float, high: float) -> str:
 
 def described(array: xr.DataArray, name: str, value: float, ends: Sequence[float] = ()) -> str:
     """Write the hover text of a value: its name, the value with its units, and its interval."""
-    words = [name, f"{title(array)}: {measured(value, units(array))}"]
+    lines = [name, f"{title(array)}: {measured(value, units(array))}"]
     if ends:
-        words.append(interval_label(*ends))
-    return "<br>".join(words)
+        lines.append(interval_label(*ends))
+    return "<br>".join(lines)
 
 
 def absent(array: xr.DataArray) -> list[bool]:
@@ -68,8 +68,8 @@ def absent(array: xr.DataArray) -> list[bool]:
 
 def title(array: xr.DataArray) -> str:
     """Return what the variable is, in words."""
-    words = array.attrs.get("long_name") or str(array.name or "value").replace("_", " ")
-    return html.escape(str(words).rstrip("."), quote=False)
+    text = array.attrs.get("long_name") or str(array.name or "value").replace("_", " ")
+    return html.escape(str(text).rstrip("."), quote=False)
 
 
 def units(array: xr.DataArray) -> str:
@@ -95,17 +95,17 @@ def combinations(array: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[str, 
     labels = []
     for indices in product(*(range(array.sizes[dim]) for dim in dims)):
         at = dict(zip(dims, indices, strict=True))
-        words = []
+        names = []
         for dim in dims:
             entry = named[dim][at[dim]]
             if dim == "head" and "layer" in dims:
                 without = " (no map)" if lacking[at["layer"]] else ""
-                words.append(head_name(named["layer"][at["layer"]], entry) + without)
+                names.append(head_name(named["layer"][at["layer"]], entry) + without)
             elif dim == "layer" and "head" in dims:
                 continue
             else:
-                words.append(entry if not entry.isdigit() else f"{dim} {entry}")
-        labels.append((", ".join(words), at))
+                names.append(entry if not entry.isdigit() else f"{dim} {entry}")
+        labels.append((", ".join(names), at))
     return labels
 
 
@@ -117,8 +117,8 @@ def token_row(array: xr.DataArray, dim: str, at: dict[str, int]) -> xr.DataArray
     named = [name for name in (f"{dim}_token", "token") if name in array.coords]
     if not named or dim not in array.coords[named[0]].dims:
         return None
-    words: xr.DataArray = array.coords[named[0]]
-    return words.isel({other: index for other, index in at.items() if other in words.dims})
+    tokens: xr.DataArray = array.coords[named[0]]
+    return tokens.isel({other: index for other, index in at.items() if other in tokens.dims})
 
 
 def positions(

@@ -212,7 +212,7 @@ def _sums(
     array: xr.DataArray, node: Node, links: Sequence[tuple[Node, Node]], weights: Array
 ) -> str:
     """Return how many edges lead to a node and from it, of those drawn, and their sums."""
-    words = [f"<b>{node_name(node)}</b>"]
+    lines = [f"<b>{node_name(node)}</b>"]
     for side, direction in ((1, "in"), (0, "out")):
         drawn = [
             weight
@@ -220,10 +220,10 @@ def _sums(
             if link[side] == node
         ]
         if drawn:
-            words.append(
+            lines.append(
                 f"{direction}: {len(drawn)} drawn, sum {measured(sum(drawn), units(array))}"
             )
-    return "<br>".join(words)
+    return "<br>".join(lines)
 
 
 def ends(array: xr.DataArray, side: str) -> list[Node]:
@@ -235,16 +235,16 @@ def ends(array: xr.DataArray, side: str) -> list[Node]:
 
     numbers = (column(f"{side}_{part}", -1) for part in ("layer", "head", "feature"))
     return [
-        (int(layer), int(head), int(feature), str(word))
-        for layer, head, feature, word in zip(*numbers, column(side, ""), strict=True)
+        (int(layer), int(head), int(feature), str(token))
+        for layer, head, feature, token in zip(*numbers, column(side, ""), strict=True)
     ]
 
 
 def node_name(node: Node) -> str:
     """Return the name of a node as figures do."""
-    layer, head, feature, word = node
-    if word:
-        return visible(word)
+    layer, head, feature, token = node
+    if token:
+        return visible(token)
     name = head_name(layer, head) if head >= 0 else f"L{layer}"
     return f"{name}·{feature}" if feature >= 0 else name
 

@@ -92,12 +92,12 @@ def _sides(array: xr.DataArray) -> tuple[str, str]:
 def _labels(
     array: xr.DataArray, at: dict[str, int], dims: tuple[str, str], sizes: tuple[int, int]
 ) -> list[tuple[list[str], list[str]]]:
-    words = [token_row(array, dim, at) for dim in dims]
+    tokens = [token_row(array, dim, at) for dim in dims]
     # Keys without words of their own are those of the queries in self-attention.
-    if words[1] is None and array.sizes[dims[0]] == array.sizes[dims[1]]:
-        words[1] = words[0]
+    if tokens[1] is None and array.sizes[dims[0]] == array.sizes[dims[1]]:
+        tokens[1] = tokens[0]
     return [
-        positions(array, dim, row, size) for dim, row, size in zip(dims, words, sizes, strict=True)
+        positions(array, dim, row, size) for dim, row, size in zip(dims, tokens, sizes, strict=True)
     ]
 
 

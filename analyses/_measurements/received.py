@@ -79,9 +79,9 @@ def token_texts(capture: xr.Dataset) -> NDArray[Any] | None:
 def token_axis(capture: xr.Dataset, length: int) -> dict[str, Any]:
     """Return coordinates over the first tokens of the first prompt; words where they are known."""
     axis: dict[str, Any] = {"query": np.arange(length)}
-    words = token_texts(capture)
-    if words is not None:
-        axis["token"] = ("query", words[0, :length].astype(str))
+    tokens = token_texts(capture)
+    if tokens is not None:
+        axis["token"] = ("query", tokens[0, :length].astype(str))
     return axis
 
 

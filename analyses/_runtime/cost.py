@@ -138,20 +138,26 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     tokens = largest_batch if row.most > 1.5 or captures else longest
     if any(row.each):  # of prompts of its own
         tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
-    word = 4 * model.vocabulary * LOGITS
+    vocabulary_bytes = 4 * model.vocabulary * LOGITS
     share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
     heads = len(model.geometry.attending) * model.heads
-    peaks = [tokens * (per_token + share * word), heads * row.head_rows * word]
+    peaks = [
+        tokens * (per_token + share * vocabulary_bytes),
+        heads * row.head_rows * vocabulary_bytes,
+    ]
     if expected.sloped:
         batch_tokens = head_gradients.batch_tokens(model)
         peaks.append(
             min(max(batch_tokens, longest), largest_batch) * costs.sloped_bytes
-            + share * largest_batch * word
+            + share * largest_batch * vocabulary_bytes
         )
     if row.per_head or row.per_head_each:
         batch = min(largest_batch, max(SWEEP_TOKENS, longest))
         streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
-        peaks.append(streams + batch * expected.together * (per_token + row.sweep_positions * word))
+        peaks.append(
+            streams
+            + batch * expected.together * (per_token + row.sweep_positions * vocabulary_bytes)
+        )
     return math.ceil(max(peaks))
 
 

@@ -133,8 +133,8 @@ def run(
     length = first.shape[-1]
     coords: dict[str, Any] = {"query": np.arange(length)}
     if "token" in capture.coords:
-        words = capture["token"].transpose("prompt", "query").values[0]
-        coords["token"] = ("query", words[:length])
+        token_texts = capture["token"].transpose("prompt", "query").values[0]
+        coords["token"] = ("query", token_texts[:length])
     return results.dataset(
         coords, verdict, note, convention=convention, top_heads=_largest(results)
     )

@@ -193,7 +193,7 @@ def explain(
         "diverging", evidence="causal",
         convention=f"intact − replaced by {draws} draws; special tokens stay",
     )  # fmt: skip
-    tokens = [str(word) for word in model.to_str_tokens(list(target.ids))]
+    tokens = [str(text) for text in model.to_str_tokens(list(target.ids))]
     answer = " / ".join(map(str, model.to_str_tokens(list(target.answer_ids))))
     return xr.Dataset(
         dict(results.variables),

@@ -291,8 +291,10 @@ def _verdict(results: Results, agreement: NDArray[np.float64]) -> Verdict:
             elif not above[at]:
                 worse.append(f"{row} does not differ from raw attention on {truth}")
         if (above | below)[2]:
-            word = "better" if above[2] else "worse"
-            sentences.append(f"Without the first token rollout is {word} than raw attention.")
+            comparative = "better" if above[2] else "worse"
+            sentences.append(
+                f"Without the first token rollout is {comparative} than raw attention."
+            )
     text = " ".join(sentences)
     if len(agreement) < LEAST_PROMPTS:
         few = f"{len(agreement)} prompts are too few to test the paper's claim."

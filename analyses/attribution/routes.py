@@ -138,17 +138,17 @@ def run(
         "usage_vs_ablation", (), ends, "Usage against mean ablation", "Spearman ρ", "diverging",
         -1, 1, convention=f"{OVER_HEADS}; ablation of {lost.heads}",
     )  # fmt: skip
-    words = [f"{at} {word}" for at, word in enumerate(model.to_str_tokens(list(text.ids)))]
+    tokens = [f"{at} {token}" for at, token in enumerate(model.to_str_tokens(list(text.ids)))]
     heads = results["head_usage"].values
     return results.dataset(
-        {**_ends(shown, words), "query": np.arange(len(words)), "token": ("query", words)},
+        {**_ends(shown, tokens), "query": np.arange(len(tokens)), "token": ("query", tokens)},
         _verdict(ends, most_different(heads, results["usage_ablation"].values)),
         prompt=prompt,
         top_heads=[label(head) for head in top(heads, 5)],
     )
 
 
-def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
+def _ends(shown: _routes.Routes, tokens: list[str]) -> dict[str, Any]:
     """Return the ends of every edge, and what it passes through."""
     layer, head, source, target = np.array([edge[:4] for edge in shown.edges]).reshape(-1, 4).T
     carriers = [
@@ -158,8 +158,8 @@ def _ends(shown: _routes.Routes, words: list[str]) -> dict[str, Any]:
     return {
         "source_layer": ("edge", layer),
         "target_layer": ("edge", layer + 1),
-        "source": ("edge", [words[at] for at in source]),
-        "target": ("edge", [words[at] for at in target]),
+        "source": ("edge", [tokens[at] for at in source]),
+        "target": ("edge", [tokens[at] for at in target]),
         "source_position": ("edge", source),
         "target_position": ("edge", target),
         "way": ("edge", carriers),

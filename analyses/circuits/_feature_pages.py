@@ -134,12 +134,12 @@ def _lanes(
     for prompt, entries in by_prompt.items():
         ids = prompts[prompt]
         active = sae.encode(vectors(model, torch.tensor([list(ids)]), sae.site)[0])
-        words = model.to_str_tokens(ids)
+        tokens = model.to_str_tokens(ids)
         for row, rank, example in entries:
             for at, window in enumerate(windows(prompts, example, reach)):
                 if window is not None:
                     lanes[row, rank, at] = float(active[window, features[row]])
-                    texts[row][rank][at] = words[window]
+                    texts[row][rank][at] = tokens[window]
     return lanes, texts
 
 

@@ -98,9 +98,11 @@ def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed:
     encoded, sides = encode_task(model, task), []
     for side_edits in ((), tuple(edits)):
         sides.append(evaluate(model, encoded, side_edits, name))
-    words = name.replace("_", " ")
-    convention = f"{words} on {len(task)} prompts of {task.name}"
-    results = _contrast(np.stack(sides, axis=1), words.capitalize(), UNITS[name], convention, seed)
+    metric_name = name.replace("_", " ")
+    convention = f"{metric_name} on {len(task)} prompts of {task.name}"
+    results = _contrast(
+        np.stack(sides, axis=1), metric_name.capitalize(), UNITS[name], convention, seed
+    )
     return results, {}, {"task": task.name}
 
 

@@ -88,8 +88,8 @@ def run(
         model, encoded, capture, name, exhaustive=exhaustive, seed=seed
     )
 
-    units, words = UNITS[name], name.replace("_", " ")
-    convention = f"{words} on {len(task)} prompts of {task.name}"
+    units, metric_name = UNITS[name], name.replace("_", " ")
+    convention = f"{metric_name} on {len(task)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     for key, title, meaning, side in PATCHES:
         results.add_mean(
@@ -103,7 +103,7 @@ def run(
             f"positions; m: {smooth}; {convention}",
         )  # fmt: skip
     for side, values in levels.items():
-        title = f"{words.capitalize()} on the {side} prompt"
+        title = f"{metric_name.capitalize()} on the {side} prompt"
         results.add_mean(side, (), values, title, units, "diverging")
     noising, denoising, linear, linear_back = *effects.values(), *estimates.values()
     for key, title, first, second in (

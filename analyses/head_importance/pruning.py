@@ -132,10 +132,10 @@ def run(
     if has_groups:
         by_group = greedy(model, work.ranking, work.smooth, grouped, share, values, extra)[0]
         group_curve = work.curves({"greedy": by_group}, grouped, group_counts)
-    units_of_metric, words = UNITS[name], name.replace("_", " ")
+    units_of_metric, metric_name = UNITS[name], name.replace("_", " ")
     convention = (
-        f"{words} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} prompts, "
-        f"curves from {len(work.measuring)} others"
+        f"{metric_name} of {task.name}, {ABLATIONS[ablation]}; orders from {len(work.ranking)} "
+        f"prompts, curves from {len(work.measuring)} others"
     )
     if screened:
         convention += (
@@ -143,7 +143,7 @@ def run(
             "with the smallest gate gradients"
         )
     random = f"random: {orders} orders, interval over orders and prompts"
-    lost = f"intact − ablated; {words} on {len(task)} prompts of {task.name}"
+    lost = f"intact − ablated; {metric_name} on {len(task)} prompts of {task.name}"
     results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=lost)
     coords: dict[str, Any] = {"order": [*named, "random"], "removed": counts}
     results.add_interval(

@@ -92,11 +92,11 @@ def run(
     few = task.name == TASK and len(task.prompts[0].roles["key"]) < 3
     if length or few:
         # In natural register recall states two facts, too few for a curve over slots.
-        words: dict[str, Any] = ({"length": length} if length else {}) | (
+        draw_options: dict[str, Any] = ({"length": length} if length else {}) | (
             {"pairs": SLOTS} if few else {}
         )
         task = tasks.make(
-            TASK, tokenizer=model.tokenizer, n=len(task), seed=task.seed, queries=1, **words
+            TASK, tokenizer=model.tokenizer, n=len(task), seed=task.seed, queries=1, **draw_options
         )
     moved = _slots.move(task, model)
     parts = [_slots.masses(model, prompt) for prompt in moved]

@@ -260,6 +260,6 @@ def _gaps(rows: list[qk_rows.Rows], seed: int) -> Array:
 
 def _labels(capture: xr.Dataset, drawn: NDArray[np.int64]) -> list[str]:
     """List the drawn queries, then the keys, by position and token."""
-    words = token_texts(capture)
-    names = [f"{at}: {'' if words is None else words[0, at]}" for at in drawn]
+    tokens = token_texts(capture)
+    names = [f"{at}: {'' if tokens is None else tokens[0, at]}" for at in drawn]
     return [f"{kind} {name}" for kind in ("query", "key") for name in names]

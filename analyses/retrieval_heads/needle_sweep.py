@@ -111,7 +111,7 @@ def run(
     model.check_predicts()
     if task.name != TASK:
         raise NotApplicable(f"task: {task.name} has no length or depth to sweep; use needle")
-    words, masked_counts = numbers("lengths", lengths), numbers("counts", counts)
+    word_counts, masked_counts = numbers("lengths", lengths), numbers("counts", counts)
     fractions = (
         [0.5] if depths == 1 else [float(fraction) for fraction in np.linspace(0, 1, depths)]
     )
@@ -121,7 +121,7 @@ def run(
             TASK, model.tokenizer, number, task.seed, length=length, depth=depth, span=span
         )
 
-    cells = [[draw(cell_prompts, length, depth) for depth in fractions] for length in words]
+    cells = [[draw(cell_prompts, length, depth) for depth in fractions] for length in word_counts]
     sets, multisets, recalled, matched, digest = _read(model, cells, decoding, new_tokens)
     counted = recalled > least_recalled
     rule = DECODINGS[decoding].format(least=percent(least_recalled), new_tokens=new_tokens)
@@ -157,13 +157,13 @@ def run(
          f"{cell_rule}, in at least {percent(always)} of them"),
     )  # fmt: skip
 
-    coords: dict[str, Any] = {"length": [*words], "depth": [*fractions]}
+    coords: dict[str, Any] = {"length": [*word_counts], "depth": [*fractions]}
     note = "The model recalls none of the needles; no curve."
     record: dict[str, Any] = {"note": note}
     verdict: Verdict | None = None
     if measured:
         axes, record, verdict = _head_masking.curve(
-            results, model, draw(len(task), min(words)),
+            results, model, draw(len(task), min(word_counts)),
             top(results[f"mean_{form}"].values, on.size), masked_counts, masking=masking,
             draws=draws, decoding=decoding, new_tokens=new_tokens,
         )  # fmt: skip

@@ -197,10 +197,10 @@ def _name(array: xr.DataArray, rest: list[Hashable], indices: Sequence[int]) -> 
         dim: array[dim].values[index] if dim in array.coords else index
         for dim, index in zip(rest, indices, strict=True)
     }
-    words = []
+    parts = []
     if "layer" in at and "head" in at:
-        words.append(label((int(at.pop("layer")), int(at.pop("head")))))
-    return ", ".join(words + [str(value) for value in at.values()])
+        parts.append(label((int(at.pop("layer")), int(at.pop("head")))))
+    return ", ".join(parts + [str(value) for value in at.values()])
 
 
 def _note(order: list[dict[str, Any]], title: str) -> str:

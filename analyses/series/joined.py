@@ -155,9 +155,9 @@ def _note(
 ) -> str:
     steps = f"steps {states[0].step:g} to {states[-1].step:g}"
     parts = [f"{len(good)} of {len(states)} checkpoints, {steps}."]
-    for state, words in ALARMS.items():
+    for state, alarm in ALARMS.items():
         labels = [label for label, result in good.items() if result.attrs.get("verdict") == state]
-        parts += [f"{words} at {', '.join(labels)}."] if labels else []
+        parts += [f"{alarm} at {', '.join(labels)}."] if labels else []
     parts += [f"WARNING: {label} failed: {reason}." for label, reason in failed.items()]
     parts += [f"Left out: {name} ({reason})." for name, reason in left_out.items()]
     return " ".join(parts)

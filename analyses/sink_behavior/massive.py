@@ -202,7 +202,7 @@ def _outcome(
 
 
 def _listed(
-    words: NDArray[Any] | None, stream: _outliers.Stream, alpha: Array, sinks: NDArray[np.bool_]
+    tokens: NDArray[Any] | None, stream: _outliers.Stream, alpha: Array, sinks: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Describe the largest massive activations, with what their tokens receive."""
     result = []
@@ -215,7 +215,7 @@ def _listed(
                 "boundary": largest.boundary,
                 "position": largest.position,
                 "channel": largest.channel,
-                "token": "" if words is None else str(words[largest.prompt, largest.position]),
+                "token": "" if tokens is None else str(tokens[largest.prompt, largest.position]),
                 "value": round(largest.value, 4),
                 "median": float(f"{stream.sizes[largest.prompt, largest.boundary, -1]:.4g}"),
                 "sink": bool(sinks[largest.prompt, largest.position]),

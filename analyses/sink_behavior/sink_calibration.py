@@ -158,7 +158,7 @@ def run(
 def _parse(gammas: str) -> list[float]:
     """Read the factors; one below 1 and one above must be there."""
     try:
-        factors = sorted({float(word) for word in gammas.split()})
+        factors = sorted({float(number) for number in gammas.split()})
     except ValueError:
         factors = []
     if not factors or not 0 < factors[0] < 1 < factors[-1] < np.inf:

@@ -162,12 +162,12 @@ def _ends(alpha: Array, lengths: NDArray[np.int64]) -> tuple[Array, Array, Array
 
 def _named(capture: xr.Dataset, sink_weights: Array) -> list[dict[str, Any]]:
     """List the token with most sink weight in each of the first prompts."""
-    words = token_texts(capture)
+    tokens = token_texts(capture)
     named = []
     for prompt, weights in enumerate(sink_weights[:8]):
         if weights.sum():
             position = int(weights.argmax())
-            token = "" if words is None else str(words[prompt, position])
+            token = "" if tokens is None else str(tokens[prompt, position])
             share = round(float(weights[position] / weights.sum()), 4)
             named.append({"prompt": prompt, "position": position, "token": token, "share": share})
     return named

@@ -143,19 +143,21 @@ def _above(values: Array, epsilon: float) -> Array:
     return np.where(np.isnan(values), np.nan, values > epsilon)
 
 
-def _tokens(words: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
+def _tokens(tokens: NDArray[Any] | None, above: Array) -> list[dict[str, Any]]:
     """List the tokens that are sinks of most heads, at any position, best first."""
-    if words is None:
+    if tokens is None:
         return []
     shares = mean(above, (1, 2))
     by_word: dict[str, list[float]] = {}
-    for word, value in zip(words.ravel(), shares.ravel(), strict=True):
+    for token, value in zip(tokens.ravel(), shares.ravel(), strict=True):
         if not np.isnan(value):
-            by_word.setdefault(str(word), []).append(float(value))
-    sinks = [(float(np.mean(values)), word) for word, values in by_word.items() if max(values) > 0]
+            by_word.setdefault(str(token), []).append(float(value))
+    sinks = [
+        (float(np.mean(values)), token) for token, values in by_word.items() if max(values) > 0
+    ]
     return [
-        {"token": word, "times": len(by_word[word]), "share_of_heads": round(share, 4)}
-        for share, word in sorted(sinks, reverse=True)[:TOKENS]
+        {"token": token, "times": len(by_word[token]), "share_of_heads": round(share, 4)}
+        for share, token in sorted(sinks, reverse=True)[:TOKENS]
     ]
 
 

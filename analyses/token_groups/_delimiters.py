@@ -25,12 +25,12 @@ def positions(model: Model, prompts: Sequence[Sequence[int]]) -> dict[str, list[
     named = model.tokenizer is not None
     by_kind: dict[str, list[list[int]]] = {name: [] for name in NAMES}
     for ids in prompts:
-        words = model.to_str_tokens(ids) if named else [""] * len(ids)
+        texts = model.to_str_tokens(ids) if named else [""] * len(ids)
         marks = [token in special for token in ids]
         by_kind["beginning"].append([0] if marks[0] else [])
         by_kind["separator"].append([at for at, mark in enumerate(marks) if mark and at])
         by_kind["punctuation"].append(
-            [at for at, word in enumerate(words) if not marks[at] and is_punctuation(word)]
+            [at for at, text in enumerate(texts) if not marks[at] and is_punctuation(text)]
         )
     return {name: rows for name, rows in by_kind.items() if any(rows)}
 

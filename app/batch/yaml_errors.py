@@ -61,9 +61,9 @@ class MarkedFile:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             parts = [getattr(error, name, None) for name in ("context", "problem")]
-            words = " ".join(filter(None, parts)) or str(error).splitlines()[0]
+            message = " ".join(filter(None, parts)) or str(error).splitlines()[0]
             location = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            raise InvalidFile(path, [(*location, f"not YAML: {words}")]) from error
+            raise InvalidFile(path, [(*location, f"not YAML: {message}")]) from error
 
     def _read(self, node: yaml.Node, at: Location) -> Any:
         """Convert a node into data; unreadable values and duplicate names are recorded."""

@@ -63,7 +63,9 @@ def statistics(capture: xr.Dataset) -> dict[str, Statistic]:
         dims = set(array.dims) - {"prompt", "layer", "head", *SIDES}
         if len(set(SIDES) & set(array.dims)) != 1 or "head" not in array.dims:
             continue
-        title, units = (str(array.attrs.get(word, name)) for word in ("long_name", "units"))
+        title, units = (
+            str(array.attrs.get(attribute, name)) for attribute in ("long_name", "units")
+        )
         if not dims:
             by_name[str(name)] = Statistic(title, units, str(name), {})
         elif len(dims) == 1 and (dim := str(dims.pop())) in ENTRIES:

@@ -46,8 +46,8 @@ def collect(results: Mapping[str, xr.Dataset]) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for analysis, result in results.items():
         for key, heads in dict(result.attrs.get("heads_by_type", {})).items():
-            word, placed = str(key).replace("_", "-"), term(analysis, str(key))
-            name = word if word in TERMS else f"{key} ({analysis})"
+            type_name, placed = str(key).replace("_", "-"), term(analysis, str(key))
+            name = type_name if type_name in TERMS else f"{key} ({analysis})"
             before = kinds.get(name)
             if heads:
                 kinds[name] = Kind(

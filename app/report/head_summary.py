@@ -146,9 +146,9 @@ def _effect(result: xr.Dataset, score: Score, name: str) -> str:
     effect = score.effect(name)
     if effect == TOO_FEW:
         return f"too few prompts (of at least {LEAST_PROMPTS}) to tell it from chance"
-    words = "above the null" if effect == ABOVE else "not above the null"
+    phrase = "above the null" if effect == ABOVE else "not above the null"
     null = float(result["null_ablation"]) if "null_ablation" in result else float("nan")
-    return f"{words} ({viz.amount(null)})" if score.key == MAIN and np.isfinite(null) else words
+    return f"{phrase} ({viz.amount(null)})" if score.key == MAIN and np.isfinite(null) else phrase
 
 
 def kinds_of(results: Mapping[str, xr.Dataset], name: str) -> list[Kind]:

@@ -43,8 +43,8 @@ def scores_in_order(timeline: xr.Dataset) -> xr.Dataset | None:
 
 def order_rows(ordered: xr.Dataset) -> list[tuple[str, ...]]:
     """List scores in order: name, first head, step, interval, and whether it follows the last."""
-    words = {"supported": "yes", "too_few": "undecided", "disagreement": "levels disagree"}
-    separated = ["–", *(words[state] for state in ordered.attrs["pairs"])]
+    answers = {"supported": "yes", "too_few": "undecided", "disagreement": "levels disagree"}
+    separated = ["–", *(answers[state] for state in ordered.attrs["pairs"])]
     return [
         (row["score"], ", ".join(row["entries"]) or "–", f"{row['step']:g}", interval(row), after)
         for row, after in zip(ordered.attrs["order"], separated, strict=True)

@@ -103,10 +103,24 @@ def load_model(
         reader = fetch_tokenizer(reader, images=input_kind(module) == IMAGES)
     chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
-    words, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
-    if bridge is not None and bos is None and getattr(words, "bos_token_id", None) is not None:
+    own_tokenizer, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
+    if (
+        bridge is not None
+        and bos is None
+        and getattr(own_tokenizer, "bos_token_id", None) is not None
+    ):
         bos = getattr(bridge.cfg, "default_prepend_bos", None)
-    model = Model(module, words, name, revision, bridge, empty, chosen, processor, _bos(words, bos))
+    model = Model(
+        module,
+        own_tokenizer,
+        name,
+        revision,
+        bridge,
+        empty,
+        chosen,
+        processor,
+        _bos(own_tokenizer, bos),
+    )
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
 
 

@@ -50,9 +50,9 @@ def fetch(
     default = torch.float32 if target.type == "cpu" else "auto"
     kind = default if dtype is None else _dtype(dtype)
     if path in constructed.names():
-        module, words = constructed.module(path).build()
+        module, own_tokenizer = constructed.module(path).build()
         module = module.to(target) if kind == "auto" else module.to(target, kind)
-        return module, words if tokenizer is None else tokenizer, name, fingerprint(module)
+        return module, own_tokenizer if tokenizer is None else tokenizer, name, fingerprint(module)
     local = Path(path).is_dir() or bool(commit(path, revision))
     if not local:
         _ping_hub(path, revision=revision)

@@ -60,8 +60,8 @@ def long_view(
         )
     if overview.attrs.get("attention") == "cross":
         raise InvalidInput("overview: queries and keys are two texts; draw one window of them")
-    words = list(map(str, overview["token"].values.tolist()))
-    length = int(overview["length"]) if "length" in overview.coords else len(words)
+    tokens = list(map(str, overview["token"].values.tolist()))
+    length = int(overview["length"]) if "length" in overview.coords else len(tokens)
     tile = int(overview.attrs["tile"])
     count = -(-length // tile)
     join = -(-count // SIDE)
@@ -91,9 +91,9 @@ def long_view(
             "blocks": -(-count // join),
             "maps": maps,
             "margins": {side: values for side, values in margins.items() if values is not None},
-            "tokens": packed(np.frombuffer(json.dumps(words[:length]).encode(), "u1"), "u1"),
+            "tokens": packed(np.frombuffer(json.dumps(tokens[:length]).encode(), "u1"), "u1"),
             # Words of such tokenizers have no spaces of their own.
-            "apart": not any(" " in word for word in words),
+            "apart": not any(" " in token for token in tokens),
             "roles": json.loads(str(overview["roles"].item()))
             if "roles" in overview.coords
             else {},

@@ -138,17 +138,17 @@ def summary(
     array = result[name]
     weakest = float(np.abs(array.values[edges]).min())
     total = int(result.attrs.get("edges", array.size))
-    words = [
+    sentences = [
         f"Drawn: {edges.size} of the {array.size} edges of this result, the weakest "
         f"{viz.measured(weakest, str(array.attrs.get('units', '')))}."
     ]
     if hidden := len({*strongest(array, count)} - {*edges.tolist()}):
-        words.append(
+        sentences.append(
             f"Hidden: {hidden} of the strongest {count}, on no path through {', '.join(pinned)}."
         )
     if total > array.size:
-        words.append(f"Of the model's {total} edges the others are not kept in this result.")
-    return " ".join(words)
+        sentences.append(f"Of the model's {total} edges the others are not kept in this result.")
+    return " ".join(sentences)
 
 
 def table(result: xr.Dataset, name: str) -> pd.DataFrame:

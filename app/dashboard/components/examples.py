@@ -69,14 +69,14 @@ def _row(
     capture: xr.Dataset, example: Example, statistic: Statistic, largest: float, before: str = ""
 ) -> Row:
     side = "key" if "key_token" in capture.coords and _reads_keys(capture, statistic) else "query"
-    words = capture["key_token" if side == "key" else "token"].values[example.prompt]
+    tokens = capture["key_token" if side == "key" else "token"].values[example.prompt]
     length = int(capture["key_length" if side == "key" else "length"][example.prompt])
     start, stop = max(0, example.position - AROUND), min(length, example.position + AROUND + 1)
     return Row(
         [example.prompt, example.position], f"{before}{viz.amount(example.value)}",
         tail=f"prompt {example.prompt}, token {example.position}",
         share=abs(example.value) / largest,
-        words=(*(["…"] if start else []), *words[start:stop].tolist(),
+        words=(*(["…"] if start else []), *tokens[start:stop].tolist(),
                *(["…"] if stop < length else [])),
         at=example.position - start + bool(start),
     )  # fmt: skip

@@ -69,8 +69,8 @@ def _chips(kinds: Sequence[Kind], heads: int) -> None:
         common = 2 * len(kind.heads) > heads
         colour = "gray" if common else COLOURS.get(kind.evidence, "gray")
         checks = [head_summary.CHECKS[state] for state in dict.fromkeys(kind.checks)]
-        words = plain(" · ".join([kind.name, kind.evidence, *checks]))
-        chips.append(f":{colour}-badge[{words}]")
+        text = plain(" · ".join([kind.name, kind.evidence, *checks]))
+        chips.append(f":{colour}-badge[{text}]")
         where = f"{len(kind.heads)} of {heads} heads; {kind.stage}; {kind.method}"
         about.append(f"**{plain(kind.name)}**: {plain(where)}")
     more = f" and {len(chips) - CHIPS} more" if len(chips) > CHIPS else ""

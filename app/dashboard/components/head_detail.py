@@ -48,7 +48,7 @@ def draw_pattern(
         view.data["state"] = state.token_view(count)
         mount(view, "token_view", state=state.keep_token_view)
         return window
-    words, seen = (array[name].values.tolist() for name in ("token", "key_token"))
+    tokens, seen = (array[name].values.tolist() for name in ("token", "key_token"))
     st.plotly_chart(
         viz.choose(array).figure(array),
         key="pattern_chart",
@@ -56,7 +56,9 @@ def draw_pattern(
         alt=f"Attention weights of L{layer}H{head}: query tokens down, key tokens across.",
     )
     positions = [int(at) for at in array["query"].values]
-    labels = {at: f"{at}: {viz.visible(word)}" for at, word in zip(positions, words, strict=True)}
+    labels = {
+        at: f"{at}: {viz.visible(token)}" for at, token in zip(positions, tokens, strict=True)
+    }
     query = st.select_slider(
         "One query token: where it attends",
         positions,

@@ -31,7 +31,7 @@ def causal(scores: Mapping[str, Score]) -> frozenset[str]:
 def evidence(scores: Mapping[str, Score], heads: int) -> list[str]:
     """List the kinds of evidence that some of so many heads has."""
     changed = len(causal(scores))
-    return [word for word, count in ((CAUSAL, changed), (LOOKS, heads - changed)) if count]
+    return [kind for kind, count in ((CAUSAL, changed), (LOOKS, heads - changed)) if count]
 
 
 def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> NDArray[Any] | None:

@@ -36,7 +36,7 @@ def compute(
     key: cache.RunKey, ids: tuple[int, ...], head: tuple[int, int], window: Window
 ) -> xr.DataArray:
     """Compute the window, with its tokens."""
-    words = np.array(cache.model(key).to_str_tokens(ids))
+    tokens = np.array(cache.model(key).to_str_tokens(ids))
     queries, keys = window
     return xr.DataArray(
         cache.window(key, ids, *head, (queries.start, queries.stop), (keys.start, keys.stop)),
@@ -45,8 +45,8 @@ def compute(
         coords={
             "query": np.arange(queries.start, queries.stop),
             "key": np.arange(keys.start, keys.stop),
-            "token": ("query", words[queries]),
-            "key_token": ("key", words[keys]),
+            "token": ("query", tokens[queries]),
+            "key_token": ("key", tokens[keys]),
         },
         attrs={"long_name": f"Attention of L{head[0]}H{head[1]}, exact", **WEIGHT},
     )

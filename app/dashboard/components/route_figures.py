@@ -71,14 +71,14 @@ def sankey(result: xr.Dataset) -> Any:
              for end in ("source", "target")]  # fmt: skip
     nodes = sorted({*sides[0], *sides[1]})
     index = {node: at for at, node in enumerate(nodes)}
-    words = result["token"].values.tolist()
+    tokens = result["token"].values.tolist()
     last = max(layer for layer, _ in nodes) or 1
     most = max(position for _, position in nodes) or 1
     figure = go.Figure(
         go.Sankey(
             arrangement="snap",
             node={
-                "label": [viz.visible(str(words[position])) for _, position in nodes],
+                "label": [viz.visible(str(tokens[position])) for _, position in nodes],
                 "x": [float(np.clip(layer / last, 0.01, 0.99)) for layer, _ in nodes],
                 "y": [float(np.clip(position / most, 0.01, 0.99)) for _, position in nodes],
                 "customdata": [f"before layer {layer}" for layer, _ in nodes],

@@ -180,9 +180,9 @@ def _what_if(
             disabled=not important,
         )  # fmt: skip
     if "token" in capture.coords:
-        words = capture["token"].values[number, : int(capture["length"][number])].tolist()
+        tokens = capture["token"].values[number, : int(capture["length"][number])].tolist()
         # Tokenizers of whole words leave the spaces out.
-        text = ("" if any(word[:1].isspace() for word in words) else " ").join(words)
+        text = ("" if any(token[:1].isspace() for token in tokens) else " ").join(tokens)
         st.caption(f"The text in view: {plain(text)}")
     [row] = table[table["name"] == picked].to_dict("records")
     where = {"run": Path(key.path).name, "pick": picked, "prompt": number}
@@ -210,7 +210,7 @@ def _table(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, name: str
         column_config={
             "name": st.column_config.TextColumn("head"),
             "verdict": st.column_config.TextColumn(
-                help="; ".join(f"{word}: {text}" for word, text in
+                help="; ".join(f"{verdict}: {text}" for verdict, text in
                                importance_table.VERDICTS.items())
             ),
             **{
