@@ -53,11 +53,6 @@ def read(model: Model) -> Structure:
 
 def _refuse(model: Model) -> None:
     model.check_predicts()
-    if model.bridge is not None:
-        raise NotApplicable(
-            "model: the blocks of a TransformerBridge cannot be taken apart; load the Hugging Face "
-            "model itself"
-        )
     if model.attention != "self":
         raise NotApplicable(
             f"model: edges are those of a decoder alone, and {model.name} has an encoder"
