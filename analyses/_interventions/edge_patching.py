@@ -12,7 +12,7 @@ al., Towards Automated Circuit Discovery (2304.14997).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from headscope.analyses._interventions import ablation
 from headscope.analyses._interventions.ablation import Array
 from headscope.analyses._interventions.block_parts import BlockParts, Stream
 from headscope.analyses._interventions.edge_graph import EdgeGraph
+from headscope.analyses._interventions.removed_edges import Removed, RemovedEdges
 from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.tokens import EncodedTask
 
-Removed = Bool[Tensor, "variant target source"]
 # Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
 WRITES, INPUTS = 2**25, 2**22
 # Arrays of the size of these inputs at once: sum, what enters and leaves the norm, and its steps.
@@ -50,6 +50,8 @@ class EdgeRun:
     ----------
     streams
         Clean residual stream before every block and after the last.
+    totals
+        What the heads of a layer write together on the clean prompts, where a norm takes it.
     corrupted
         What every source writes on the corrupted prompts (source, row, position, residual).
     difference
@@ -70,11 +72,13 @@ class EdgeRun:
         shape = (len(graph.sources), *clean.shape)
         self.corrupted = clean.new_empty(shape)
         self.streams: list[Stream] = []
+        self.totals: dict[int, Stream] = {}
+        self.rows = {layer: graph.head_sources(layer) for layer in range(graph.layers)}
         last = self._walk(corrupted, self.corrupted)
         self.corrupted_logits = parts.logits(last, ids[1], positions)
         parts.check(self.corrupted_logits, ids[1], positions)
         self.difference = clean.new_empty(shape)
-        last = self._walk(clean, self.difference, self.streams)
+        last = self._walk(clean, self.difference, self.streams, self.totals)
         self.difference.neg_().add_(self.corrupted)
         self.clean_logits = parts.logits(last, ids[0], positions)
         parts.check(self.clean_logits, ids[0], positions)
@@ -84,6 +88,7 @@ class EdgeRun:
         stream: Stream,
         writes: Float[Tensor, "source ..."],
         streams: list[Stream] | None = None,
+        totals: dict[int, Stream] | None = None,
     ) -> Stream:
         """Run all blocks, keeping what each source writes."""
         parts, graph = self.parts, self.graph
@@ -91,98 +96,86 @@ class EdgeRun:
         for layer in range(graph.layers):
             if streams is not None:
                 streams.append(stream)
-            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
-            first = graph.first(layer)
-            writes[first : first + graph.heads] = parts.writes(layer, z).transpose(0, 1)
-            attention_writes = writes[first : first + graph.heads].sum(0) + parts.constant(layer)
-            mlp_input = stream if graph.parallel else stream + attention_writes
-            writes[first + graph.heads] = parts.mlp(layer, mlp_input)
-            stream = stream + attention_writes + writes[first + graph.heads]
+            z = parts.heads(layer, parts.entered(layer, stream))
+            rows = self.rows[layer]
+            writes[rows] = parts.projections.writes(layer, z).transpose(0, 1)
+            total = writes[rows].sum(0)
+            if totals is not None and layer in parts.normed:
+                totals[layer] = total
+            added = parts.added(layer, total)
+            mlp_input = stream if graph.parallel else stream + added
+            writes[rows.stop] = parts.mlp(layer, mlp_input)
+            stream = stream + added + writes[rows.stop]
         if streams is not None:
             streams.append(stream)
         return stream
 
-    def forward(self, stream: Stream, start: int = 0) -> list[Stream]:
-        """Run the blocks from ``start`` on: the stream before each of them and after the last."""
-        streams = [stream]
+    def forward(self, stream: Stream, start: int = 0) -> tuple[list[Stream], dict[int, Stream]]:
+        """Run the blocks from ``start`` on: `streams` and `totals` from there."""
+        streams, totals = [stream], {}
         for layer in range(start, self.graph.layers):
-            streams.append(self.parts.block(layer, streams[-1]))
-        return streams
+            streams.append(self.parts.block(layer, streams[-1], totals))
+        return streams, totals
+
+    def changes(
+        self, sources: slice, totals: dict[int, Stream]
+    ) -> Float[Tensor, "source row position residual"]:
+        """Return what some sources change of the stream, corrupted less clean, to first order.
+
+        That of heads behind a norm is a small change of what they write together, ``totals``.
+        """
+        normed = [
+            layer for layer in self.parts.normed
+            if sources.start <= self.rows[layer].start and self.rows[layer].stop <= sources.stop
+        ]  # fmt: skip
+        if not normed:
+            return self.difference[sources]
+        changes = self.difference[sources].clone()
+        for layer in normed:
+            rows = self.rows[layer]
+            changes[rows.start - sources.start : rows.stop - sources.start] = self.parts.push_added(
+                layer, totals[layer], self.difference[rows]
+            )
+        return changes
 
     def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch asked vocab"]:
         """Run the batch under every set of removed edges; rows are the prompts, set by set.
 
         No target before layer ``start`` may have an edge removed.
         """
-        graph, times = self.graph, len(removed)
-        before = graph.first(start)
-        fixed = self.difference[:before].flatten(1)
+        parts, graph, times = self.parts, self.graph, len(removed)
         stream = self.streams[start].repeat(times, 1, 1)
-        size = (len(graph.sources) - before, *stream.shape)
-        # What the sources behind the start write on the corrupted prompt, less what they write now.
-        moved = stream.new_empty(size) if self._reads(removed, before) else None
-        lacking = removed.to(stream.dtype)
-
-        def shift(targets: slice, visible: int) -> Tensor:
-            """Sum what the removed edges of some targets change (target, batch, position, ...)."""
-            chosen = lacking[:, targets]
-            early = chosen[:, :, :before] @ fixed  # (variant, target, row · position · residual)
-            early = torch.unflatten(early, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
-            if visible <= before or moved is None:
-                return early
-            late = torch.unflatten(moved[: visible - before], 1, (times, -1)).flatten(2)
-            late = torch.bmm(chosen[:, :, before:visible], late.transpose(0, 1))
-            late = torch.unflatten(late, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
-            return early.add_(late)
-
+        changes = RemovedEdges(self, removed, start, stream)
         for layer in range(start, graph.layers):
             rest = removed[:, graph.inputs(layer).start :]
             if not bool(rest.any()):
-                stream = self.parts.block(layer, stream)
+                stream = parts.block(layer, stream)
                 continue
-            stream = self._block(layer, stream, removed, shift, moved, before)
+            inputs, mlp, rows = graph.inputs(layer), graph.mlp(layer), self.rows[layer]
+            if bool(removed[:, inputs].any()):
+                streams = changes.read(inputs, graph.first(layer)).add_(stream)
+                entered = parts.entered(layer, streams.flatten(0, 1))
+                entered = torch.unflatten(entered, 0, streams.shape[:2])
+                z = parts.separate_heads(layer, entered)
+            else:
+                z = parts.heads(layer, parts.entered(layer, stream))
+            writes = parts.projections.writes(layer, z).transpose(0, 1)
+            total = writes.sum(0)
+            changes.write(rows, writes)
+            changes.totals[layer] = total
+            added = parts.added(layer, total)
+            mlp_input = stream if graph.parallel else stream + added
+            if bool(removed[:, mlp].any()):
+                read = changes.read(slice(mlp, mlp + 1), graph.before_mlp(layer))
+                mlp_input = mlp_input + read[0]
+            out = parts.mlp(layer, mlp_input)
+            changes.write(slice(rows.stop, rows.stop + 1), out[None])
+            stream = stream + added + out
         last = len(graph.targets) - 1
         if bool(removed[:, last].any()):
-            stream = stream + shift(slice(last, None), len(graph.sources))[0]
+            stream = stream + changes.read(slice(last, None), len(graph.sources))[0]
         ids, positions = (part.repeat(times, 1) for part in (self.ids, self.positions))
-        return self.parts.logits(stream, ids, positions)
-
-    def _block(
-        self,
-        layer: int,
-        stream: Stream,
-        removed: Removed,
-        shift: Callable[[slice, int], Tensor],
-        moved: Tensor | None,
-        before: int,
-    ) -> Stream:
-        """Run one block whose inputs, or later ones, have edges removed; fill in ``moved``."""
-        parts, graph = self.parts, self.graph
-        inputs, mlp, first = graph.inputs(layer), graph.mlp(layer), graph.first(layer)
-        if bool(removed[:, inputs].any()):
-            streams = shift(inputs, first).add_(stream)
-            entered = parts.entered(layer, streams.flatten(0, 1))
-            entered = torch.unflatten(entered, 0, streams.shape[:2])
-            z = parts.heads(layer, *parts.separate(layer, entered))
-        else:
-            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
-        writes = parts.writes(layer, z).transpose(0, 1)
-        attention_writes = writes.sum(0) + parts.constant(layer)
-        rows = slice(first, first + graph.heads)
-        if moved is not None:
-            corrupted_writes = self.corrupted[rows].repeat(1, len(removed), 1, 1)
-            moved[rows.start - before : rows.stop - before] = corrupted_writes - writes
-        mlp_input = stream if graph.parallel else stream + attention_writes
-        if bool(removed[:, mlp].any()):
-            mlp_input = mlp_input + shift(slice(mlp, mlp + 1), graph.before_mlp(layer))[0]
-        out = parts.mlp(layer, mlp_input)
-        if moved is not None:
-            corrupted_writes = self.corrupted[rows.stop].repeat(len(removed), 1, 1)
-            moved[rows.stop - before] = corrupted_writes - out
-        return stream + attention_writes + out
-
-    def _reads(self, removed: Removed, before: int) -> bool:
-        return bool(removed[:, :, before:].any())
+        return parts.logits(stream, ids, positions)
 
     def together(self, start: int, *, deep: bool) -> int:
         """Return how many sets of edges fit in one pass from a layer on."""
