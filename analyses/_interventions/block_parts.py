@@ -57,8 +57,6 @@ class BlockParts:
     ----------
     projections
         Products with the weights of heads.
-    normed
-        Layers with a norm between their heads and the stream (Gemma 2 and 3, OLMo 2).
     mixed
         Layers with a norm over the queries or keys of all heads together (OLMo 2).
     """
@@ -69,7 +67,6 @@ class BlockParts:
         self.group = model.heads // model.kv_heads
         self.parallel = structure.parallel
         self.projections = HeadProjections(structure, self.group)
-        self.normed = structure.normed
         self.mixed: frozenset[int] = frozenset()
         self._structure = structure
         self._blocks = blocks(model)
@@ -123,39 +120,6 @@ class BlockParts:
         ):
             result = self._again(block, stream)
         return (result if isinstance(result, Tensor) else result[0]) - stream
-
-    def added(self, layer: int, total: Float[Tensor, "... residual"]) -> Tensor:
-        """Return what the attention of a layer adds to the stream.
-
-        ``total`` is the sum of what its heads write; a norm between is computed anew.
-        """
-        total = total + self.projections.constant(layer)
-        write = self._structure.writes[layer]
-        return total if write.module is None else write.module(total) * write.factor
-
-    def pull_added(self, layer: int, total: Stream, slope: Stream) -> Stream:
-        """Return the gradient in the sum of what heads write, given that in what is added."""
-        if layer not in self.normed:
-            return slope
-        with torch.enable_grad():
-            leaf = total.detach().requires_grad_()
-            (back,) = torch.autograd.grad(self.added(layer, leaf), leaf, slope)
-        return back
-
-    def push_added(
-        self, layer: int, total: Stream, changes: Float[Tensor, "source row position residual"]
-    ) -> Float[Tensor, "source row position residual"]:
-        """Return, to first order, by how much changes of the sum change what is added."""
-        if layer not in self.normed:
-            return changes
-        # The gradient is linear in what is pulled back, and its own gradient pushes forwards.
-        with torch.enable_grad():
-            leaf = total.detach().expand_as(changes).requires_grad_()
-            result = self.added(layer, leaf)
-            slope = torch.zeros_like(result, requires_grad=True)
-            (back,) = torch.autograd.grad(result, leaf, slope, create_graph=True)
-            (pushed,) = torch.autograd.grad(back, slope, changes)
-        return pushed
 
     def attention_call(self, layer: int, q: Projected, k: Projected, v: Projected) -> AttentionCall:
         """Return what arrives at the attention where its projections give these numbers."""

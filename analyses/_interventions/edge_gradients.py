@@ -97,10 +97,12 @@ def _move(
     """Go back on a pass where some sources of a layer write ``z' + share (z − z')``."""
     graph, parts = run.graph, run.parts
     change, totals = (1 - share) * run.difference[sources].sum(0), {}
-    if layer in parts.normed and sources == graph.head_sources(layer):
+    if layer in parts.projections.normed and sources == graph.head_sources(layer):
         before = run.totals[layer]
         totals[layer] = before + change
-        change = parts.added(layer, totals[layer]) - parts.added(layer, before)
+        change = parts.projections.added(layer, totals[layer]) - parts.projections.added(
+            layer, before
+        )
     stream, contract = run.streams[layer + 1] + change, contracting(sources, totals)
     # In sequential blocks the MLP reads what the heads of its layer write.
     mlp = graph.first(layer + 1) - 1
@@ -136,12 +138,12 @@ def _backward(
         stream, mlp = streams[layer - start], graph.mlp(layer)
         heads = HeadGradients(parts, layer, parts.entered(layer, stream))
         total = parts.projections.sum_of_writes(layer, heads.z)
-        read = stream if graph.parallel else stream + parts.added(layer, total)
+        read = stream if graph.parallel else stream + parts.projections.added(layer, total)
         into_mlp = _pull_mlp(parts, layer, read, slope)
         contract(slice(mlp, mlp + 1), graph.before_mlp(layer), into_mlp[None])
         # What the heads of a sequential block write reaches the stream and the MLP.
         behind = slope if graph.parallel else slope + into_mlp
-        behind = parts.pull_added(layer, total, behind)
+        behind = parts.projections.pull_added(layer, total, behind)
         through = _pull_norm(parts, layer, stream, heads.pull(behind))
         contract(graph.inputs(layer), graph.first(layer), through)
         slope = slope + into_mlp + through.sum(0)

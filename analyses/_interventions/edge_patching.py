@@ -100,9 +100,9 @@ class EdgeRun:
             rows = self.rows[layer]
             writes[rows] = parts.projections.writes(layer, z).transpose(0, 1)
             total = writes[rows].sum(0)
-            if totals is not None and layer in parts.normed:
+            if totals is not None and layer in parts.projections.normed:
                 totals[layer] = total
-            added = parts.added(layer, total)
+            added = parts.projections.added(layer, total)
             mlp_input = stream if graph.parallel else stream + added
             writes[rows.stop] = parts.mlp(layer, mlp_input)
             stream = stream + added + writes[rows.stop]
@@ -124,18 +124,15 @@ class EdgeRun:
 
         That of heads behind a norm is a small change of what they write together, ``totals``.
         """
-        normed = [
-            layer for layer in self.parts.normed
-            if sources.start <= self.rows[layer].start and self.rows[layer].stop <= sources.stop
-        ]  # fmt: skip
-        if not normed:
-            return self.difference[sources]
-        changes = self.difference[sources].clone()
-        for layer in normed:
+        projections, first = self.parts.projections, sources.start
+        changes = self.difference[sources]
+        if projections.normed:
+            changes = changes.clone()
+        for layer in projections.normed:
             rows = self.rows[layer]
-            changes[rows.start - sources.start : rows.stop - sources.start] = self.parts.push_added(
-                layer, totals[layer], self.difference[rows]
-            )
+            if first <= rows.start and rows.stop <= sources.stop:
+                pushed = projections.push_added(layer, totals[layer], self.difference[rows])
+                changes[rows.start - first : rows.stop - first] = pushed
         return changes
 
     def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch asked vocab"]:
@@ -163,7 +160,7 @@ class EdgeRun:
             total = writes.sum(0)
             changes.write(rows, writes)
             changes.totals[layer] = total
-            added = parts.added(layer, total)
+            added = parts.projections.added(layer, total)
             mlp_input = stream if graph.parallel else stream + added
             if bool(removed[:, mlp].any()):
                 read = changes.read(slice(mlp, mlp + 1), graph.before_mlp(layer))

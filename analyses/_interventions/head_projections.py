@@ -1,4 +1,4 @@
-"""What the weights of a layer make of a stream: queries, keys, values, and what heads write."""
+"""What weights make of a stream: queries, keys and values, and of heads: what they add to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ Inputs = Float[Tensor, "input row position residual"]
 class HeadProjections:
     """Products with the weights of heads, forwards and back.
 
-    ``group`` is the number of query heads that share keys and values.
+    Attributes
+    ----------
+    group
+        Number of query heads that share keys and values.
+    normed
+        Layers with a norm between their heads and the stream (Gemma 2 and 3, OLMo 2).
     """
 
     def __init__(self, structure: Structure, group: int) -> None:
         self.group = group
+        self.normed = structure.normed
         self._projections, self._writes = structure.projections, structure.writes
 
     def shared(self, layer: int, entered: Stream) -> tuple[Projected, Projected, Projected]:
@@ -95,6 +101,39 @@ class HeadProjections:
         """Return what the attention of a layer writes beside its heads: the projection's bias."""
         bias = getattr(self._projections[layer, "o"].module, "bias", None)
         return 0.0 if bias is None else bias * self._factor(layer)
+
+    def added(self, layer: int, total: Float[Tensor, "... residual"]) -> Tensor:
+        """Return what the attention of a layer adds to the stream.
+
+        ``total`` is the sum of what its heads write; a norm between is computed anew.
+        """
+        total = total + self.constant(layer)
+        write = self._writes[layer]
+        return total if write.module is None else write.module(total) * write.factor
+
+    def pull_added(self, layer: int, total: Stream, slope: Stream) -> Stream:
+        """Return the gradient in the sum of what heads write, given that in what is added."""
+        if layer not in self.normed:
+            return slope
+        with torch.enable_grad():
+            leaf = total.detach().requires_grad_()
+            (back,) = torch.autograd.grad(self.added(layer, leaf), leaf, slope)
+        return back
+
+    def push_added(
+        self, layer: int, total: Stream, changes: Float[Tensor, "source row position residual"]
+    ) -> Float[Tensor, "source row position residual"]:
+        """Return, to first order, by how much changes of the sum change what is added."""
+        if layer not in self.normed:
+            return changes
+        # The gradient is linear in what is pulled back, and its own gradient pushes forwards.
+        with torch.enable_grad():
+            leaf = total.detach().expand_as(changes).requires_grad_()
+            result = self.added(layer, leaf)
+            slope = torch.zeros_like(result, requires_grad=True)
+            (back,) = torch.autograd.grad(result, leaf, slope, create_graph=True)
+            (pushed,) = torch.autograd.grad(back, slope, changes)
+        return pushed
 
     def _factor(self, layer: int) -> float:
         """Return by what heads are multiplied; behind a norm that is what the norm gives."""

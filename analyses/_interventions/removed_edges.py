@@ -1,10 +1,15 @@
 """What removed edges change of the inputs of nodes, while a batch of prompts is run.
 
-Where an edge is removed, its target reads what the source writes on the corrupted prompt in place of
-what it writes now. Sources that write straight into the residual stream change it by themselves, so
-that all of them are one product with the mask. Where a norm stands between the heads of a layer and
-the stream (Gemma 2 and 3, OLMo 2), they are first summed, and the target reads what the norm makes
-of that sum: ``norm(Σ now + Σ removed (corrupted − now)) − norm(Σ now)``.
+Where an edge is removed, its target reads what the source writes on the corrupted prompt instead
+of what it writes now. Sources that write straight into the residual stream change it by themselves,
+so that all of them are one product with the mask. Where a norm stands between the heads of a layer
+and the stream (Gemma 2 and 3, OLMo 2), a target sums them as it reads them and takes the norm of
+that: what changes is ``norm(Σ now + Σ removed (corrupted − now)) − norm(Σ now)``. So with no edge
+removed it reads the clean prompt and with all removed the corrupted one, which no frozen scale of
+the norm would give.
+
+Source: Hanna et al., Have Faith in Faithfulness (2403.17806), whose code evaluates circuits of
+Gemma 2 this way.
 """
 
 from __future__ import annotations
@@ -41,8 +46,8 @@ class RemovedEdges:
             if layer < start
         }
         # Behind a norm heads change the stream together.
-        self.summed = self.lacking.clone() if run.parts.normed else self.lacking
-        for layer in run.parts.normed:
+        self.summed = self.lacking.clone() if run.parts.projections.normed else self.lacking
+        for layer in run.parts.projections.normed:
             self.summed[:, :, run.rows[layer]] = 0
 
     def write(self, sources: slice, writes: Float[Tensor, "source batch ..."]) -> None:
@@ -55,17 +60,17 @@ class RemovedEdges:
 
     def read(self, targets: slice, visible: int) -> Float[Tensor, "target batch position residual"]:
         """Return what the removed edges of some targets change, which read the first sources."""
-        parts = self.run.parts
+        projections = self.run.parts.projections
         change = self._product(self.summed, targets, slice(0, self.before))
         if visible > self.before and self.moved is not None:
             change.add_(self._product(self.summed, targets, slice(self.before, visible)))
-        for layer in parts.normed:
+        for layer in projections.normed:
             rows = self.run.rows[layer]
             if rows.stop > visible or not bool(self.removed[:, targets, rows].any()):
                 continue
             total = self.totals[layer]
             moved = self._product(self.lacking, targets, rows).add_(total)
-            change.add_(parts.added(layer, moved)).sub_(parts.added(layer, total))
+            change.add_(projections.added(layer, moved)).sub_(projections.added(layer, total))
         return change
 
     def _product(self, lacking: Tensor, targets: slice, sources: slice) -> Tensor:
