@@ -8,6 +8,10 @@ only the matrix of scores is kept. The query heads of a group share keys and val
 of one of them at a time gives the gradient in the keys and values as that head reads them, and the
 shared projection takes it back.
 
+Where a norm stands between the heads of a layer and the stream, patching adds
+``norm(Σ z + (z'_u − z_u)) − norm(Σ z)`` to what a target reads. Its derivative is the norm's at the
+sum of that pass; it is applied to the differences, not to the gradients, of which there are more.
+
 Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discovery (2310.10348);
 Hanna et al., Have Faith in Faithfulness (2403.17806), whose code (EAP-IG-activations) gives every
 edge the mean over passes in which any source moves; here, as in Marks et al., Sparse Feature

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, block_structure
 from headscope.analyses._interventions.ablation import Array
 from headscope.analyses._interventions.block_parts import BlockParts, Stream
 from headscope.analyses._interventions.edge_graph import EdgeGraph
@@ -230,15 +230,17 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
 
     Writes and their differences on the corrupted prompts, the streams, the inputs of one layer's
     heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges
-    and the order of all edges, and else the scores of every prompt.
+    and the order of all edges, and else the scores of every prompt. Behind norms the differences
+    are held a second time, as the stream sees them.
     """
+    normed = block_structure.read(model).normed
     width = int(model.module.config.get_text_config().hidden_size)
     sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
     parts = list(batches(ids, batch_tokens(model)))
     tokens = max(len(batch) * len(ids[batch[0]]) for batch in parts)
     sets = max(1, INPUTS // (inputs * tokens * width))
-    arrays = 3 if circuits else 2
-    streams = arrays * sources + model.layers + 1 + NORMED * inputs * sets
+    arrays = 3 if circuits or normed else 2
+    streams = arrays * sources + model.layers + 1 + NORMED * inputs * sets + len(normed)
     rows = 0 if circuits else len(ids) + COPIED * max(map(len, parts))
     scores = rows * (model.layers * (inputs + 1) + 1) * sources
     edges = EdgeGraph(model.layers, model.heads, parallel=False).count if circuits else 0
