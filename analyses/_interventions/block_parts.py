@@ -28,7 +28,7 @@ from headscope.analyses._interventions.head_projections import (
     Projected,
     Stream,
 )
-from headscope.analyses._interventions.module_call import ModuleCall
+from headscope.analyses._interventions.module_call import ModuleCall, keeping
 from headscope.analyses._interventions.prefix_reuse import UNITS, answering
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
@@ -108,17 +108,20 @@ class BlockParts:
 
     def mlp(self, layer: int, stream: Stream) -> Stream:
         """Return what the MLP of a layer writes, given the stream that it reads."""
-        attention, block = self._attention[layer], self._blocks[layer]
-        recorded = self._calls[stream.shape[1], attention].result
-        nothing = torch.zeros_like(stream)
-        silent = nothing if isinstance(recorded, Tensor) else (nothing, *recorded[1:])
+        parts = {self._structure.projections[layer, part].module for part in "qkvo"}
         norm = self._structure.writes[layer].module
-        behind = [] if norm is None else [norm]  # whose bias is no part of what the MLP writes
-        with (
-            answering([attention], lambda *args, **kwargs: silent),
-            answering(behind, lambda *args, **kwargs: nothing),
-        ):
-            result = self._again(block, stream)
+        # Also of a norm behind the heads, whose bias is no part of what the MLP writes.
+        parts |= set() if norm is None else {norm}
+        rows = stream.shape[:2]
+        self._receive = _no_outputs
+        try:
+            with ExitStack() as stack:
+                for part in parts:
+                    zeros = stream.new_zeros(*rows, _width(part))
+                    stack.enter_context(answering([part], partial(_constant, zeros)))
+                result = self._again(self._blocks[layer], stream)
+        finally:
+            self._receive = Reader(PLAIN)
         return (result if isinstance(result, Tensor) else result[0]) - stream
 
     def attention_call(self, layer: int, q: Projected, k: Projected, v: Projected) -> AttentionCall:
@@ -251,27 +254,25 @@ class BlockParts:
         """Keep what blocks and attention modules are called with on prompts of this length."""
         if (ids.shape[1], self._blocks[0]) in self._calls:
             return
-        calls: dict[nn.Module, ModuleCall] = {}
+        once, twice = (self._recorded(ids[:1].repeat(times, 1)) for times in (1, 2))
+        for part in (*self._blocks, *self._attention.values()):
+            self._calls[ids.shape[1], part] = once[part].compared(twice[part])
+        layers = range(len(self._blocks))
+        self.mixed = frozenset(layer for layer in layers if self._mixes(layer, ids.shape[1]))
 
-        def keep(part: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            calls[part] = ModuleCall(args, dict(kwargs), result)
+    def _recorded(self, ids: Int[Tensor, "row position"]) -> dict[nn.Module, ModuleCall]:
+        """Run the model, and return the calls of all parts of its blocks."""
 
         def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
             self._attention[call.layer] = call.module
 
-        parts = [part for block in self._blocks for part in block.modules()]
-        handles = [part.register_forward_hook(keep, with_kwargs=True) for part in parts]
         self._receive = Reader(PLAIN, take=take)
         try:
-            call(self.model, ids[:1], head=False)
+            with keeping(self._blocks) as calls:
+                call(self.model, ids, head=False)
         finally:
             self._receive = Reader(PLAIN)
-            for handle in handles:
-                handle.remove()
-        used = [*self._blocks, *self._attention.values()]
-        self._calls |= {(ids.shape[1], part): calls[part] for part in used}
-        layers = range(len(self._blocks))
-        self.mixed = frozenset(layer for layer in layers if self._mixes(layer, ids.shape[1]))
+        return calls
 
     def _mixes(self, layer: int, length: int) -> bool:
         """Tell whether what one head's projection gives changes queries or keys of the others."""
@@ -303,6 +304,10 @@ def _constant(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _stopping(*args: Any, **kwargs: Any) -> Any:
     raise _Reached(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+
+def _no_outputs(call: AttentionCall) -> Tensor:
+    return call.value.new_zeros(*call.query.shape[:3], call.value.shape[3])
 
 
 def _width(module: Any) -> int:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from headscope.analyses._measurements import residual_writes
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.attention import projections
-from headscope.probes.attention.interface import follows, own_implementation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,9 +72,4 @@ def _refuse(model: Model) -> None:
         raise NotApplicable(
             f"model: layers {', '.join(map(str, model.geometry.without))} of {model.name} have no "
             "heads, so the edges through them are not known; use patching"
-        )
-    if not follows(model.module) or own_implementation(model.module) is not None:
-        raise NotApplicable(
-            f"model: {model.architecture} does not look its attention up in transformers' "
-            "interface, so its heads cannot be given streams of their own; use patching"
         )
