@@ -34,6 +34,7 @@ from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
 from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.attention.residual_stream import blocks
+from headscope.probes.attention.work import uncounted
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
@@ -116,6 +117,7 @@ class BlockParts:
         self._receive = _no_outputs
         try:
             with ExitStack() as stack:
+                stack.enter_context(uncounted())
                 for part in parts:
                     zeros = stream.new_zeros(*rows, _width(part))
                     stack.enter_context(answering([part], partial(_constant, zeros)))

@@ -33,7 +33,7 @@ from headscope.analyses._interventions.head_calls import outputs
 if TYPE_CHECKING:
     from headscope.analyses._interventions.block_parts import BlockParts
     from headscope.analyses._interventions.edge_graph import EdgeGraph
-    from headscope.analyses._interventions.edge_patching import EdgeRun
+    from headscope.analyses._interventions.edge_run import EdgeRun
     from headscope.analyses._interventions.head_projections import Inputs, Stream
 
 METHODS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted")

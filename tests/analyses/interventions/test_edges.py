@@ -314,6 +314,6 @@ def test_scores_of_a_batch_do_not_hang_on_how_sets_are_grouped(random_llama, mon
             return score(run, answers, prompts, removed)
 
     whole = scored()
-    monkeypatch.setattr("headscope.analyses._interventions.edge_patching.INPUTS", 1)
+    monkeypatch.setattr("headscope.analyses._interventions.edge_run.INPUTS", 1)
     np.testing.assert_allclose(scored(), whole, atol=1e-6)
     np.testing.assert_allclose(whole[:, 4], ablation.evaluate(random_llama, task), atol=1e-6)
