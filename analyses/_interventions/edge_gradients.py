@@ -100,7 +100,8 @@ def _move(
 ) -> None:
     """Go back on a pass where some sources of a layer write ``z' + share (z − z')``."""
     graph, parts = run.graph, run.parts
-    change, totals = (1 - share) * run.difference[sources].sum(0), {}
+    change = (1 - share) * run.difference[sources].sum(0)
+    totals: dict[int, Stream] = {}
     if layer in parts.projections.normed and sources == graph.head_sources(layer):
         before = run.totals[layer]
         totals[layer] = before + change
@@ -185,13 +186,9 @@ class HeadGradients:
                 self.outputs, self.leaves, by_member.unbind(2), strict=True
             )
         ]
-        pulled = []
-        for part, *pair, members in zip(
-            "qkv", self.arrived, self.projected, zip(*slopes, strict=True), strict=True
-        ):
-            pull = self._pull_mixed if self.layer in parts.mixed else self._pull
-            pulled.append(pull(part, pair[0], pair[1], members))
-        return torch.cat(pulled)
+        pull = self._pull_mixed if self.layer in parts.mixed else self._pull
+        parted = zip("qkv", self.arrived, self.projected, zip(*slopes, strict=True), strict=True)
+        return torch.cat([pull(*part) for part in parted])
 
     def _pull(
         self, part: str, arrived: Tensor, projected: Tensor, members: Sequence[Tensor]

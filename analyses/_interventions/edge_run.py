@@ -99,7 +99,8 @@ class EdgeRun:
 
     def forward(self, stream: Stream, start: int = 0) -> tuple[list[Stream], dict[int, Stream]]:
         """Run the blocks from ``start`` on: `streams` and `totals` from there."""
-        streams, totals = [stream], {}
+        streams: list[Stream] = [stream]
+        totals: dict[int, Stream] = {}
         for layer in range(start, self.graph.layers):
             streams.append(self.parts.block(layer, streams[-1], totals))
         return streams, totals
