@@ -122,11 +122,15 @@ def test_a_gradient_that_is_not_finite_is_refused(random_llama, monkeypatch):
     check_message("not finite on 1 of 3", edge_scores, random_llama, task, "logit_difference")
 
 
-def test_edges_of_a_model_in_half_precision(random_llama):
-    task = pairs(len(constructed.WORDS))
-    half = load_model(constructed.random_llama(0).module.to(torch.bfloat16))
-    _, scores = edge_scores(half, task, "logit_difference", "eap")
-    _, exact = edge_scores(random_llama, task, "logit_difference", "eap")
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "olmo2", "bloom"])
+def test_edges_of_a_model_in_half_precision(name):
+    task = pairs(64)
+    models = [
+        load_model(architectures.build(name).to(dtype)) for dtype in (torch.bfloat16, torch.float32)
+    ]
+    (_, scores), (_, exact) = (
+        edge_scores(model, task, "logit_difference", "eap") for model in models
+    )
     known = np.isfinite(exact)
     assert np.corrcoef(scores[known], exact[known])[0, 1] > 0.99
 
