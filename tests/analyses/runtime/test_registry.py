@@ -3,6 +3,7 @@ from refusals import check_message, check_refusal
 
 from headscope import analyses
 from headscope.analyses._runtime import options
+from headscope.kernels.errors import InvalidInput
 
 
 def test_the_six_families_are_there():
@@ -13,6 +14,8 @@ def test_the_six_families_are_there():
 
 def test_an_unknown_analysis_is_refused_by_name():
     check_refusal("analysis", analyses.load, "sink")
+    with pytest.raises(InvalidInput, match="did you mean importance"):
+        analyses.load("importanc")
 
 
 @pytest.mark.parametrize(
