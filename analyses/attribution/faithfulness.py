@@ -112,10 +112,7 @@ def run(
     require(capture, NEEDS, "faithfulness")
     require_maps(capture, "faithfulness")
     names = list(registry.methods())
-    encoded = {task.name: ablation.encode_task(model, task)}
-    if other:
-        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-        encoded[second.name] = ablation.encode_task(model, second)
+    encoded = _encoded(model, task, other)
     answers = targets.of_task(encoded[task.name])
     Between(0, len(answers) - 1).check("prompt", prompt)
     pool = [token for target in answers for token in target.ids]
@@ -159,6 +156,31 @@ def run(
         prompt=prompt,
         refused=refused,
     )  # fmt: skip
+
+
+def replaced_passes(
+    model: Model, task: Task, *, other: str, prompt: int, draws: int, steps: int, **_: Any
+) -> list[tuple[int, int]]:
+    """List the tokens of every prompt that is run, and how often with some of them replaced.
+
+    Each token is replaced alone, so that long prompts are run more often, and once more in the
+    prompt that is shown; the curves are as many in any.
+    """
+    curves = 2 * (len(registry.methods()) + 1 + ORDERS) * (steps - 1) + 2
+    lengths = [len(ids) for part in _encoded(model, task, other).values() for ids in part.ids]
+    return [
+        (length, draws * ((length + 1) * (1 + (at == prompt)) + curves))
+        for at, length in enumerate(lengths)
+    ]
+
+
+def _encoded(model: Model, task: Task, other: str) -> dict[str, EncodedTask]:
+    """Encode the task, and as many prompts of another one."""
+    encoded = {task.name: ablation.encode_task(model, task)}
+    if other:
+        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+        encoded[second.name] = ablation.encode_task(model, second)
+    return encoded
 
 
 def explain(
