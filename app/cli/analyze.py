@@ -34,7 +34,11 @@ def analyze(
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="task, or JSONL file, instead of the analyses' own")
+        str | None,
+        typer.Option(
+            help="task, or JSONL file, instead of the run's own prompts with answers, or of the "
+            "tasks that analyses draw"
+        ),
     ] = None,
     number: Annotated[
         int | None, typer.Option(help="prompts drawn from the analyses' tasks")
