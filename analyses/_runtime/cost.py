@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope import analyses
 from headscope.analyses._interventions.ablation import SWEEP_TOKENS
+from headscope.analyses._relevance import perturbation
 from headscope.analyses._runtime.expected_work import Expected, expect, rows
 from headscope.analyses._runtime.inputs import PromptSets, positionals
 from headscope.analyses._runtime.requirements import Needs
@@ -21,6 +22,7 @@ from headscope.kernels.errors import HeadscopeError
 if TYPE_CHECKING:
     from headscope.analyses._runtime.pass_costs import PassCosts
     from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 # Logits are held twice: as they come, and as what a metric or a loss makes of them.
 LOGITS = 2
@@ -32,7 +34,7 @@ class Cost:
 
     ``passes`` go over all ``tokens`` of its prompts, one with its backward pass counting three;
     ``captured`` are the bytes that it reads of a capture, ``memory`` those of its largest pass, at
-    the peak, beyond the model and the capture.
+    the peak, beyond the model and the capture. ``prompts`` says which prompts they are.
     """
 
     analysis: str
@@ -41,6 +43,7 @@ class Cost:
     seconds: float | None
     captured: int | None = None
     memory: int | None = None
+    prompts: str = ""
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -52,7 +55,8 @@ class Cost:
         if not self.passes:
             return f"{self.analysis}: reads the capture{read}"
         times = "once" if round(self.passes, 2) == 1 else f"{self.passes:.3g} times"
-        work = f"runs the model {times} over {self.tokens} tokens, about {duration(self.seconds)}"
+        over = f"{self.prompts} ({self.tokens} tokens)" if self.prompts else f"{self.tokens} tokens"
+        work = f"runs the model {times} over {over}, about {duration(self.seconds)}"
         peak = "not known" if self.memory is None else format_bytes(self.memory)
         return f"{self.analysis}: {work}{read}, memory {peak}"
 
@@ -67,11 +71,12 @@ def estimate(
     n: int | None = None,
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    own_task: Task | None = None,
 ) -> list[Cost]:
     """Say what analyses will take; the parameters are those of `runner.execute_many`."""
     from headscope.analyses._runtime import pass_costs
 
-    sets = PromptSets(model, prompts, capture, task, n, seed)
+    sets = PromptSets(model, prompts, capture, task, n, seed, own_task=own_task)
     captured: set[Any] = set()
     costs = []
     for name in names:
@@ -86,6 +91,7 @@ def estimate(
                 speed = pass_costs.measure(model, sets.ids(name)[0])
                 cost = replace(
                     cost, passes=expected.passes, tokens=sum(expected.lengths),
+                    prompts=sets.describe(name),
                     seconds=expected.seconds(speed),
                     memory=_peak(sets, name, expected, speed),
                 )  # fmt: skip
@@ -138,6 +144,8 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     tokens = largest_batch if row.most > 1.5 or captures else longest
     if any(row.each):  # of prompts of its own
         tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
+    if hasattr(analyses.load(name), "replaced_passes"):
+        tokens = max(tokens, max(1, perturbation.TOKENS // longest) * longest)
     word = 4 * model.vocabulary * LOGITS
     share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
     heads = len(model.geometry.attending) * model.heads

@@ -12,10 +12,8 @@ Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to D
 Attention-Based Explanations (1909.07913).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import and_
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,11 +29,15 @@ from headscope.analyses._relevance.trace import Trace
 from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require, require_maps
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.bootstrap import Array
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, told_above_zero
 from headscope.analyses._stats.rank_correlation import ranked
-from headscope.kernels.formatting import amount
+from headscope.analyses.attribution._relevance_scores import (
+    ORDERS,
+    RANDOM,
+    REPLACED,
+    Measured,
+    table,
+    verdict,
+)
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
 from headscope.probes.prompts.tokens import EncodedTask
@@ -46,26 +48,7 @@ PROMPTS = 16
 SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "other": ""}
 
-RANDOM, REPLACED = "random order", "token replacement"
-ORDERS = 3
-"""Orders at random whose areas are averaged."""
-RAW = "raw_attention"
 SOURCE = "Samek et al. 1509.06321; ERASER 1911.03429"
-
-
-@dataclass
-class _Measured:
-    """What was measured on one task: areas and correlations by method, one number a prompt."""
-
-    deletion: dict[str, list[float]] = field(default_factory=dict)
-    insertion: dict[str, list[float]] = field(default_factory=dict)
-    agreement: dict[str, list[float]] = field(default_factory=dict)
-    whole: list[float] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def gap(self, name: str) -> Array:
-        """Return insertion less deletion of every prompt, in logits."""
-        return np.asarray(np.subtract(self.insertion[name], self.deletion[name]))
 
 
 def run(
@@ -112,10 +95,7 @@ def run(
     require(capture, NEEDS, "faithfulness")
     require_maps(capture, "faithfulness")
     names = list(registry.methods())
-    encoded = {task.name: ablation.encode_task(model, task)}
-    if other:
-        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-        encoded[second.name] = ablation.encode_task(model, second)
+    encoded = _encoded(model, task, other)
     answers = targets.of_task(encoded[task.name])
     Between(0, len(answers) - 1).check("prompt", prompt)
     pool = [token for target in answers for token in target.ids]
@@ -135,13 +115,13 @@ def run(
         ("insertion", "Answer regained while tokens return in a method's order"),
     ):
         results.add_mean(
-            name, ("task", "explainer"), _table(measured, name, rows, share=True), title, "share",
+            name, ("task", "explainer"), table(measured, name, rows, share=True), title, "share",
             "diverging", convention="area under the curve over the share of tokens, less the text "
             f"of replaced tokens, over what the intact text has more; {over}",
         )  # fmt: skip
     results.add_mean(
         "replacement_correlation", ("task", "explainer"),
-        _table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
+        table(measured, "agreement", rows, share=False), "Agreement with replacing each token",
         "Spearman ρ", "diverging", -1, 1, convention=f"over the tokens of each prompt; {over}",
     )  # fmt: skip
     explained = explain(
@@ -155,10 +135,35 @@ def run(
     return results.dataset(
         {"task": list(measured), "explainer": [titles.get(name, name) for name in rows],
          "query": explained["query"], "token": explained["token"]},
-        _verdict(measured, titles),
+        verdict(measured, titles),
         prompt=prompt,
         refused=refused,
     )  # fmt: skip
+
+
+def replaced_passes(
+    model: Model, task: Task, *, other: str, prompt: int, draws: int, steps: int, **_: Any
+) -> list[tuple[int, int]]:
+    """List the tokens of every prompt that is run, and how often with some of them replaced.
+
+    Each token is replaced alone, so that long prompts are run more often, and once more in the
+    prompt that is shown; the curves are as many in any.
+    """
+    curves = 2 * (len(registry.methods()) + 1 + ORDERS) * (steps - 1) + 2
+    lengths = [len(ids) for part in _encoded(model, task, other).values() for ids in part.ids]
+    return [
+        (length, draws * ((length + 1) * (1 + (at == prompt)) + curves))
+        for at, length in enumerate(lengths)
+    ]
+
+
+def _encoded(model: Model, task: Task, other: str) -> dict[str, EncodedTask]:
+    """Encode the task, and as many prompts of another one."""
+    encoded = {task.name: ablation.encode_task(model, task)}
+    if other:
+        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+        encoded[second.name] = ablation.encode_task(model, second)
+    return encoded
 
 
 def explain(
@@ -197,10 +202,10 @@ def explain(
     relevances, refused = registry.measure(Trace(model, target), names or list(registry.methods()))
     rows = {registry.method(name).title: relevance for name, relevance in relevances.items()}
     rows[REPLACED] = effect
-    table = np.stack([row / (np.nanmax(np.abs(row)) or 1.0) for row in rows.values()])
+    shares = np.stack([row / (np.nanmax(np.abs(row)) or 1.0) for row in rows.values()])
     results = Results(xr.Dataset(), source=SOURCE)
     results.add(
-        "relevance", ("explainer", "query"), table, "Relevance of each token", "share of largest",
+        "relevance", ("explainer", "query"), shares, "Relevance of each token", "share of largest",
         "diverging", -1, 1, evidence="correlational", convention="over the largest absolute one",
     )  # fmt: skip
     results.add(
@@ -238,11 +243,11 @@ def _measure(
     steps: int,
     seed: int,
     parts: _Parts,
-) -> _Measured:
+) -> Measured:
     """Measure every method on the prompts of a task; one that refuses any of them is left out."""
     generator = np.random.default_rng(seed)
     pool = [token for ids in encoded.ids for token in ids]
-    scores = _Measured()
+    scores = Measured()
     shared: dict[Callable[..., Any], Any] = {}
     for ids, target in zip(encoded.ids, targets.of_task(encoded), strict=True):
         perturbation = perturb(model, target, pool, draws, generator)
@@ -271,56 +276,3 @@ def _measure(
         for name in scores.refused:
             part.pop(name, None)
     return scores
-
-
-def _table(
-    measured: Mapping[str, _Measured], part: str, rows: Sequence[str], *, share: bool
-) -> Array:
-    """Collect a number of all prompts, tasks and methods (prompt, task, method), NaN where none."""
-    count = max(len(scores.whole) for scores in measured.values())
-    table = np.full((count, len(measured), len(rows)), np.nan)
-    for at, scores in enumerate(measured.values()):
-        total = float(np.mean(scores.whole)) if share else 1.0
-        for column, name in enumerate(rows):
-            values = getattr(scores, part).get(name)
-            if values is not None and total > 0:
-                table[: len(values), at, column] = np.asarray(values) / total
-    return table
-
-
-def _verdict(measured: Mapping[str, _Measured], titles: Mapping[str, str]) -> Verdict:
-    """Say which methods beat an order at random, and whether raw attention does."""
-    return reduce(and_, (_of_task(name, scores, titles) for name, scores in measured.items()))
-
-
-def _of_task(name: str, scores: _Measured, titles: Mapping[str, str]) -> Verdict:
-    methods = [method for method in titles if method in scores.deletion]
-    above = np.stack([scores.gap(method) - scores.gap(RANDOM) for method in methods], axis=1)
-    total = float(np.mean(scores.whole))
-    if len(above) < LEAST_PROMPTS:
-        return Verdict(
-            "too_few", f"{name}: {len(above)} prompts are too few to tell methods from chance."
-        )
-    if not told_above_zero(np.asarray(scores.whole)[:, None])[0]:
-        return Verdict(
-            "too_few", f"{name}: the model does not do it, so there is nothing to follow."
-        )
-    better = told_above_zero(above)
-    order = np.argsort(-above.mean(0))
-    gaps = {
-        method: amount(float(scores.gap(method).mean()) / total)
-        for method in (*methods, RANDOM, REPLACED)
-    }
-    best = ", ".join(f"{titles[methods[at]]} {gaps[methods[at]]}" for at in order[:3])
-    worse = [titles[methods[at]] for at in order if not better[at]]
-    text = (
-        f"{name}: insertion − deletion is largest by {best}; by token replacement "
-        f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
-    )
-    if worse:
-        text += f" Not told from an order at random: {', '.join(worse)}."
-    if RAW in methods and not better[methods.index(RAW)]:
-        return Verdict(
-            "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."
-        )
-    return Verdict("supported", text)

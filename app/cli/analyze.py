@@ -34,7 +34,11 @@ def analyze(
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="task, or JSONL file, instead of the analyses' own")
+        str | None,
+        typer.Option(
+            help="task, or JSONL file, instead of the run's own prompts with answers, or of the "
+            "tasks that analyses draw"
+        ),
     ] = None,
     number: Annotated[
         int | None, typer.Option(help="prompts drawn from the analyses' tasks")
@@ -59,16 +63,18 @@ def analyze(
 
     Without names those run that need the capture alone, or few passes of the model.
     """
-    from headscope.app.pipeline import analyze_run, finished, parse_settings, quick
     from headscope.probes.storage import run_folder
 
     if every and names:
         raise InvalidInput("--all: runs every analysis; leave out the option, or the names")
+    # Before torch is imported, which takes seconds.
+    named = [analyses.current(name) for name in names or ()]
+    opened = run_folder.open(run)
+    from headscope.app.pipeline import analyze_run, finished, parse_settings, quick
+
     options = {
         analyses.current(name): values for name, values in parse_settings(settings or []).items()
     }
-    named = [analyses.current(name) for name in names or ()]
-    opened = run_folder.open(run)
     known = finished(opened)
     missing = [name for name in analyses.names() if name not in known or name in options]
     selected = named or [name for name in missing if every or name in options or name in quick()]
