@@ -44,7 +44,7 @@ test-models: .venv/installed-dev  ## real pretrained models, fetched as packages
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m models --numprocesses 2 --dist loadfile
 
 test-long: .venv/installed-dev  ## notebooks, training, Triton in its interpreter, kills: minutes; CI runs it, too
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2 --dist worksteal
 
 test-slow: .venv/installed-dev  ## what is too long for the default suite: texts of 32k tokens, a batch of all analyses, every analysis, circuits and labels of heads on SmolLM2, the README in a fresh clone
 	$(BIN)/pytest -m slow

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import warnings
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -83,9 +84,10 @@ def current(name: str) -> str:
         )
         return RENAMED[name]
     if name not in _modules():
-        raise InvalidInput(
-            f"analysis: no analysis is called {name!r}; there are {', '.join(names())}"
-        )
+        close = get_close_matches(name, names(), n=1)
+        others = f"there are {', '.join(names())}"
+        meant = f"did you mean {close[0]}? Else {others}" if close else others
+        raise InvalidInput(f"analysis: no analysis is called {name!r}; {meant}")
     return name
 
 

@@ -83,8 +83,10 @@ def capture_run(
     count = len(captured["prompt"])
     options = {"number": count, "register": register, "source": source, **loading}
     return run_folder.create(
-        folder, captured, prompts=origin, options=options, replace=overwrite, file=growing
-    )
+        folder, captured, prompts=origin,
+        own_task=inputs if task is None and hasattr(inputs, "metric") else None,
+        options=options, replace=overwrite, file=growing,
+    )  # fmt: skip
 
 
 def plan_run(folder: Path, source: str, *, overwrite: bool = False, **inputs: Any) -> Plan:
@@ -176,7 +178,8 @@ def analyze_run(
     ----------
     task, number
         Task (a name, or a JSONL file) and its prompts for analyses that use one; the default is
-        what each analysis declares.
+        what each analysis declares. Those that ask any task with answers ask the run's own, where
+        it was captured on one.
     options
         Options by analysis and name.
     source
@@ -216,6 +219,7 @@ def analyze_run(
         autoencoder = saelens.load(sae)
     model, prompts = open_model(run, source, load), run.prompts()
     arguments: dict[str, Any] = {"task": task, "options": options, "n": number}
+    arguments["own_task"] = run.own_task()
     arguments["seed"] = run.manifest["seed"] if isinstance(run.manifest["seed"], int) else 0
     with tasks.wording(register):
         outcomes = runner.execute_many(

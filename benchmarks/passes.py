@@ -21,12 +21,13 @@ from headscope import analyses
 from headscope.analyses._interventions import ablation, causal_check, read_removal, screening
 from headscope.analyses._interventions.prefix_reuse import PrefixReuse
 from headscope.analyses._relevance import integrated_gradients
+from headscope.analyses._relevance.perturbation import Perturbation
 from headscope.analyses._runtime import cost, expected_work, pass_costs
 from headscope.analyses._runtime.expected_work import share
 from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS, PromptSets
 from headscope.analyses._runtime.runner import execute
 from headscope.analyses._sparse_autoencoders import splicing
-from headscope.analyses.attribution import _relevance_heads, logit_attribution
+from headscope.analyses.attribution import _input, _relevance_heads, logit_attribution
 from headscope.analyses.circuits import circuit_methods
 from headscope.analyses.head_importance import _method_scores
 from headscope.analyses.retrieval_heads import _head_masking
@@ -134,7 +135,7 @@ def count(name, model, prompts, number):
     def counted(tokens, backward):
         if inside[-1] in sums:
             sums[inside[-1]][:3] += work.weight(tokens, backward), tokens * backward, 1
-        if inside[-1] in sums and inside[-1] != "sweep":
+        if inside[-1] in (*sums, "replaced") and inside[-1] != "sweep":
             largest[0] = max(largest[0], tokens)
 
     def unembedded(part, inputs, logits):
@@ -162,6 +163,10 @@ def count(name, model, prompts, number):
         patch.object(
             integrated_gradients, "integrate", marked(integrated_gradients.integrate, "deep")
         ),
+        patch.object(  # what `replaced_passes` says
+            Perturbation, "scores", marked(Perturbation.scores, "replaced")
+        ),
+        patch.object(_input, "replacement_effect", marked(_input.replacement_effect, "replaced")),
         patch.object(splicing, "losses", marked(splicing.losses, "causal check")),
         patch.object(_head_masking, "curve", marked(_head_masking.curve, "causal check")),
         patch.object(read_removal, "metric_with", marked(read_removal.metric_with, "causal check")),
@@ -174,7 +179,12 @@ def count(name, model, prompts, number):
         work.counting(counted),
     ):
         execute(name, model, prompts, n=number)
-    lengths = list(map(len, PromptSets(model, prompts, None, None, number, 0).ids(name)))
+    sets = PromptSets(model, prompts, None, None, number, 0)
+    lengths = list(map(len, sets.ids(name)))
+    if hasattr(analyses.load(name), "replaced_passes"):
+        defaults = {key: option.default for key, option in analyses.options(name).items()}
+        runs = analyses.load(name).replaced_passes(model, sets.drawn(name), **defaults)
+        lengths = [tokens for tokens, _ in runs]
     layers, total = len(model.geometry.attending), sum(lengths)
     units = np.array([layers * total, layers * total, layers, total])
     fixed[2] /= len(lengths)

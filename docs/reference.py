@@ -93,6 +93,12 @@ def ran_on(name: str, module: ModuleType) -> str:
     if task := getattr(module, "TASK", None):
         link = f"[`{task}`](../tasks.md#{task})"
         prompts = f"It draws prompts of the task {link} unless `--task` names another."
+        if task == inputs.ANY_TASK:
+            prompts = (
+                "It asks the prompts of the run where they are a "
+                "[task of your own](../../how-to/own-task.md). Of other runs it draws prompts of "
+                f"the task {link}, unless `--task` names another."
+            )
     elif "capture" in inputs.positionals(name):
         prompts = "It reads the prompts of the run."
     else:
@@ -118,7 +124,8 @@ def tasks_page() -> str:
         "or `tasks.make(NAME, tokenizer=model.tokenizer, n=32)`. Options of a task are set in a "
         "notebook or a [job file](../batch.md). The examples are drawn without a tokenizer, so in "
         "English words; models with a vocabulary of whole words, as the bundled ones, get the "
-        "wording `plain`. Your own task is a `.jsonl` file, one prompt a line.",
+        "wording `plain`. [Your own task](../how-to/own-task.md) is a `.jsonl` file, one prompt a "
+        "line.",
     ]
     for name in tasks.names():
         module = tasks.load(name)

@@ -43,7 +43,7 @@ def positions(nodes: Sequence[Node]) -> dict[Node, tuple[float, float]]:
     its row stands in the middle, and what is neither is spread evenly.
 
     >>> nodes = [(0, 3, -1, ""), (0, 5, -1, ""), (0, 8, -1, ""), (1, -1, -1, "logits")]
-    >>> list(places(nodes).values())
+    >>> list(positions(nodes).values())
     [(0.25, 0.14), (0.5, -0.14), (0.75, 0.14), (0.5, 1.0)]
     """
     numbers = sorted({head for _, head, feature, _ in nodes if head >= 0 and feature < 0})

@@ -3,9 +3,10 @@
 Each part is the model's own code. The block is called with its attention stopped, which gives what
 enters the projections; the attention module with its projections answered, which turns, normalises
 and masks as the model does; the block with an attention that writes nothing, which gives the MLP;
-and the model with blocks that hand on a stream, which gives the logits. So streams can differ from
-head to head, and between the queries, keys and values of one head. A model whose logits do not come
-out of its parts is refused.
+the norm between the heads and the stream, if there is one, which gives what a sum of their writes
+adds; and the model with blocks that hand on a stream, which gives the logits. So streams can differ
+from head to head, and between the queries, keys and values of one head. A model whose logits do not
+come out of its parts is refused.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ from torch import Tensor, nn
 
 from headscope.analyses._interventions import block_structure
 from headscope.analyses._interventions.head_calls import PLAIN, of_heads, outputs
-from headscope.analyses._interventions.module_call import ModuleCall
+from headscope.analyses._interventions.head_projections import (
+    HeadProjections,
+    Inputs,
+    Projected,
+    Stream,
+)
+from headscope.analyses._interventions.module_call import ModuleCall, keeping
 from headscope.analyses._interventions.prefix_reuse import UNITS, answering
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.attention.forward import Reader, call, check_finite, unembedding_at
 from headscope.probes.attention.interface import AttentionCall, intercept_attention
 from headscope.probes.attention.residual_stream import blocks
+from headscope.probes.attention.work import uncounted
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
 
-Stream = Float[Tensor, "row position residual"]
-Projected = Float[Tensor, "row position head size"]
 # Logits out of the parts must agree with the model's to this share of the largest.
 TOLERANCE = 1e-3
 
@@ -47,14 +53,23 @@ class BlockParts:
     """The parts of a model's blocks; to be used inside `running`.
 
     How the model calls its blocks is learned from a pass for every length of prompts (`record`).
+
+    Attributes
+    ----------
+    projections
+        Products with the weights of heads.
+    mixed
+        Layers with a norm over the queries or keys of all heads together (OLMo 2).
     """
 
     def __init__(self, model: Model) -> None:
         structure = block_structure.read(model)
         self.model = model
         self.group = model.heads // model.kv_heads
-        self.factors, self.parallel = structure.factors, structure.parallel
-        self._projections = structure.projections
+        self.parallel = structure.parallel
+        self.projections = HeadProjections(structure, self.group)
+        self.mixed: frozenset[int] = frozenset()
+        self._structure = structure
         self._blocks = blocks(model)
         self._calls: dict[tuple[int, nn.Module], ModuleCall] = {}
         self._attention: dict[int, nn.Module] = {}
@@ -94,19 +109,28 @@ class BlockParts:
 
     def mlp(self, layer: int, stream: Stream) -> Stream:
         """Return what the MLP of a layer writes, given the stream that it reads."""
-        attention, block = self._attention[layer], self._blocks[layer]
-        recorded = self._calls[stream.shape[1], attention].result
-        nothing = torch.zeros_like(stream)
-        silent = nothing if isinstance(recorded, Tensor) else (nothing, *recorded[1:])
-        with answering([attention], lambda *args, **kwargs: silent):
-            result = self._again(block, stream)
+        parts = {self._structure.projections[layer, part].module for part in "qkvo"}
+        norm = self._structure.writes[layer].module
+        # Also of a norm behind the heads, whose bias is no part of what the MLP writes.
+        parts |= set() if norm is None else {norm}
+        rows = stream.shape[:2]
+        self._receive = _no_outputs
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(uncounted())
+                for part in parts:
+                    zeros = stream.new_zeros(*rows, _width(part))
+                    stack.enter_context(answering([part], partial(_constant, zeros)))
+                result = self._again(self._blocks[layer], stream)
+        finally:
+            self._receive = Reader(PLAIN)
         return (result if isinstance(result, Tensor) else result[0]) - stream
 
     def attention_call(self, layer: int, q: Projected, k: Projected, v: Projected) -> AttentionCall:
         """Return what arrives at the attention where its projections give these numbers."""
         by_module: dict[nn.Module, Tensor] = {}
         for part, values in (("q", q), ("k", k), ("v", v)):
-            projection = self._projections[layer, part]
+            projection = self._structure.projections[layer, part]
             width = _width(projection.module)
             rows = projection.rows.flatten().to(values.device)
             output = by_module.get(projection.module)
@@ -114,7 +138,8 @@ class BlockParts:
                 output = values.new_zeros(*values.shape[:2], width)
             by_module[projection.module] = output.index_copy(-1, rows, values.flatten(2))
         attention = self._attention[layer]
-        hidden = q.new_zeros(*q.shape[:2], self._output(layer).shape[-1])
+        width = int(self.model.module.config.get_text_config().hidden_size)
+        hidden = q.new_zeros(*q.shape[:2], width)
 
         def stop(call: AttentionCall) -> Tensor:
             raise _Reached(call)
@@ -135,40 +160,21 @@ class BlockParts:
             "cannot be taken apart; use patching"
         )
 
-    def shared(self, layer: int, entered: Stream) -> tuple[Projected, Projected, Projected]:
-        """Project to queries of all heads, and keys and values of all KV heads."""
-        q, k, v = (
-            torch.einsum("bpr,hrs->bphs", entered, weight) + bias
-            for weight, bias in (self._matrix(layer, part) for part in "qkv")
-        )
-        return q, k, v
+    def heads(self, layer: int, entered: Stream) -> Tensor:
+        """Return z (row, head, position, size) of all heads on what their projections are given."""
+        return outputs(self.attention_call(layer, *self.projections.shared(layer, entered)))
 
-    def separate(
-        self, layer: int, entered: Float[Tensor, "input row position residual"]
-    ) -> tuple[Projected, Projected, Projected]:
-        """Project inputs of their own for the queries, keys and values of every query head.
+    def separate_heads(self, layer: int, entered: Inputs) -> Tensor:
+        """Return z of heads whose queries, keys and values have inputs of their own.
 
-        The first dim holds the queries of all heads, their keys, and their values. Keys and values
-        come out by query head.
+        The rows are run over once for every query head of a group, so that a KV head serves one of
+        them at a time; where a norm takes the heads together, once for every head, whose input
+        gives the others that the norm sees.
         """
-        projected = []
-        for part, inputs in zip("qkv", torch.unflatten(entered, 0, (3, -1)), strict=True):
-            weight, bias = self._matrix(layer, part)
-            if part != "q":
-                inputs = torch.unflatten(inputs, 0, (-1, self.group))
-                values = torch.einsum("hgbpr,hrs->bphgs", inputs, weight) + bias[:, None]
-                projected.append(values.flatten(2, 3))
-            else:
-                projected.append(torch.einsum("hbpr,hrs->bphs", inputs, weight) + bias)
-        return projected[0], projected[1], projected[2]
-
-    def heads(self, layer: int, q: Projected, k: Projected, v: Projected) -> Tensor:
-        """Return z (row, head, position, size) of heads whose queries, keys and values these are.
-
-        Keys and values are those of the KV heads, or by query head; then the rows are run over
-        once for every query head of a group, so that a KV head serves one of them at a time.
-        """
-        if k.shape[2] != q.shape[2] or self.group == 1:
+        if layer in self.mixed:
+            return self._heads_of_their_own(layer, entered)
+        q, k, v = self.projections.separate(layer, entered)
+        if self.group == 1:
             return outputs(self.attention_call(layer, q, k, v))
         rows, group = len(q), self.group
         lanes = [
@@ -180,38 +186,37 @@ class BlockParts:
         calls = [self.member(arrived, member, part) for member, part in enumerate(parts)]
         return torch.stack([outputs(call) for call in calls], dim=2).flatten(1, 2)
 
+    def _heads_of_their_own(self, layer: int, entered: Inputs) -> Tensor:
+        repeated = self.projections.repeated(layer, entered)
+        arrived = self.attention_call(layer, *repeated)
+        head = torch.arange(self.model.heads, device=entered.device)
+        own = [
+            torch.unflatten(values, 0, (len(head), -1))[head, :, at].transpose(0, 1)
+            for values, at in (
+                (arrived.query, head),
+                (arrived.key, head // self.group),
+                (arrived.value, head // self.group),
+            )
+        ]
+        return outputs(of_heads(arrived, slice(None), own[0], own[1], own[2]))
+
     def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
         """Return the attention of one query head of every group; no key or value is copied."""
         heads = slice(member, None, self.group)
         return of_heads(call, heads, call.query[rows, heads], call.key[rows], call.value[rows])
 
-    def writes(self, layer: int, z: Tensor) -> Float[Tensor, "row head position residual"]:
-        """Return what every head writes into the stream, given its z."""
-        return torch.einsum("bhps,hsr->bhpr", z, self._output(layer)) * self.factors[layer]
+    def block(self, layer: int, stream: Stream, totals: dict[int, Stream] | None = None) -> Stream:
+        """Run a whole block; keep what its heads write together where a norm takes it."""
+        block, norm = self._blocks[layer], self._structure.writes[layer].module
 
-    def pull_writes(self, layer: int, slope: Stream) -> Tensor:
-        """Return the gradient in z (row, head, position, size), given that in the stream."""
-        return torch.einsum("bpr,hsr->bhps", slope, self._output(layer)) * self.factors[layer]
+        def keep(part: nn.Module, args: Any) -> None:
+            if totals is not None:
+                totals[layer] = args[0] - self.projections.constant(layer)
 
-    def pull_projection(
-        self, layer: int, part: str, slope: Projected
-    ) -> Float[Tensor, "head row position residual"]:
-        """Return the gradient in what enters a projection, of every query head by itself."""
-        weight, _ = self._matrix(layer, part)
-        if slope.shape[2] != len(weight):
-            grouped = torch.unflatten(slope, 2, (-1, self.group))
-            return torch.einsum("bphgs,hrs->hgbpr", grouped, weight).flatten(0, 1)
-        return torch.einsum("bphs,hrs->hbpr", slope, weight)
-
-    def constant(self, layer: int) -> Tensor | float:
-        """Return what the attention of a layer writes beside its heads: the projection's bias."""
-        bias = getattr(self._projections[layer, "o"].module, "bias", None)
-        return 0.0 if bias is None else bias * self.factors[layer]
-
-    def block(self, layer: int, stream: Stream) -> Stream:
-        """Run a whole block."""
-        block = self._blocks[layer]
-        result = self._again(block, stream)
+        with ExitStack() as stack:
+            if norm is not None:
+                stack.enter_context(norm.register_forward_pre_hook(keep))
+            result = self._again(block, stream)
         following: Tensor = result if isinstance(result, Tensor) else result[0]
         return following
 
@@ -247,45 +252,48 @@ class BlockParts:
                 "between them; use patching"
             )
 
-    def _matrix(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
-        """Return weight (head, residual, size) and bias (head, size) as the module has them."""
-        projection: Any = self._projections[layer, part]
-        weight, bias = projection.module.weight, projection.module.bias
-        rows = projection.rows.to(weight.device)
-        conv = type(projection.module).__name__ == "Conv1D"
-        cut = weight[:, rows].permute(1, 0, 2) if conv else weight[rows].transpose(1, 2)
-        return cut, (torch.zeros_like(cut[:, 0]) if bias is None else bias[rows])
-
-    def _output(self, layer: int) -> Float[Tensor, "head size residual"]:
-        projection: Any = self._projections[layer, "o"]
-        weight, rows = projection.module.weight, projection.rows.to(projection.module.weight.device)
-        conv = type(projection.module).__name__ == "Conv1D"
-        cut: Tensor = weight[rows] if conv else weight.T[rows]
-        return cut
-
     def record(self, ids: Int[Tensor, "row position"]) -> None:
         """Keep what blocks and attention modules are called with on prompts of this length."""
         if (ids.shape[1], self._blocks[0]) in self._calls:
             return
-        calls: dict[nn.Module, ModuleCall] = {}
+        once, twice = (self._recorded(ids[:1].repeat(times, 1)) for times in (1, 2))
+        for part in (*self._blocks, *self._attention.values()):
+            self._calls[ids.shape[1], part] = once[part].compared(twice[part])
+        layers = range(len(self._blocks))
+        self.mixed = frozenset(layer for layer in layers if self._mixes(layer, ids.shape[1]))
 
-        def keep(part: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            calls[part] = ModuleCall(args, dict(kwargs), result)
+    def _recorded(self, ids: Int[Tensor, "row position"]) -> dict[nn.Module, ModuleCall]:
+        """Run the model, and return the calls of all parts of its blocks."""
 
         def take(call: AttentionCall, outputs: Any, z: Tensor) -> None:
             self._attention[call.layer] = call.module
 
-        parts = [part for block in self._blocks for part in block.modules()]
-        handles = [part.register_forward_hook(keep, with_kwargs=True) for part in parts]
         self._receive = Reader(PLAIN, take=take)
         try:
-            call(self.model, ids[:1], head=False)
+            with keeping(self._blocks) as calls:
+                call(self.model, ids, head=False)
         finally:
             self._receive = Reader(PLAIN)
-            for handle in handles:
-                handle.remove()
-        used = [*self._blocks, *self._attention.values()]
-        self._calls |= {(ids.shape[1], part): calls[part] for part in used}
+        return calls
+
+    def _mixes(self, layer: int, length: int) -> bool:
+        """Tell whether what one head's projection gives changes queries or keys of the others."""
+        parts = [self._structure.projections[layer, part] for part in "qkv"]
+        if not any(part.normalised for part in parts):
+            return False
+        weight: Any = parts[0].module.weight
+        generator = torch.Generator().manual_seed(0)
+        drawn = [
+            torch.randn(1, length, *part.rows.shape, generator=generator).to(weight)
+            for part in parts
+        ]
+        moved = [values.clone() for values in drawn]
+        for values in moved:
+            values[:, :, 0] *= 2
+            values[:, :, 0, 0] += 1
+        first, second = (self.attention_call(layer, *values) for values in (drawn, moved))
+        pairs = ((first.query, second.query), (first.key, second.key))
+        return any(not torch.equal(one[:, 1:], other[:, 1:]) for one, other in pairs)
 
     def _again(self, module: nn.Module, stream: Stream) -> Any:
         """Call a module as the model does, on another stream."""
@@ -298,6 +306,10 @@ def _constant(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _stopping(*args: Any, **kwargs: Any) -> Any:
     raise _Reached(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+
+def _no_outputs(call: AttentionCall) -> Tensor:
+    return call.value.new_zeros(*call.query.shape[:3], call.value.shape[3])
 
 
 def _width(module: Any) -> int:

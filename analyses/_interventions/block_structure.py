@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headscope.analyses._measurements import residual_writes
-from headscope.kernels.errors import NotApplicable
+from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.probes.attention import projections
-from headscope.probes.attention.interface import follows, own_implementation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,17 +22,22 @@ class Structure:
 
     Attributes
     ----------
-    factors
-        By which each layer's heads enter the residual stream.
+    writes
+        How each layer's heads enter the residual stream: by a factor, or through a norm.
     parallel
         Whether the MLP of a block reads what its heads read.
     projections
         Of every layer and part (q, k, v and o).
     """
 
-    factors: dict[int, float]
+    writes: dict[int, residual_writes.Write]
     parallel: bool
     projections: dict[tuple[int, str], projections.Projection]
+
+    @property
+    def normed(self) -> frozenset[int]:
+        """Layers with a norm between their heads and the stream."""
+        return frozenset(at for at, write in self.writes.items() if write.module is not None)
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
@@ -44,7 +48,7 @@ def read(model: Model) -> Structure:
     _refuse(model)
     if model.module not in _known:
         _known[model.module] = Structure(
-            residual_writes.straight(model),
+            residual_writes.head_writes(model),
             residual_writes.parallel(model),
             projections.read(model).projections,
         )
@@ -53,10 +57,12 @@ def read(model: Model) -> Structure:
 
 def _refuse(model: Model) -> None:
     model.check_predicts()
-    if model.bridge is not None:
-        raise NotApplicable(
-            "model: the blocks of a TransformerBridge cannot be taken apart; load the Hugging Face "
-            "model itself"
+    points = {} if model.bridge is None else model.bridge.hook_dict
+    hooked = [name for name, point in points.items() if point.fwd_hooks or point.bwd_hooks]
+    if hooked:
+        raise InvalidInput(
+            f"{hooked[0]}: a hook of the TransformerBridge sees the parts of the blocks run over "
+            "and over while edges are patched; remove it (bridge.reset_hooks())"
         )
     if model.attention != "self":
         raise NotApplicable(
@@ -66,9 +72,4 @@ def _refuse(model: Model) -> None:
         raise NotApplicable(
             f"model: layers {', '.join(map(str, model.geometry.without))} of {model.name} have no "
             "heads, so the edges through them are not known; use patching"
-        )
-    if not follows(model.module) or own_implementation(model.module) is not None:
-        raise NotApplicable(
-            f"model: {model.architecture} does not look its attention up in transformers' "
-            "interface, so its heads cannot be given streams of their own; use patching"
         )

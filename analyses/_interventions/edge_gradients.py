@@ -8,6 +8,10 @@ only the matrix of scores is kept. The query heads of a group share keys and val
 of one of them at a time gives the gradient in the keys and values as that head reads them, and the
 shared projection takes it back.
 
+Where a norm stands between the heads of a layer and the stream, patching adds
+``norm(Σ z + (z'_u − z_u)) − norm(Σ z)`` to what a target reads. Its derivative is the norm's at the
+sum of that pass; it is applied to the differences, not to the gradients, of which there are more.
+
 Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discovery (2310.10348);
 Hanna et al., Have Faith in Faithfulness (2403.17806), whose code (EAP-IG-activations) gives every
 edge the mean over passes in which any source moves; here, as in Marks et al., Sparse Feature
@@ -27,9 +31,10 @@ from torch import Tensor
 from headscope.analyses._interventions.head_calls import outputs
 
 if TYPE_CHECKING:
-    from headscope.analyses._interventions.block_parts import BlockParts, Stream
+    from headscope.analyses._interventions.block_parts import BlockParts
     from headscope.analyses._interventions.edge_graph import EdgeGraph
-    from headscope.analyses._interventions.edge_patching import EdgeRun
+    from headscope.analyses._interventions.edge_run import EdgeRun
+    from headscope.analyses._interventions.head_projections import Inputs, Stream
 
 METHODS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted")
 Scores = Float[Tensor, "row target source"]
@@ -46,17 +51,19 @@ def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps
     many steps, everything before it clean (``eap_ig_activations``; the heads of a layer move
     together); or the mean of clean and corrupted (``clean_corrupted``).
     """
-    differences = run.difference.flatten(2).permute(1, 2, 0)
-    shape = (len(differences), *run.graph.edges.shape)
-    total = differences.new_zeros(shape, dtype=torch.float32)
+    rows = run.difference.shape[1]
+    total = run.difference.new_zeros((rows, *run.graph.edges.shape), dtype=torch.float32)
 
-    def contracting(sources: slice) -> Contract:
+    def contracting(sources: slice, totals: dict[int, Stream]) -> Contract:
+        changes = run.changes(sources, totals).flatten(2).permute(1, 2, 0)
+
         def contract(
             targets: slice, visible: int, slopes: Float[Tensor, "target row position residual"]
         ) -> None:
-            columns = slice(sources.start, min(sources.stop, visible))
+            columns = slice(sources.start, max(sources.start, min(sources.stop, visible)))
             flat = slopes.transpose(0, 1).flatten(2)
-            total[:, targets, columns] += torch.bmm(flat, differences[:, :, columns])
+            own = changes[:, :, : columns.stop - columns.start]
+            total[:, targets, columns] += torch.bmm(flat, own)
 
         return contract
 
@@ -66,12 +73,12 @@ def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps
     for share in shares:
         if method == "eap_ig_activations":
             for layer, sources in _groups(run.graph):
-                _move(run, layer, sources, share, loss, contracting(sources))
+                _move(run, layer, sources, share, loss, contracting)
         else:
-            streams = run.forward(run.corrupted[0] - share * run.difference[0])
-            _backward(run, streams, loss, contracting(every))
+            streams, totals = run.forward(run.corrupted[0] - share * run.difference[0])
+            _backward(run, streams, loss, contracting(every, totals))
     # The last step is the clean prompt, whichever way led there.
-    _backward(run, run.streams, loss, contracting(every))
+    _backward(run, run.streams, loss, contracting(every, run.totals))
     return total.div_(len(shares) + 1)
 
 
@@ -79,8 +86,8 @@ def _groups(graph: EdgeGraph) -> Iterator[tuple[int, slice]]:
     """Yield the sources that move together, with their layer: embedding, then heads and MLP."""
     yield -1, slice(0, 1)
     for layer in range(graph.layers):
-        first, mlp = graph.first(layer), graph.first(layer) + graph.heads
-        yield from ((layer, slice(first, mlp)), (layer, slice(mlp, mlp + 1)))
+        heads = graph.head_sources(layer)
+        yield from ((layer, heads), (layer, slice(heads.stop, heads.stop + 1)))
 
 
 def _move(
@@ -89,18 +96,26 @@ def _move(
     sources: slice,
     share: float,
     loss: Callable[[Tensor], Tensor],
-    contract: Contract,
+    contracting: Callable[[slice, dict[int, Stream]], Contract],
 ) -> None:
     """Go back on a pass where some sources of a layer write ``z' + share (z − z')``."""
     graph, parts = run.graph, run.parts
-    stream = run.streams[layer + 1] + (1 - share) * run.difference[sources].sum(0)
+    change = (1 - share) * run.difference[sources].sum(0)
+    totals: dict[int, Stream] = {}
+    if layer in parts.projections.normed and sources == graph.head_sources(layer):
+        before = run.totals[layer]
+        totals[layer] = before + change
+        change = parts.projections.added(layer, totals[layer]) - parts.projections.added(
+            layer, before
+        )
+    stream, contract = run.streams[layer + 1] + change, contracting(sources, totals)
     # In sequential blocks the MLP reads what the heads of its layer write.
     mlp = graph.first(layer + 1) - 1
     read_by_mlp = layer >= 0 and sources.stop <= mlp and not graph.parallel
     if read_by_mlp:
         read = stream - (run.corrupted[mlp] - run.difference[mlp])
         stream = read + parts.mlp(layer, read)
-    slope = _backward(run, run.forward(stream, layer + 1), loss, contract, layer + 1)
+    slope = _backward(run, run.forward(stream, layer + 1)[0], loss, contract, layer + 1)
     if read_by_mlp:
         target = graph.mlp(layer)
         into_mlp = _pull_mlp(parts, layer, read, slope)
@@ -127,13 +142,13 @@ def _backward(
     for layer in reversed(range(start, graph.layers)):
         stream, mlp = streams[layer - start], graph.mlp(layer)
         heads = HeadGradients(parts, layer, parts.entered(layer, stream))
-        read = stream
-        if not graph.parallel:
-            read = stream + parts.writes(layer, heads.z).sum(1) + parts.constant(layer)
+        total = parts.projections.sum_of_writes(layer, heads.z)
+        read = stream if graph.parallel else stream + parts.projections.added(layer, total)
         into_mlp = _pull_mlp(parts, layer, read, slope)
         contract(slice(mlp, mlp + 1), graph.before_mlp(layer), into_mlp[None])
         # What the heads of a sequential block write reaches the stream and the MLP.
         behind = slope if graph.parallel else slope + into_mlp
+        behind = parts.projections.pull_added(layer, total, behind)
         through = _pull_norm(parts, layer, stream, heads.pull(behind))
         contract(graph.inputs(layer), graph.first(layer), through)
         slope = slope + into_mlp + through.sum(0)
@@ -146,7 +161,7 @@ class HeadGradients:
     def __init__(self, parts: BlockParts, layer: int, entered: Stream) -> None:
         self.parts, self.layer = parts, layer
         with torch.enable_grad():
-            projected = parts.shared(layer, entered)
+            projected = parts.projections.shared(layer, entered)
             self.projected = [values.detach().requires_grad_() for values in projected]
             call = parts.attention_call(layer, *self.projected)
             self.arrived = [call.query, call.key, call.value]
@@ -160,30 +175,48 @@ class HeadGradients:
                 self.outputs.append(outputs(own))
         self.z = torch.stack([z.detach() for z in self.outputs], dim=2).flatten(1, 2)
 
-    def pull(self, slope: Stream) -> Float[Tensor, "input row position residual"]:
+    def pull(self, slope: Stream) -> Inputs:
         """Return the gradient in what the projections are given: queries, keys, values by head."""
         parts = self.parts
-        by_member = torch.unflatten(parts.pull_writes(self.layer, slope), 1, (-1, parts.group))
+        by_head = parts.projections.pull_writes(self.layer, slope)
+        by_member = torch.unflatten(by_head, 1, (-1, parts.group))
         slopes = [
             torch.autograd.grad(output, leaves, own)
             for output, leaves, own in zip(
                 self.outputs, self.leaves, by_member.unbind(2), strict=True
             )
         ]
-        pulled = []
+        pull = self._pull_mixed if self.layer in parts.mixed else self._pull
         parted = zip("qkv", self.arrived, self.projected, zip(*slopes, strict=True), strict=True)
-        for part, arrived, projected, members in parted:
-            if part == "q":
-                whole = torch.stack(members, dim=2).flatten(1, 2)
-                (back,) = torch.autograd.grad(arrived, projected, whole, retain_graph=True)
-            else:
-                # As each member of a group reads them, turned back one member at a time.
-                back = torch.stack([
-                    torch.autograd.grad(arrived, projected, member, retain_graph=True)[0]
-                    for member in members
-                ], dim=3).flatten(2, 3)  # fmt: skip
-            pulled.append(parts.pull_projection(self.layer, part, back))
-        return torch.cat(pulled)
+        return torch.cat([pull(*part) for part in parted])
+
+    def _pull(
+        self, part: str, arrived: Tensor, projected: Tensor, members: Sequence[Tensor]
+    ) -> Inputs:
+        """Take gradients in what arrives at the attention back to what the projection is given."""
+        if part == "q":
+            whole = torch.stack(tuple(members), dim=2).flatten(1, 2)
+            (back,) = torch.autograd.grad(arrived, projected, whole, retain_graph=True)
+        else:
+            # As each member of a group reads them, turned back one member at a time.
+            back = torch.stack([
+                torch.autograd.grad(arrived, projected, member, retain_graph=True)[0]
+                for member in members
+            ], dim=3).flatten(2, 3)  # fmt: skip
+        return self.parts.projections.pull(self.layer, part, back)
+
+    def _pull_mixed(
+        self, part: str, arrived: Tensor, projected: Tensor, members: Sequence[Tensor]
+    ) -> Inputs:
+        """Do the same where a norm takes all heads together: the input of one head at a time."""
+        pulled = []
+        for head in range(self.parts.model.heads):
+            group, member = divmod(head, self.parts.group)
+            own = torch.zeros_like(arrived)
+            own[:, head if part == "q" else group] = members[member][:, group]
+            (back,) = torch.autograd.grad(arrived, projected, own, retain_graph=True)
+            pulled.append(self.parts.projections.pull_shared(self.layer, part, back))
+        return torch.stack(pulled)
 
 
 def _pull_mlp(parts: BlockParts, layer: int, read: Stream, slope: Stream) -> Stream:

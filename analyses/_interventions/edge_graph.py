@@ -93,6 +93,10 @@ class EdgeGraph:
         """Return the number of sources that the MLP of a layer reads."""
         return self.first(layer) + (0 if self.parallel else self.heads)
 
+    def head_sources(self, layer: int) -> slice:
+        """Return the sources that are a layer's heads; its MLP is the one behind them."""
+        return slice(self.first(layer), self.first(layer) + self.heads)
+
     def inputs(self, layer: int) -> slice:
         """Return the targets that are inputs of a layer's heads."""
         start = layer * (3 * self.heads + 1)

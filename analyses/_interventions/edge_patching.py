@@ -12,19 +12,19 @@ al., Towards Automated Circuit Discovery (2304.14997).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool
 
-from headscope.analyses._interventions import ablation
+from headscope.analyses._interventions import ablation, block_structure
 from headscope.analyses._interventions.ablation import Array
-from headscope.analyses._interventions.block_parts import BlockParts, Stream
+from headscope.analyses._interventions.block_parts import BlockParts
 from headscope.analyses._interventions.edge_graph import EdgeGraph
+from headscope.analyses._interventions.edge_run import INPUTS, WRITES, EdgeRun
 from headscope.probes.prompts.prompt_batch import batches
 
 if TYPE_CHECKING:
@@ -32,169 +32,12 @@ if TYPE_CHECKING:
     from headscope.probes.models.model import Model
     from headscope.probes.prompts.tokens import EncodedTask
 
-Removed = Bool[Tensor, "variant target source"]
-# Numbers of all sources' writes that are held at once, and of the inputs of one layer's heads.
-WRITES, INPUTS = 2**25, 2**22
 # Arrays of the size of these inputs at once: sum, what enters and leaves the norm, and its steps.
 NORMED = 5
 # Scores of a batch at once: sum, one product, and the sum with its sign changed.
 COPIED = 3
 # Bytes that an edge takes while circuits grow: its place in the order, and in the queue before.
 ORDERED = 600
-
-
-class EdgeRun:
-    """One batch of prompts of one length, clean and corrupted, ready to be run with edges removed.
-
-    Attributes
-    ----------
-    streams
-        Clean residual stream before every block and after the last.
-    corrupted
-        What every source writes on the corrupted prompts (source, row, position, residual).
-    difference
-        The same, less what it writes on the clean ones.
-    """
-
-    def __init__(
-        self,
-        parts: BlockParts,
-        graph: EdgeGraph,
-        ids: tuple[Tensor, Tensor],
-        positions: Int[Tensor, "row question"],
-    ) -> None:
-        self.parts, self.graph, self.positions = parts, graph, positions
-        self.ids = ids[0]
-        parts.record(self.ids)
-        clean, corrupted = (parts.embed(tokens) for tokens in ids)
-        shape = (len(graph.sources), *clean.shape)
-        self.corrupted = clean.new_empty(shape)
-        self.streams: list[Stream] = []
-        last = self._walk(corrupted, self.corrupted)
-        self.corrupted_logits = parts.logits(last, ids[1], positions)
-        parts.check(self.corrupted_logits, ids[1], positions)
-        self.difference = clean.new_empty(shape)
-        last = self._walk(clean, self.difference, self.streams)
-        self.difference.neg_().add_(self.corrupted)
-        self.clean_logits = parts.logits(last, ids[0], positions)
-        parts.check(self.clean_logits, ids[0], positions)
-
-    def _walk(
-        self,
-        stream: Stream,
-        writes: Float[Tensor, "source ..."],
-        streams: list[Stream] | None = None,
-    ) -> Stream:
-        """Run all blocks, keeping what each source writes."""
-        parts, graph = self.parts, self.graph
-        writes[0] = stream
-        for layer in range(graph.layers):
-            if streams is not None:
-                streams.append(stream)
-            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
-            first = graph.first(layer)
-            writes[first : first + graph.heads] = parts.writes(layer, z).transpose(0, 1)
-            attention_writes = writes[first : first + graph.heads].sum(0) + parts.constant(layer)
-            mlp_input = stream if graph.parallel else stream + attention_writes
-            writes[first + graph.heads] = parts.mlp(layer, mlp_input)
-            stream = stream + attention_writes + writes[first + graph.heads]
-        if streams is not None:
-            streams.append(stream)
-        return stream
-
-    def forward(self, stream: Stream, start: int = 0) -> list[Stream]:
-        """Run the blocks from ``start`` on: the stream before each of them and after the last."""
-        streams = [stream]
-        for layer in range(start, self.graph.layers):
-            streams.append(self.parts.block(layer, streams[-1]))
-        return streams
-
-    def logits(self, removed: Removed, start: int = 0) -> Float[Tensor, "batch question vocab"]:
-        """Run the batch under every set of removed edges; rows are the prompts, set by set.
-
-        No target before layer ``start`` may have an edge removed.
-        """
-        graph, times = self.graph, len(removed)
-        before = graph.first(start)
-        fixed = self.difference[:before].flatten(1)
-        stream = self.streams[start].repeat(times, 1, 1)
-        size = (len(graph.sources) - before, *stream.shape)
-        # What the sources behind the start write on the corrupted prompt, less what they write now.
-        moved = stream.new_empty(size) if self._reads(removed, before) else None
-        lacking = removed.to(stream.dtype)
-
-        def shift(targets: slice, visible: int) -> Tensor:
-            """Sum what the removed edges of some targets change (target, batch, position, ...)."""
-            chosen = lacking[:, targets]
-            early = chosen[:, :, :before] @ fixed  # (variant, target, row · position · residual)
-            early = torch.unflatten(early, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
-            if visible <= before or moved is None:
-                return early
-            late = torch.unflatten(moved[: visible - before], 1, (times, -1)).flatten(2)
-            late = torch.bmm(chosen[:, :, before:visible], late.transpose(0, 1))
-            late = torch.unflatten(late, -1, self.streams[0].shape).transpose(0, 1).flatten(1, 2)
-            return early.add_(late)
-
-        for layer in range(start, graph.layers):
-            rest = removed[:, graph.inputs(layer).start :]
-            if not bool(rest.any()):
-                stream = self.parts.block(layer, stream)
-                continue
-            stream = self._block(layer, stream, removed, shift, moved, before)
-        last = len(graph.targets) - 1
-        if bool(removed[:, last].any()):
-            stream = stream + shift(slice(last, None), len(graph.sources))[0]
-        ids, positions = (part.repeat(times, 1) for part in (self.ids, self.positions))
-        return self.parts.logits(stream, ids, positions)
-
-    def _block(
-        self,
-        layer: int,
-        stream: Stream,
-        removed: Removed,
-        shift: Callable[[slice, int], Tensor],
-        moved: Tensor | None,
-        before: int,
-    ) -> Stream:
-        """Run one block whose inputs, or later ones, have edges removed; fill in ``moved``."""
-        parts, graph = self.parts, self.graph
-        inputs, mlp, first = graph.inputs(layer), graph.mlp(layer), graph.first(layer)
-        if bool(removed[:, inputs].any()):
-            streams = shift(inputs, first).add_(stream)
-            entered = parts.entered(layer, streams.flatten(0, 1))
-            entered = torch.unflatten(entered, 0, streams.shape[:2])
-            z = parts.heads(layer, *parts.separate(layer, entered))
-        else:
-            z = parts.heads(layer, *parts.shared(layer, parts.entered(layer, stream)))
-        writes = parts.writes(layer, z).transpose(0, 1)
-        attention_writes = writes.sum(0) + parts.constant(layer)
-        rows = slice(first, first + graph.heads)
-        if moved is not None:
-            corrupted_writes = self.corrupted[rows].repeat(1, len(removed), 1, 1)
-            moved[rows.start - before : rows.stop - before] = corrupted_writes - writes
-        mlp_input = stream if graph.parallel else stream + attention_writes
-        if bool(removed[:, mlp].any()):
-            mlp_input = mlp_input + shift(slice(mlp, mlp + 1), graph.before_mlp(layer))[0]
-        out = parts.mlp(layer, mlp_input)
-        if moved is not None:
-            corrupted_writes = self.corrupted[rows.stop].repeat(len(removed), 1, 1)
-            moved[rows.stop - before] = corrupted_writes - out
-        return stream + attention_writes + out
-
-    def _reads(self, removed: Removed, before: int) -> bool:
-        return bool(removed[:, :, before:].any())
-
-    def together(self, start: int, *, deep: bool) -> int:
-        """Return how many sets of edges fit in one pass from a layer on."""
-        numbers = self.streams[0].numel()
-        later_sources = len(self.graph.sources) - self.graph.first(start) if deep else 0
-        return max(
-            1,
-            min(
-                INPUTS // (3 * self.graph.heads * numbers),
-                WRITES // ((later_sources or 1) * numbers),
-            ),
-        )
 
 
 class EdgePatching:
@@ -240,15 +83,17 @@ def memory(model: Model, ids: Sequence[Sequence[int]], *, circuits: bool) -> int
 
     Writes and their differences on the corrupted prompts, the streams, the inputs of one layer's
     heads, and what their norm makes of them; with ``circuits`` also the writes under removed edges
-    and the order of all edges, and else the scores of every prompt.
+    and the order of all edges, and else the scores of every prompt. Behind norms the differences
+    are held a second time, as the stream sees them.
     """
+    normed = block_structure.read(model).normed
     width = int(model.module.config.get_text_config().hidden_size)
     sources, inputs = 1 + model.layers * (model.heads + 1), 3 * model.heads
     parts = list(batches(ids, batch_tokens(model)))
     tokens = max(len(batch) * len(ids[batch[0]]) for batch in parts)
     sets = max(1, INPUTS // (inputs * tokens * width))
-    arrays = 3 if circuits else 2
-    streams = arrays * sources + model.layers + 1 + NORMED * inputs * sets
+    arrays = 3 if circuits or normed else 2
+    streams = arrays * sources + model.layers + 1 + NORMED * inputs * sets + len(normed)
     rows = 0 if circuits else len(ids) + COPIED * max(map(len, parts))
     scores = rows * (model.layers * (inputs + 1) + 1) * sources
     edges = EdgeGraph(model.layers, model.heads, parallel=False).count if circuits else 0

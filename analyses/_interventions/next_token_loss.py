@@ -96,7 +96,7 @@ def mean_of(prompts: Sequence[Sequence[int]]) -> Measure:
 def every_next_token(prompts: Sequence[Sequence[int]]) -> EncodedTask:
     """Return the task of predicting every next token: its log-probability is minus the mean loss.
 
-    >>> asking_all([[4, 5, 6]]).question_positions
+    >>> every_next_token([[4, 5, 6]]).question_positions
     ((0, 1),)
     """
     ids = tuple(map(tuple, prompts))

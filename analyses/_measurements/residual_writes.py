@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from headscope.probes.models.model import Model
 
-# Shares of the largest number that rounding may make.
-TOLERANCE = 1e-3
+# Shares of the largest number that rounding may make; in reduced precision units in the last place.
+TOLERANCE, UNITS = 1e-3, 4
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ class Norm:
         return directions
 
     def scale(
-        self, entered: Float[Tensor, "*batch residual"], normed: Float[Tensor, "*batch residual"]
+        self,
+        entered: Float[Tensor, "*batch residual"],
+        normed: Float[Tensor, "*batch residual"],
+        tolerance: float = TOLERANCE,
     ) -> Float[Tensor, "*batch"]:
         """Return the frozen scale of a norm's inputs, from its outputs."""
         linear, normed = self.linear(entered), normed - self.bias
         scale = (normed * linear).sum(-1) / linear.square().sum(-1)
-        same(normed, linear * scale[..., None], "a norm")
+        same(normed, linear * scale[..., None], "a norm", tolerance)
         return scale
 
 
@@ -119,10 +122,12 @@ def head_writes(model: Model) -> dict[int, Write]:
     }
     frozen = {layer: part for layer, part in between.items() if part is not None}
     norms = {layer: read_norm(part, model, width) for layer, part in frozen.items()}
-    scales = {
-        layer: norms[layer].scale(_exact(entered[part]), _exact(results[part]))[..., None]
-        for layer, part in frozen.items()
-    }
+    unit = UNITS * torch.finfo(model.dtype).eps
+    rounding = max(TOLERANCE, unit)
+    scales = {}
+    for layer, part in frozen.items():
+        pair = _exact(entered[part]), _exact(results[part])
+        scales[layer] = norms[layer].scale(pair[0], pair[1], rounding)[..., None]
     fixed = [part for part in fixed if part not in frozen.values()]
     hooks = [
         part.register_forward_hook(lambda part, args, result: _copied(results[part]))
@@ -152,7 +157,8 @@ def head_writes(model: Model) -> dict[int, Write]:
             vector = norms[layer].linear(vector) * scales[layer][0]
         factor = float((moved * vector).sum() / vector.square().sum())
         off = float((moved - factor * vector).abs().max())
-        if factor < 1e-3 or off > 1e-2 * factor * float(vector.abs().max()):
+        bar = 1e-2 * factor * float(vector.abs().max()) + unit * float(after[layer + 1].abs().max())
+        if factor < 1e-3 or off > bar:
             raise NotApplicable(
                 f"model: the heads of layer {layer} of {model.name} do not write straight into the "
                 "residual stream (another block stands between), so what they write is no sum; use "

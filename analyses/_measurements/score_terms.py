@@ -171,7 +171,7 @@ class Scores:
 
         ``capture`` keeps ``q``, ``k``, ``z`` and ``resid``.
         """
-        require(capture, KEEP, "score_terms", ("self",))
+        require(capture, KEEP, "qk_attribution", ("self",))
         layer, number = head
         prompt_data = capture.isel(prompt=prompt)
         vectors, turned, factors = {}, {}, {}

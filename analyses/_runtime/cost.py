@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope import analyses
 from headscope.analyses._interventions.ablation import SWEEP_TOKENS
+from headscope.analyses._relevance import perturbation
 from headscope.analyses._runtime.expected_work import Expected, expect, rows
 from headscope.analyses._runtime.inputs import PromptSets, positionals
 from headscope.analyses._runtime.requirements import Needs
@@ -21,6 +22,7 @@ from headscope.kernels.errors import HeadscopeError
 if TYPE_CHECKING:
     from headscope.analyses._runtime.pass_costs import PassCosts
     from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 # Logits are held twice: as they come, and as what a metric or a loss makes of them.
 LOGITS = 2
@@ -28,11 +30,11 @@ LOGITS = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Expected cost of an analysis; None where it was not counted.
+    """What an analysis is expected to take; None where it was not counted.
 
     ``passes`` go over all ``tokens`` of its prompts, one with its backward pass counting three;
     ``captured`` are the bytes that it reads of a capture, ``memory`` those of its largest pass, at
-    the peak, beyond the model and the capture.
+    the peak, beyond the model and the capture. ``prompts`` says which prompts they are.
     """
 
     analysis: str
@@ -41,9 +43,10 @@ class Cost:
     seconds: float | None
     captured: int | None = None
     memory: int | None = None
+    prompts: str = ""
 
     def __str__(self) -> str:
-        """Format as one line."""
+        """Say it in one line."""
         from headscope.probes.capturing.memory_estimate import format_bytes
 
         read = "" if self.captured is None else f", {format_bytes(self.captured)} captured"
@@ -52,7 +55,8 @@ class Cost:
         if not self.passes:
             return f"{self.analysis}: reads the capture{read}"
         times = "once" if round(self.passes, 2) == 1 else f"{self.passes:.3g} times"
-        work = f"runs the model {times} over {self.tokens} tokens, about {duration(self.seconds)}"
+        over = f"{self.prompts} ({self.tokens} tokens)" if self.prompts else f"{self.tokens} tokens"
+        work = f"runs the model {times} over {over}, about {duration(self.seconds)}"
         peak = "not known" if self.memory is None else format_bytes(self.memory)
         return f"{self.analysis}: {work}{read}, memory {peak}"
 
@@ -67,11 +71,12 @@ def estimate(
     n: int | None = None,
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    own_task: Task | None = None,
 ) -> list[Cost]:
-    """Estimate the cost of analyses; the parameters are those of `runner.execute_many`."""
+    """Say what analyses will take; the parameters are those of `runner.execute_many`."""
     from headscope.analyses._runtime import pass_costs
 
-    sets = PromptSets(model, prompts, capture, task, n, seed)
+    sets = PromptSets(model, prompts, capture, task, n, seed, own_task=own_task)
     captured: set[Any] = set()
     costs = []
     for name in names:
@@ -86,6 +91,7 @@ def estimate(
                 speed = pass_costs.measure(model, sets.ids(name)[0])
                 cost = replace(
                     cost, passes=expected.passes, tokens=sum(expected.lengths),
+                    prompts=sets.describe(name),
                     seconds=expected.seconds(speed),
                     memory=_peak(sets, name, expected, speed),
                 )  # fmt: skip
@@ -138,31 +144,27 @@ def _peak(sets: PromptSets, name: str, expected: Expected, costs: PassCosts) -> 
     tokens = largest_batch if row.most > 1.5 or captures else longest
     if any(row.each):  # of prompts of its own
         tokens = max(tokens, min(int(row.most * longest), BATCH_TOKENS))
-    vocabulary_bytes = 4 * model.vocabulary * LOGITS
+    if hasattr(analyses.load(name), "replaced_passes"):
+        tokens = max(tokens, max(1, perturbation.TOKENS // longest) * longest)
+    word = 4 * model.vocabulary * LOGITS
     share = min(expected.unembedded / (expected.passes * sum(map(len, ids))), 1.0)
     heads = len(model.geometry.attending) * model.heads
-    peaks = [
-        tokens * (per_token + share * vocabulary_bytes),
-        heads * row.head_rows * vocabulary_bytes,
-    ]
+    peaks = [tokens * (per_token + share * word), heads * row.head_rows * word]
     if expected.sloped:
         batch_tokens = head_gradients.batch_tokens(model)
         peaks.append(
             min(max(batch_tokens, longest), largest_batch) * costs.sloped_bytes
-            + share * largest_batch * vocabulary_bytes
+            + share * largest_batch * word
         )
     if row.per_head or row.per_head_each:
         batch = min(largest_batch, max(SWEEP_TOKENS, longest))
         streams = 4 * batch * (model.layers + 1) * int(config.hidden_size)
-        peaks.append(
-            streams
-            + batch * expected.together * (per_token + row.sweep_positions * vocabulary_bytes)
-        )
+        peaks.append(streams + batch * expected.together * (per_token + row.sweep_positions * word))
     return math.ceil(max(peaks))
 
 
 def duration(seconds: float) -> str:
-    """Format a duration in the unit that reads best.
+    """Say a duration in the unit that reads best.
 
     >>> duration(0.4), duration(75), duration(7200)
     ('1 s', '1 min 15 s', '2 h 0 min')

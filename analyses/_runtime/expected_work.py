@@ -20,6 +20,7 @@ from headscope import analyses
 from headscope.analyses._interventions import prefix_reuse
 from headscope.analyses._interventions.ablation import SWEEP_TOKENS
 from headscope.analyses._interventions.screening import FEW, FIRST, SAMPLE
+from headscope.analyses._relevance import perturbation
 from headscope.analyses._runtime import options as check
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ DEPTH = 1.4
 
 @dataclass(frozen=True)
 class Row:
-    """Counted work of an analysis on the bundled model, without its capture.
+    """What was counted of an analysis on the bundled model, its capture left out.
 
     Four numbers: passes (one with its backward pass counting three), those with a backward pass,
     calls of each layer a prompt, and positions unembedded a token.
@@ -126,7 +127,8 @@ def expect(
 ) -> Expected | None:
     """Return the work that is expected of an analysis; None where it was not counted.
 
-    ``captured`` are prompt sets that will have been captured before it.
+    ``captured`` are prompt sets that will have been captured before it. What an analysis says of
+    itself by ``replaced_passes`` is not among what was counted.
     """
     model, row = sets.model, rows().get(name)
     if row is None or model.reads != "tokens" or model.attention != "self":
@@ -145,6 +147,18 @@ def expect(
         work = work + times * (min(few, 1) * np.asarray(row.first) + few * np.asarray(row.each))
         work = work + times**DEPTH * np.asarray(row.deep)
     passes, sloped, calls, unembedded = work.clip(0) * (1, 1, layers * count, total)
+    replaced = getattr(analyses.load(name), "replaced_passes", None)
+    if replaced is not None:
+        defaults = {key: option.default for key, option in analyses.options(name).items()}
+        runs = np.asarray(replaced(model, sets.drawn(name), **{**defaults, **values}), dtype=float)
+        # Work beside it is as much on prompts of another task.
+        passes, sloped, unembedded = (
+            runs[:, 0].sum() / total * part for part in (passes, sloped, unembedded)
+        )
+        calls *= len(runs) / count
+        passes += runs.prod(axis=1).sum() / total
+        calls += layers * np.ceil(runs[:, 1] / (perturbation.TOKENS // runs[:, 0]).clip(1)).sum()
+        unembedded += runs[:, 1].sum()
     unembedded += heads * row.head_positions * total
     batches = [math.ceil(length * lengths.count(length) / SWEEP_TOKENS) for length in {*lengths}]
     together, ablations = 1.0, row.per_head + row.per_head_each * FIRST_PROMPTS / count

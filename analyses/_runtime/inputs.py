@@ -16,9 +16,12 @@ from headscope.kernels.errors import InvalidInput, NotApplicable
 if TYPE_CHECKING:
     from headscope.analyses._measurements.recall_capacity import Capacity
     from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 SUPPLIED = ("capture", "model", "prompts", "task", "sae")
 DEFAULT_PROMPTS = 32
+ANY_TASK = "ioi"
+"""Task of the analyses that can ask any with answers; a task of the user's own takes its place."""
 
 Progress = Callable[[str, float, float], None]
 
@@ -48,8 +51,9 @@ class PromptSets:
         n: int | None,
         seed: int,
         sae: Any = None,
+        own_task: Task | None = None,
     ) -> None:
-        self.model, self.prompts, self.seed = model, prompts, seed
+        self.model, self.prompts, self.seed, self.own_task = model, prompts, seed, own_task
         self.task, self.n, self.sae = task, n, sae
         self._needs: dict[Any, Needs] = {}
         self._prompts: dict[Any, Any] = {None: prompts}
@@ -115,6 +119,15 @@ class PromptSets:
 
         return read(self.model, self.drawn(name)).ids
 
+    def describe(self, name: str) -> str:
+        """Say which prompts an analysis runs on."""
+        drawn, key = self.drawn(name), self._key(name)
+        count = len(self.ids(name))
+        plural = "s" * (count != 1)
+        if key is not None and hasattr(drawn, "name"):
+            return f"{count} prompt{plural} of {drawn.name}"
+        return f"the run's {count} prompt{plural}"
+
     def to_capture(self, name: str) -> Any:
         """Return the key of the prompt set that an analysis has captured first; else None."""
         if "capture" not in positionals(name):
@@ -154,6 +167,8 @@ class PromptSets:
         own = getattr(module, "TASK", None)
         if own is None or (self.task is not None and self.task is self.prompts):  # captured once
             return None
+        if self.task is None and self.own_task is not None and own == ANY_TASK:
+            return ("own",)
         if self.task is not None and not isinstance(self.task, str):
             return ("given",)
         return (self.task or own, self.n or getattr(module, "PROMPTS", DEFAULT_PROMPTS))
@@ -162,8 +177,8 @@ class PromptSets:
         from headscope.analyses._measurements import recall_capacity
         from headscope.probes.prompts import tasks
 
-        if key == ("given",):
-            return self.task
+        if key in (("given",), ("own",)):
+            return self.task if key == ("given",) else self.own_task
         if key not in self._prompts:
             (task, count), model = key, self.model
             if task == recall_capacity.TASK:

@@ -187,7 +187,7 @@ def require(
     if missing:
         raise NotApplicable(
             f"capture: {analysis} needs {', '.join(missing)}, which this capture does not hold; "
-            f"run capture(model, prompts, stats=...) with it"
+            f'run capture(model, prompts, **analyses.needs("{analysis}"))'
         )
     if attention:
         one_text(capture.attrs.get("attention", "self"), analysis, attention)

@@ -24,6 +24,7 @@ from headscope.kernels.errors import HeadscopeError, InvalidInput, ResourceLimit
 
 if TYPE_CHECKING:
     from headscope.probes.models.model import Model
+    from headscope.probes.prompts.task import Task
 
 
 def execute(
@@ -116,12 +117,14 @@ def execute_many(
     sae: Any = None,
     progress: Progress | None = None,
     effects: Path | None = None,
+    own_task: Task | None = None,
 ) -> Iterator[tuple[str, xr.Dataset | Exception]]:
     """Run several analyses with one capture per prompt set; yield each result as it is ready.
 
     Names and options are checked before anything runs. The parameters are those of
     :func:`execute`, except that ``options`` is keyed by analysis. Effects of ablations are measured
-    once for all of them; the folder ``effects`` keeps them for later.
+    once for all of them; the folder ``effects`` keeps them for later. Analyses that can ask any
+    task with answers ask ``own_task``, unless ``task`` names one.
 
     Yields
     ------
@@ -142,7 +145,7 @@ def execute_many(
     settings = {
         name: _settings(name, options_by_name.get(name, {}), seed) for name in analysis_names
     }
-    sets = PromptSets(model, prompts, capture, task, n, seed, sae)
+    sets = PromptSets(model, prompts, capture, task, n, seed, sae, own_task)
     for name in analysis_names:
         sets.expect(name)
     return _run(analysis_names, settings, sets, EffectsTable(effects, dtype), progress)

@@ -31,7 +31,10 @@ TRIED = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Expected cost of a training: tokens through the first layers, steps, seconds, bytes."""
+    """What a training takes: tokens that run through the first layers, steps, seconds, bytes.
+
+    Of one that goes on after ``done`` steps, what is left; ``whole`` are the seconds of all steps.
+    """
 
     site: Site
     texts: int
@@ -39,12 +42,15 @@ class Cost:
     steps: int
     seconds: float
     memory: int
+    done: int = 0
+    whole: float = 0.0
 
     def __str__(self) -> str:
-        """Format as one line."""
+        """Say it in one line."""
+        left = f"{self.steps - self.done} of " if self.done else ""
         return (
             f"sae train: {self.tokens} tokens through layers 0 to {self.site.layer}, of "
-            f"{self.texts} in the texts; {self.steps} steps; about {duration(self.seconds)}, "
+            f"{self.texts} in the texts; {left}{self.steps} steps; about {duration(self.seconds)}, "
             f"memory {format_bytes(self.memory)} beside the model"
         )
 
@@ -106,18 +112,20 @@ def estimate(
     settings: Settings,
     *,
     context: int = CONTEXT,
+    done: int = 0,
 ) -> Cost:
-    """Estimate the cost of `train`, from one pass of the model and a few steps on this machine."""
+    """Say what `train` takes, from one pass of the model and a few steps on this machine.
+
+    After ``done`` steps, what it takes from there on.
+    """
     site.check(model.geometry)
     pieces = cut(model, prompts, context)
     texts = sum(map(len, pieces))
     buffered = min(texts, ROOM)
-    tokens = buffered
-    if texts >= ROOM:
-        vectors_used = settings.steps * settings.batch / (USES // 2)
-        tokens += math.ceil(max(vectors_used - ROOM, 0) / ROOM) * (ROOM // 2)
+    every = buffered + _renewed(texts, settings.steps, settings.batch)
+    tokens = every - (buffered + _renewed(texts, done, settings.batch) if done else 0)
     longest = max(pieces, key=len)
-    rows = max(1, min(TOKENS // len(longest), tokens // len(longest)))
+    rows = max(1, min(TOKENS // len(longest), every // len(longest)))
     ids = torch.tensor([longest] * rows)
     vectors(model, ids[:1], site)
     began = time.perf_counter()
@@ -130,7 +138,15 @@ def estimate(
     numbers = 2 * buffered * batch.shape[1]  # the vectors, and those that come for half of them
     # Weights, their gradients and two moments; scores and activations of a batch, and theirs.
     numbers += 8 * settings.features * batch.shape[1] + 8 * settings.batch * settings.features
-    return Cost(
-        site, texts, tokens, settings.steps,
-        passed * tokens / ids.numel() + stepped * settings.steps, 4 * numbers,
-    )  # fmt: skip
+    left, whole = (
+        passed * ran / ids.numel() + stepped * steps
+        for ran, steps in ((tokens, settings.steps - done), (every, settings.steps))
+    )
+    return Cost(site, texts, tokens, settings.steps, left, 4 * numbers, done, whole)
+
+
+def _renewed(texts: int, steps: int, batch: int) -> int:
+    """Count the tokens that take the place of others in the buffer, in so many steps."""
+    if texts < ROOM:
+        return 0
+    return math.ceil(max(steps * batch / (USES // 2) - ROOM, 0) / ROOM) * (ROOM // 2)

@@ -1,21 +1,20 @@
-"""Faithfulness: which method of token relevance finds the tokens that the model uses.
+"""Faithfulness: which method of token relevance follows what the model uses.
 
 Every method orders the tokens of a prompt by how much the answer comes from them. Deletion replaces
-tokens in that order and loses the answer early where the order is faithful; insertion restores them
-in that order and regains it early. The rank correlation with the loss when each token alone is
-replaced is a third measure. Random orders and the order of the replacements themselves are the
-lower and upper reference. An explanation by attention can be far from what the model uses: where
-raw attention is no better than a random order, the result says so.
+tokens in that order and loses the answer at once where the order is faithful; insertion brings them
+back in that order and regains it at once. Beside both stands the rank correlation with what is lost
+when each token alone is replaced. Orders at random and that of the replacements themselves say what
+is little and what is much. An explanation by attention can be far from what the model uses: where
+raw attention is no better than an order at random, the result says so.
 
 Sources: Samek et al. (1509.06321) and DeYoung et al., ERASER (1911.03429), for the curves; Jain &
 Wallace, Attention is not Explanation (1902.10186); Pruthi et al., Learning to Deceive with
 Attention-Based Explanations (1909.07913).
 """
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import and_
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -24,24 +23,24 @@ from headscope import probes
 from headscope.analyses import _relevance as registry
 from headscope.analyses._interventions import ablation
 from headscope.analyses._relevance import target as targets
-from headscope.analyses._relevance.perturbation import perturb
+from headscope.analyses._relevance.perturbation import areas, order_of, perturb
 from headscope.analyses._relevance.target import Target
 from headscope.analyses._relevance.trace import Trace
+from headscope.analyses._runtime import progress
 from headscope.analyses._runtime.options import AtLeast, Between
 from headscope.analyses._runtime.results import Results, require, require_maps
-from headscope.analyses._runtime.verdict import Verdict
-from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
-from headscope.analyses.attribution._explainer_scores import (
+from headscope.analyses._stats.rank_correlation import ranked
+from headscope.analyses.attribution._relevance_scores import (
+    ORDERS,
     RANDOM,
     REPLACED,
     Measured,
-    TokenCounter,
-    measure,
     table,
+    verdict,
 )
-from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
+from headscope.probes.prompts.tokens import EncodedTask
 
 NEEDS = ()
 TASK = "ioi"
@@ -49,7 +48,6 @@ PROMPTS = 16
 SUPPORTS: set[str] = set()
 QUICK = {"steps": 2, "other": ""}
 
-RAW = "raw_attention"
 SOURCE = "Samek et al. 1509.06321; ERASER 1911.03429"
 
 
@@ -97,16 +95,13 @@ def run(
     require(capture, NEEDS, "faithfulness")
     require_maps(capture, "faithfulness")
     names = list(registry.methods())
-    encoded = {task.name: ablation.encode_task(model, task)}
-    if other:
-        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
-        encoded[second.name] = ablation.encode_task(model, second)
+    encoded = _encoded(model, task, other)
     answers = targets.of_task(encoded[task.name])
     Between(0, len(answers) - 1).check("prompt", prompt)
     pool = [token for target in answers for token in target.ids]
-    parts = TokenCounter(sum(len(ids) for part in encoded.values() for ids in part.ids))
+    parts = _Parts(sum(len(ids) for part in encoded.values() for ids in part.ids))
     measured = {
-        name: measure(model, part, names, draws, steps, seed, parts)
+        name: _measure(model, part, names, draws, steps, seed, parts)
         for name, part in encoded.items()
     }
     scores = measured[task.name]
@@ -140,10 +135,35 @@ def run(
     return results.dataset(
         {"task": list(measured), "explainer": [titles.get(name, name) for name in rows],
          "query": explained["query"], "token": explained["token"]},
-        _verdict(measured, titles),
+        verdict(measured, titles),
         prompt=prompt,
         refused=refused,
     )  # fmt: skip
+
+
+def replaced_passes(
+    model: Model, task: Task, *, other: str, prompt: int, draws: int, steps: int, **_: Any
+) -> list[tuple[int, int]]:
+    """List the tokens of every prompt that is run, and how often with some of them replaced.
+
+    Each token is replaced alone, so that long prompts are run more often, and once more in the
+    prompt that is shown; the curves are as many in any.
+    """
+    curves = 2 * (len(registry.methods()) + 1 + ORDERS) * (steps - 1) + 2
+    lengths = [len(ids) for part in _encoded(model, task, other).values() for ids in part.ids]
+    return [
+        (length, draws * ((length + 1) * (1 + (at == prompt)) + curves))
+        for at, length in enumerate(lengths)
+    ]
+
+
+def _encoded(model: Model, task: Task, other: str) -> dict[str, EncodedTask]:
+    """Encode the task, and as many prompts of another one."""
+    encoded = {task.name: ablation.encode_task(model, task)}
+    if other:
+        second = probes.tasks.make(other, tokenizer=model.tokenizer, n=len(task), seed=task.seed)
+        encoded[second.name] = ablation.encode_task(model, second)
+    return encoded
 
 
 def explain(
@@ -182,10 +202,10 @@ def explain(
     relevances, refused = registry.measure(Trace(model, target), names or list(registry.methods()))
     rows = {registry.method(name).title: relevance for name, relevance in relevances.items()}
     rows[REPLACED] = effect
-    table = np.stack([row / (np.nanmax(np.abs(row)) or 1.0) for row in rows.values()])
+    shares = np.stack([row / (np.nanmax(np.abs(row)) or 1.0) for row in rows.values()])
     results = Results(xr.Dataset(), source=SOURCE)
     results.add(
-        "relevance", ("explainer", "query"), table, "Relevance of each token", "share of largest",
+        "relevance", ("explainer", "query"), shares, "Relevance of each token", "share of largest",
         "diverging", -1, 1, evidence="correlational", convention="over the largest absolute one",
     )  # fmt: skip
     results.add(
@@ -193,7 +213,7 @@ def explain(
         "diverging", evidence="causal",
         convention=f"intact − replaced by {draws} draws; special tokens stay",
     )  # fmt: skip
-    tokens = [str(text) for text in model.to_str_tokens(list(target.ids))]
+    tokens = [str(word) for word in model.to_str_tokens(list(target.ids))]
     answer = " / ".join(map(str, model.to_str_tokens(list(target.answer_ids))))
     return xr.Dataset(
         dict(results.variables),
@@ -202,39 +222,57 @@ def explain(
     )
 
 
-def _verdict(measured: Mapping[str, Measured], titles: Mapping[str, str]) -> Verdict:
-    """Judge which methods beat a random order, and whether raw attention does."""
-    return reduce(and_, (_of_task(name, scores, titles) for name, scores in measured.items()))
+@dataclass
+class _Parts:
+    """How many of the tokens of all prompts are done."""
+
+    tokens: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Report some more tokens; how often they ran follows from the methods."""
+        self.done += count
+        progress.completed(self.done / self.tokens)
 
 
-def _of_task(name: str, scores: Measured, titles: Mapping[str, str]) -> Verdict:
-    methods = [method for method in titles if method in scores.deletion]
-    above = np.stack([scores.gap(method) - scores.gap(RANDOM) for method in methods], axis=1)
-    total = float(np.mean(scores.whole))
-    if len(above) < LEAST_PROMPTS:
-        return Verdict(
-            "too_few", f"{name}: {len(above)} prompts are too few to tell methods from chance."
-        )
-    if not exceeds_zero(np.asarray(scores.whole)[:, None])[0]:
-        return Verdict(
-            "too_few", f"{name}: the model does not do it, so there is nothing to follow."
-        )
-    better = exceeds_zero(above)
-    order = np.argsort(-above.mean(0))
-    gaps = {
-        method: amount(float(scores.gap(method).mean()) / total)
-        for method in (*methods, RANDOM, REPLACED)
-    }
-    best = ", ".join(f"{titles[methods[at]]} {gaps[methods[at]]}" for at in order[:3])
-    worse = [titles[methods[at]] for at in order if not better[at]]
-    text = (
-        f"{name}: insertion − deletion is largest by {best}; by token replacement "
-        f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
-    )
-    if worse:
-        text += f" Not distinguishable from a random order: {', '.join(worse)}."
-    if RAW in methods and not better[methods.index(RAW)]:
-        return Verdict(
-            "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."
-        )
-    return Verdict("supported", text)
+def _measure(
+    model: Model,
+    encoded: EncodedTask,
+    names: Sequence[str],
+    draws: int,
+    steps: int,
+    seed: int,
+    parts: _Parts,
+) -> Measured:
+    """Measure every method on the prompts of a task; one that refuses any of them is left out."""
+    generator = np.random.default_rng(seed)
+    pool = [token for ids in encoded.ids for token in ids]
+    scores = Measured()
+    shared: dict[Callable[..., Any], Any] = {}
+    for ids, target in zip(encoded.ids, targets.of_task(encoded), strict=True):
+        perturbation = perturb(model, target, pool, draws, generator)
+        free = perturbation.free
+        # Other draws than those of the curves, so that chance in them is not shared.
+        effect = perturb(model, target, pool, draws, generator).effect()
+        accepting = [name for name in names if name not in scores.refused]
+        relevances, refused = registry.measure(Trace(model, target, shared), accepting)
+        scores.refused |= refused
+        orders = {name: order_of(values, free) for name, values in relevances.items()}
+        orders[REPLACED] = order_of(effect, free)
+        places = np.flatnonzero(free)
+        shuffled = {f"{RANDOM} {at}": generator.permutation(places) for at in range(ORDERS)}
+        by_name = areas(perturbation, orders | shuffled, steps)
+        intact, empty = perturbation.ends()
+        scores.whole.append(intact - empty)
+        by_name[RANDOM] = tuple(np.mean([by_name.pop(name) for name in shuffled], axis=0).tolist())
+        for name, (deleted, inserted) in by_name.items():
+            scores.deletion.setdefault(name, []).append(deleted)
+            scores.insertion.setdefault(name, []).append(inserted)
+            relevance = relevances.get(name, effect)
+            rho = ranked(relevance[free], effect[free]) if name in relevances else np.nan
+            scores.agreement.setdefault(name, []).append(rho)
+        parts.add(len(ids))
+    for part in (scores.deletion, scores.insertion, scores.agreement):
+        for name in scores.refused:
+            part.pop(name, None)
+    return scores

@@ -30,6 +30,7 @@ from headscope.analyses.attribution import _input, _rollout_rows
 from headscope.kernels.errors import InvalidInput, NotApplicable
 from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
+from headscope.probes.prompts.reading import read
 
 NEEDS = ("pattern",)
 TASK = "ioi"
@@ -152,6 +153,13 @@ def run(
         prompt=prompt,
         predicted=shown.answer,
     )
+
+
+def replaced_passes(
+    model: Model, prompts: Any, *, substitutes: int, **_: Any
+) -> list[tuple[int, int]]:
+    """List the tokens of every prompt that is run, and how often with one of them replaced."""
+    return [(len(ids), substitutes * len(ids) + 1) for ids in read(model, prompts).ids]
 
 
 def rows(

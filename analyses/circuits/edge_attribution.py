@@ -10,8 +10,14 @@ All edges are scored by a few passes, and query heads that share keys and values
 best edges and a random sample are patched one at a time, which says how far the scores can be
 trusted.
 
+In models with a norm between the heads of a layer and the stream (Gemma 2 and 3, OLMo 2) a target
+reads the norm of the sum of those heads, each clean or corrupted as its edge says: with all edges
+patched it reads the corrupted prompt, which a frozen scale would not give. The score has the norm's
+derivative where the gradient is taken.
+
 Sources: Syed et al., Attribution Patching Outperforms Automated Circuit Discovery (2310.10348);
-Hanna et al., Have Faith in Faithfulness (2403.17806).
+Hanna et al., Have Faith in Faithfulness (2403.17806), whose code evaluates circuits of Gemma 2 by
+the same norm, but leaves it out of the scores.
 """
 
 from collections.abc import Mapping, Sequence

@@ -34,7 +34,11 @@ def analyze(
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="an option of an analysis"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="task, or JSONL file, instead of the analyses' own")
+        str | None,
+        typer.Option(
+            help="task, or JSONL file, instead of the run's own prompts with answers, or of the "
+            "tasks that analyses draw"
+        ),
     ] = None,
     number: Annotated[
         int | None, typer.Option(help="prompts drawn from the analyses' tasks")
@@ -59,19 +63,21 @@ def analyze(
 
     Without names those run that need the capture alone, or few passes of the model.
     """
-    from headscope.app.outcomes import finished
-    from headscope.app.pipeline import analyze_run, parse_settings, quick
     from headscope.probes.storage import run_folder
 
     if every and names:
         raise InvalidInput("--all: runs every analysis; leave out the option, or the names")
+    # Before torch is imported, which takes seconds.
+    named = [analyses.current(name) for name in names or ()]
+    opened = run_folder.open(run)
+    from headscope.app.outcomes import finished
+    from headscope.app.pipeline import analyze_run, parse_settings, quick
+
     options = {
         analyses.current(name): values for name, values in parse_settings(settings or []).items()
     }
-    named = [analyses.current(name) for name in names or ()]
-    opened = run_folder.open(run)
-    done = finished(opened)
-    missing = [name for name in analyses.names() if name not in done or name in options]
+    known = finished(opened)
+    missing = [name for name in analyses.names() if name not in known or name in options]
     selected = named or [name for name in missing if every or name in options or name in quick()]
     stated: dict[str, float] = {}
     with bar(err, stated) as progress:
@@ -101,7 +107,7 @@ def analyze(
 
 
 def print_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
-    """Print on standard error the expected cost of analyses, the longest first.
+    """Say on standard error what analyses are expected to take, the longest first.
 
     Their seconds are written into ``stated``.
     """
@@ -116,7 +122,7 @@ def print_costs(costs: Sequence[Cost], stated: dict[str, float]) -> None:
 
 
 def report_missing(run: Run, outcomes: Mapping[str, Outcome], named: Collection[str] = ()) -> int:
-    """Print on standard error which analyses gave no result, and return the exit code.
+    """Say on standard error which analyses gave no result, and return the exit code.
 
     It is 1 where one failed by a bug, 2 where one that the user named does not suit the model.
     """

@@ -26,7 +26,7 @@ def capture(
     folder: Annotated[Path, typer.Option("--out", help="folder of the new run")],
     prompts: Annotated[
         Path | None,
-        typer.Option(help="text file (a prompt, or the path of an image, a line) or JSONL"),
+        typer.Option(help="file of prompts: text (one a line), JSONL, JSON, CSV or TSV"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="name of a built-in task")] = None,
     number: Annotated[int, typer.Option(help="prompts drawn from the task")] = 32,

@@ -22,6 +22,8 @@ from headscope.app.cli.sae import sae
 from headscope.app.cli.timeline import timeline
 from headscope.kernels.errors import HeadscopeError
 
+CANCELLED = 130
+
 app = typer.Typer(
     name="headscope",
     no_args_is_help=True,
@@ -76,6 +78,8 @@ def main() -> None:
     except HeadscopeError as error:
         print_text(f"error: {error}", err)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print_text("cancelled; what was finished is kept, run the command again to go on", err)
-        sys.exit(130)
+    except SystemExit as ended:
+        # Typer makes this of Ctrl-C, and says nothing.
+        if ended.code == CANCELLED:
+            print_text("cancelled; what was finished is kept, run the command again to go on", err)
+        raise

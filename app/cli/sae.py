@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train a sparse autoencoder on head outputs, streamed from the model on texts.
 
-    A stopped training resumes from its last checkpoint, OUT.checkpoint, when the command is run
+    What is stopped goes on from its last checkpoint, OUT.checkpoint, when the command is given
     again.
     """
     from headscope.analyses._sparse_autoencoders import model_training, saelens
@@ -78,16 +78,17 @@ def train(
         **asdict(settings),
     }  # fmt: skip
     checkpoint = Checkpoint(folder.with_name(f"{folder.name}.checkpoint"), about)
-    resumed = checkpoint.read() is not None
+    kept = checkpoint.read()
     inputs = (loaded, ids, site, settings)
-    cost = model_training.estimate(*inputs, context=context)
+    done = 0 if kept is None else int(kept["training.done"])
+    cost = model_training.estimate(*inputs, context=context, done=done)
     print_text(cost, out if dry_run else err)
     if dry_run:
         return
-    if resumed:
+    if done:
         print_text(f"sae train: goes on from {checkpoint.path}", err)
     make_folder(folder.parent)
-    with bar(err, {"train": cost.seconds}) as progress:
+    with bar(err, {"train": cost.whole}) as progress:
         report = partial(progress, "train")
         trained = model_training.train(
             *inputs, context=context, report=report, checkpoint=checkpoint

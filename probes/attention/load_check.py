@@ -70,6 +70,7 @@ def inspect(model: Model) -> Model:
     half = any(weight.dtype in halves for weight in model.module.parameters())
     tolerance = 5e-2 if half else 1e-4
     _compare_implementations(model, ids, expected, tolerance)
+    _compare_bridge(model, ids, tolerance)
     _compare_output(model, output, expected, tolerance)
     for layer_call, own_weights in zip(calls, weights, strict=True):
         _compare_statistics(model, layer_call, statistics[layer_call.layer], own_weights, tolerance)
@@ -250,6 +251,23 @@ def _compare_implementations(model: Model, ids: Ids, eager: Tensor, tolerance: f
             f"model: the {implementation} and the eager attention of {model.name} differ by "
             f"{gap:.2g}, so there is no one reading; load it with attn_implementation='eager' to "
             "read that"
+        )
+
+
+def _compare_bridge(model: Model, ids: Ids, tolerance: float) -> None:
+    """Refuse a bridge whose own attention has other weights than the model inside it."""
+    module: Any = model.module
+    if model.bridge is None or module.get_output_embeddings() is None:
+        return
+    own = call(model, ids, head=True).double()
+    with intercept_attention(model, Reader(Request(stats=()))):
+        gap = float((call(model, ids, head=True).double() - own).abs().max())
+    if gap > tolerance * max(1.0, float(own.abs().max())):
+        raise UnsupportedModel(
+            f"model: the logits of this TransformerBridge differ by {gap:.2g} from those with the "
+            "attention of the Hugging Face model in it, as it has weights of its own "
+            "(enable_compatibility_mode has processed them, or the model was changed later); boot "
+            "it anew, with enable_compatibility_mode(no_processing=True) if with any"
         )
 
 

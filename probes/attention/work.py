@@ -25,6 +25,16 @@ def counting(count: Count) -> Iterator[None]:
         _COUNTS.reset(token)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Count nothing inside, where attention is called and computes nothing."""
+    token = _COUNTS.set(())
+    try:
+        yield
+    finally:
+        _COUNTS.reset(token)
+
+
 def add(tokens: int, *, backward: bool) -> None:
     """Count one layer of a pass over some tokens."""
     for count in _COUNTS.get():

@@ -70,7 +70,8 @@ def find(
 def _evidence(ids: Sequence[int], questions: Sequence[Any]) -> Keys:
     if not any(question.evidence for question in questions):
         raise NotApplicable(
-            "targets: the rule 'evidence' needs a task whose questions name evidence"
+            "targets: the rule 'evidence' needs a task whose questions name evidence, the words "
+            'that decide the answer ("evidence" in a JSONL file)'
         )
     keys: Keys = [[] for _ in ids]
     for question in questions:

@@ -96,6 +96,15 @@ class Model:
     processor: Any = None
     bos: bool | None = None
 
+    def __repr__(self) -> str:
+        """Say what it is in one line; its module prints every layer."""
+        grouped = f" ({self.kv_heads} KV heads)" if self.kv_heads != self.heads else ""
+        bridge = ", in a TransformerBridge" if self.bridge is not None else ""
+        return (
+            f"<Model {self.name}: {type(self.module).__name__}{bridge}, {self.layers} layers of "
+            f"{self.heads} heads{grouped}, {self.module.dtype} on {self.module.device}>"
+        )
+
     @property
     def layers(self) -> int:
         """Number of layers, those without an attention map included."""

@@ -13,10 +13,13 @@ import xarray as xr
 
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.models.pair import Pair
-from headscope.probes.storage import dataset_file
+from headscope.probes.prompts.task import Task
+from headscope.probes.storage import dataset_file, task_file
 
 MANIFEST = "manifest.json"
 CAPTURE = "capture.safetensors"
+# The user's own prompts with their answers, where the run was captured on such.
+TASK = "task.json"
 GROWING = f".{CAPTURE}"
 """Name of the capture of a run that is not complete yet."""
 RESULTS = "results"
@@ -41,7 +44,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the name of of the folder."""
+        """Name of the folder."""
         return self.path.name
 
     @property
@@ -60,6 +63,11 @@ class Run:
                 sources = _rows(capture, f"{name}_token_id", f"{name}_length")
                 return [Pair(*pair) for pair in zip(sources, ids, strict=True)]
         return ids
+
+    def own_task(self) -> Task | None:
+        """Return the task of the user's own that was captured; None for other prompts."""
+        file = self.path / TASK
+        return task_file.load(file) if file.exists() else None
 
     def save_result(self, name: str, result: xr.Dataset) -> Path:
         """Write the result of one analysis into the folder, in place of an earlier one."""
@@ -94,16 +102,19 @@ def create(
     capture: xr.Dataset,
     *,
     prompts: str = "",
+    own_task: Task | None = None,
     options: Mapping[str, Any] | None = None,
     replace: bool = False,
     file: Path | None = None,
 ) -> Run:
-    """Create a run folder from a capture; the manifest is written last, so half a run is none.
+    """Make a run folder from a capture; the manifest comes last, so half a run is none.
 
     Parameters
     ----------
     prompts
         File that the prompts came from, if any.
+    own_task
+        The prompts with their answers, where they are a task of the user's own.
     options
         Options of the task or the capture, to be able to repeat it.
     replace
@@ -133,6 +144,8 @@ def create(
         dataset_file.save(capture, folder / CAPTURE)
     else:
         os.replace(file, folder / CAPTURE)
+    if own_task is not None:
+        task_file.save(own_task, folder / TASK)
     dataset_file.write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return Run(folder, manifest)
 
@@ -177,13 +190,13 @@ def check_writable(folder: Path) -> None:
 
 
 def _other_files(folder: Path) -> list[Path]:
-    names = {CAPTURE, MANIFEST, RESULTS, EFFECTS, *REPORT}
+    names = {CAPTURE, TASK, MANIFEST, RESULTS, EFFECTS, *REPORT}
     return [file for file in folder.iterdir() if file.name not in names and file.name[0] != "."]
 
 
 def _clear(folder: Path) -> None:
-    """Delete an earlier run, its manifest first; only files that a run consists of."""
-    old = [folder / name for name in (MANIFEST, CAPTURE, *REPORT)]
+    """Take an earlier run apart, its manifest first; only files that runs are made of."""
+    old = [folder / name for name in (MANIFEST, CAPTURE, TASK, *REPORT)]
     old += [file for name in (RESULTS, EFFECTS) for file in (folder / name).glob("*.safetensors")]
     old += [*(folder / RESULTS).glob(f"*{ERROR}")]
     for file in old:

@@ -113,7 +113,9 @@ def estimating(
         for number, name in enumerate(names):
             report(ESTIMATING, number, len(names))
             with tasks.wording(register):
-                costs = cost.estimate([name], model, prompts, n=n, options=by_analysis)
+                costs = cost.estimate(
+                    [name], model, prompts, n=n, options=by_analysis, own_task=run.own_task()
+                )
             _keep(key.path, costs, by_analysis, n)
 
     subject = names[0] if len(names) == 1 else f"{len(names)} analyses"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,15 @@ class Mask(SymbolicTensor):
         ):
             return self
         raise Unknown("__getitem__: a part of a mask is taken, which is not known")
+
+    def do_repeat(self, mask: Any, times: int, *others: int) -> Mask:
+        """Give as many prompts the same mask."""
+        if set(others) != {1} or len(others) != self.ndim - 1 or self.bias is not None:
+            raise Unknown("repeat: a mask is repeated in a way that is not known")
+        keys = self.rule.key_mask
+        rule = self.rule if keys is None else replace(self.rule, key_mask=keys.repeat(times, 1))
+        shape = (times * self.shape[0], *self.shape[1:])
+        return Mask.of(rule, shape, self.dtype, self.device, self.form)
 
     def do_masked_fill(self, target: Any, mask: Any, value: Any) -> Mask:
         """Set the bias to the least number at hidden keys."""

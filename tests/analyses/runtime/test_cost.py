@@ -31,6 +31,25 @@ def test_passes_are_those_of_the_run(bundled, name, n):
     assert stated.passes == pytest.approx(counted, rel=0.3, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "options"),
+    [
+        ("faithfulness", 1, {"other": "", "steps": 2}),
+        ("faithfulness", 8, {"other": "", "steps": 2, "draws": 2}),
+        ("rollout", 1, {"substitutes": 12}),
+    ],
+)
+def test_replaced_tokens_are_counted_by_length_and_options(bundled, name, lines, options):
+    task = tasks.make("story", bundled.tokenizer, 2, lines=lines)
+    execute("entropy", bundled, task)
+    [stated] = cost.estimate([name], bundled, None, task=task, options={name: options})
+    total = []
+    with work.counting(lambda *layer: total.append(work.weight(*layer))):
+        execute(name, bundled, None, task=task, options=options)
+    counted = sum(total) / bundled.layers / stated.tokens
+    assert stated.passes == pytest.approx(counted, rel=0.3)
+
+
 def test_prompts_are_captured_once_for_all_that_read_them(bundled):
     prompts = tasks.make("story", bundled.tokenizer, 3)
     first, second = cost.estimate(["entropy", "sinks"], bundled, prompts)

@@ -3,6 +3,8 @@ from refusals import check_message, check_refusal
 
 from headscope import analyses
 from headscope.analyses._runtime import options
+from headscope.kernels.errors import InvalidInput, NotApplicable
+from headscope.probes import capture
 
 
 def test_the_six_families_are_there():
@@ -13,6 +15,8 @@ def test_the_six_families_are_there():
 
 def test_an_unknown_analysis_is_refused_by_name():
     check_refusal("analysis", analyses.load, "sink")
+    with pytest.raises(InvalidInput, match="did you mean importance"):
+        analyses.load("importanc")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,15 @@ def test_text_becomes_the_type_of_the_default():
     assert parsed == {"normalize": True, "seed": 3, "metric": "task"}
     assert parsed["normalize"] is True
     check_refusal("normalize", options.parse, "importance", known, {"normalize": "maybe"})
+
+
+def test_a_capture_that_lacks_something_is_refused_with_what_gives_it(bundled):
+    lacking = capture(bundled, [[0, 5, 6, 5]], stats=("entropy",))
+    with pytest.raises(NotApplicable) as refused:
+        analyses.load("feature_maps").run(lacking)
+    assert '**analyses.needs("feature_maps"))' in str(refused.value)
+    held = capture(bundled, [[0, 5, 6, 5]], **analyses.needs("feature_maps"))
+    assert set(analyses.needs("feature_maps")["keep"]) <= set(held)
 
 
 def test_needs_is_the_union_of_what_the_named_analyses_ask():

@@ -11,6 +11,7 @@ from headscope.analyses._sparse_autoencoders.checkpoint import Checkpoint
 from headscope.analyses._sparse_autoencoders.site import Site
 from headscope.analyses._sparse_autoencoders.training import Settings
 from headscope.probes import tasks
+from headscope.probes.attention import work
 
 SETTINGS = Settings("topk", 48, 4, steps=30, batch=16, rate=3e-3)
 ABOUT = {"layer": 1, "steps": 30}
@@ -46,11 +47,20 @@ def test_a_stopped_training_ends_in_the_same_weights(bundled, texts, tmp_path, m
                 checkpoint=Checkpoint(path, ABOUT, 0),
             )  # fmt: skip
         assert int(Checkpoint(path, ABOUT).read()["training.done"]) == at - 1
-    steps = []
-    again = model_training.train(
-        bundled, texts, Site(1), SETTINGS, context=32, report=lambda done, _: steps.append(done),
-        checkpoint=Checkpoint(path, ABOUT, 0),
-    )  # fmt: skip
+    steps, ran = [], []
+    left, all_of_it = (
+        model_training.estimate(bundled, texts, Site(1), SETTINGS, context=32, done=done)
+        for done in (22, 0)
+    )
+    with work.counting(lambda tokens, _: ran.append(tokens)):
+        again = model_training.train(
+            bundled, texts, Site(1), SETTINGS, context=32, checkpoint=Checkpoint(path, ABOUT, 0),
+            report=lambda done, _: steps.append(done),
+        )  # fmt: skip
+    assert (left.tokens > 0) == (sum(ran) > 0)
+    assert left.tokens < all_of_it.tokens
+    assert left.seconds < all_of_it.seconds
+    assert f"{len(steps)} of {SETTINGS.steps} steps" in str(left)
     assert steps == list(range(23, 31))
     for name, part in whole.state_dict().items():
         assert torch.equal(part, again.state_dict()[name]), name

@@ -68,3 +68,13 @@ def test_a_dry_run_states_what_it_would_need_and_writes_nothing(tmp_path):
     assert told.startswith("2 prompts of up to ")
     assert "peak beyond the model" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_says_that_what_was_finished_is_kept(headscope, demo_run, monkeypatch):
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headscope.app.cli.report.print_report", interrupted)
+    ended = headscope("report", demo_run)
+    assert ended.code == 130
+    assert ended.err == ["cancelled; what was finished is kept, run the command again to go on"]

@@ -73,6 +73,8 @@ def test_a_stopped_training_goes_on_and_leaves_no_checkpoint(
     assert "seed: " in headscope(*given, "--out", out, "--seed", 1).refusal()
     ended = headscope(*given, "--out", out)
     assert any(f"goes on from {kept}" in line for line in ended.err)
+    assert ended.err[0].startswith("sae train: 0 tokens ")
+    assert "; 5 of 12 steps; " in ended.err[0]
     ended.printed()
     assert not kept.exists()
     first, second = (saelens.load(folder) for folder in (tmp_path / "whole", out))

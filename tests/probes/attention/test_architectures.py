@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import edge_pairs
+import numpy as np
 import pairs
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pairs import close
 from refusals import check_refusal
 from torch import Tensor
 
+from headscope.analyses._interventions.edge_effects import edge_scores
 from headscope.kernels.api import Request
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
@@ -26,7 +29,7 @@ from headscope.probes.models.model import Model
 TABLE = Path(__file__).parents[3] / "docs" / "architectures.md"
 # Largest difference from eager attention in the same precision; weights of O(1) carry 8 or 11 bits.
 HALVES = {"bfloat16": 1e-2, "float16": 2e-3}
-COLUMNS = ("capture", *HALVES, "padding", "gradients", "edits", "TransformerBridge")
+COLUMNS = ("capture", *HALVES, "padding", "gradients", "edits", "edges", "TransformerBridge")
 
 
 def draw(length: int, seed: int = 0) -> Tensor:
@@ -201,6 +204,26 @@ def try_edits(model: Model, module: Any) -> str:
     return "yes"
 
 
+def try_edges(model: Model) -> str:
+    """Score all edges by gradients, patch none of them, and all of them."""
+    task = edge_pairs.pairs(model.vocabulary or 64, count=2)
+    try:
+        model.check_predicts()
+    except HeadscopeError:
+        return "–"
+    try:
+        edges = edge_scores(model, task, "logit_difference", "eap")[0].edges
+    except HeadscopeError as refusal:
+        return f"refused: {str(refusal).removeprefix('model: ').partition(',')[0]}"
+    out = edge_pairs.all_logits(model, task, np.stack([edges & False, edges]))
+    for at, ids in enumerate((task.ids, task.corrupted_ids)):
+        close(
+            out[:, at],
+            logits(model, torch.tensor(ids), (), torch.tensor(task.question_positions)).detach(),
+        )
+    return "yes"
+
+
 def try_bridge(model: Model, module: Any, words: Any) -> str:
     """Boot a TransformerBridge around the model, and capture through it."""
     ids = prompts(module, 9)
@@ -221,7 +244,8 @@ def trial(family: str, words: Any) -> dict[str, str]:
     module = architectures.build(family).requires_grad_(False)
     if family in architectures.PAIRED:
         even = architectures.build(family, num_decoder_layers=2, decoder_layers=2)
-        return {**dict.fromkeys(HALVES, "not tried"), **pairs.trial(module, even, words)}
+        untried = {**dict.fromkeys(HALVES, "not tried"), "edges": "–"}
+        return {**untried, **pairs.trial(module, even, words)}
     try:
         model = load_model(module)
     except HeadscopeError as refusal:
@@ -233,6 +257,7 @@ def trial(family: str, words: Any) -> dict[str, str]:
         "padding": try_padding(model, module),
         "gradients": try_gradients(model, module),
         "edits": try_edits(model, module),
+        "edges": try_edges(model),
         "TransformerBridge": try_bridge(model, module, words),
     }
 
@@ -260,6 +285,8 @@ what it finds; `pytest tests/probes/attention/test_architectures.py --write` wri
 - **gradients**: the gradient of head gates equals finite differences. *no: bias*: the bias itself
   follows from the text, and a gradient through it is refused.
 - **edits**: a fixed pattern and a knock-out inside the attention do what they say.
+- **edges**: scored and patched (`edge_attribution`): with none patched the logits are the clean
+  prompt's, with all the corrupted one's. –: it predicts no next token, or has an encoder.
 - **TransformerBridge**: capture through TransformerLens gives the same numbers; else who says no.
 
 """

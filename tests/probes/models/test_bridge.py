@@ -115,6 +115,21 @@ def test_a_hook_that_cannot_fire_is_refused_by_name(wrap, ids):
     assert capture(model, [ids(5)]).sizes["layer"] == 2
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_a_bridge_with_other_weights_than_its_model_is_refused(family, tiny, words):
+    """Queries, keys and values in one matrix: the bridge processes copies, split, of its own."""
+    module = tiny(family)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.ndim == 1:
+                weight.add_(0.3 * torch.randn_like(weight))
+    bridge = bridge_of(module, words)
+    load_model(bridge)
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(HeadscopeError, match=r"^model: .*no_processing=True"):
+        load_model(bridge)
+
+
 def test_a_bridge_is_restored_after_an_error(wrap, ids):
     bridge = wrap("gpt2")
     model = load_model(bridge)

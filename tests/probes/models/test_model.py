@@ -42,6 +42,13 @@ def test_what_a_model_states_of_itself(folder):
     assert load_model(model) is model
 
 
+def test_a_model_prints_one_line(bundled):
+    assert repr(bundled).startswith(
+        "<Model headscope/bundled: LlamaForCausalLM, 4 layers of 8 heads"
+    )
+    assert repr(bundled).endswith("torch.float32 on cpu>")
+
+
 def test_other_weights_have_another_revision(tiny):
     module = tiny("llama")
     first = load_model(module).revision
