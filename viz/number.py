@@ -18,7 +18,7 @@ def accepts(array: xr.DataArray) -> bool:
 def label_text(array: xr.DataArray, lower: Bound = None, upper: Bound = None) -> str:
     """Write the value with its units and its interval.
 
-    >>> words(xr.DataArray(0.5, attrs={"units": "fraction"}))
+    >>> label_text(xr.DataArray(0.5, attrs={"units": "fraction"}))
     '0.500 fraction'
     """
     text = measured(float(finite(array)), units(array))

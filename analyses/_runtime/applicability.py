@@ -18,8 +18,8 @@ def refusal(name: str, capture: xr.Dataset) -> str:
 
     >>> from headscope.probes import capture
     >>> data = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
-    >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] *
-    4))) ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
+    >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] * 4)))
+    ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
     """
     module = analyses.load(name)
     supports: set[str] = getattr(module, "SUPPORTS", set())

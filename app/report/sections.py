@@ -90,7 +90,7 @@ def group_equals(result: xr.Dataset) -> dict[str, list[str]]:
     They have the same dims, are no patterns, and their ranks correlate above 0.98.
 
     >>> one = xr.DataArray(np.arange(8.0), dims="layer")
-    >>> alike(xr.Dataset({"one": one, "twice": 2 * one, "minus": -one}))
+    >>> group_equals(xr.Dataset({"one": one, "twice": 2 * one, "minus": -one}))
     {'one': ['twice'], 'minus': []}
     """
     groups: dict[str, list[str]] = {}

@@ -34,9 +34,9 @@ def with_absent_fact(task: Task, tokenizer: Tokenizer, seed: int = 0) -> Task:
     --------
     >>> from headscope.probes import load_model, tasks
     >>> tokenizer = load_model("headscope/bundled").tokenizer
-    >>> known = stated(tasks.make("recall", tokenizer, n=1))
+    >>> known = with_stated_fact(tasks.make("recall", tokenizer, n=1))
     >>> key = known.prompts[0].clean.split()[-1]
-    >>> [task.prompts[0].clean.count(key) for task in (known, absent(known, tokenizer))]
+    >>> [task.prompts[0].clean.count(key) for task in (known, with_absent_fact(known, tokenizer))]
     [2, 1]
     """
     from headscope.probes.prompts.tasks._vocabulary import Vocabulary
