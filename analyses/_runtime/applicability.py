@@ -20,7 +20,7 @@ def refusal(name: str, capture: xr.Dataset) -> str:
     >>> data = capture("headscope/bundled", [[0, 5, 6, 7]], stats=())
     >>> refusal("importance", data), refusal("importance", data.assign_coords(causal=("layer", [0] * 4)))
     ('', 'model: importance needs causal order, and this model reads both ways; see sinks')
-    """
+    """  # noqa: E501
     module = analyses.load(name)
     supports: set[str] = getattr(module, "SUPPORTS", set())
     for kind, why in _kinds(name, capture):
