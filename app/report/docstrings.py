@@ -16,9 +16,8 @@ def render(docstring: str) -> tuple[str, Markup]:
     text, whatever it contains.
 
     >>> render("Attention sinks.\\n\\nWeight of ``k`` & co.\\n\\nSource: Gu et al.")[1]
-    Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et
-    al.</p>')
-    """
+    Markup('<p>Weight of <code>k</code> &amp; co.</p>\\n<p class="source"><b>Source</b> Gu et al.</p>')
+    """  # noqa: E501
     summary, _, body = inspect.cleandoc(docstring).partition("\n\n")
     blocks = [_block(block) for block in re.split(r"\n\s*\n", body) if block.strip()]
     return " ".join(summary.split()), Markup("\n").join(blocks)
