@@ -115,7 +115,7 @@ def capture(
     overwrite
         Replace the file, and drop half a file of another capture.
     progress
-        Called with the number of prompts done and their total.
+        Called after every layer with the tokens done, counted in each layer, and their total.
 
     Returns
     -------

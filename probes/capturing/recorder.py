@@ -108,22 +108,29 @@ class Recorder:
         """
         if stream is not None:
             self.writer.arrays = stream.arrays
-        done, total = 0, len(self.prompts.ids)
-        options = self.options
+        options, layers = self.options, len(self.model.geometry.attending)
         if not (options.stats or options.keep or options.edits):
             return self.scan_layers()
+        lengths = [len(ids) for ids in self.prompts.ids]
+        done, total = 0, layers * sum(lengths)
+
+        def count(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            if progress is not None:
+                progress(done, total)
+
         with torch.no_grad():
             for number, rows in enumerate(self.batches(batch_tokens)):
-                done += len(rows)
+                tokens = sum(lengths[row] for row in rows)
                 if stream is not None and number in stream.done:
+                    count(layers * tokens)
                     continue
-                self._record_batch(rows)
+                self._record_batch(rows, partial(count, tokens))
                 if stream is not None:
                     stream.commit(number)
-                if progress is not None:
-                    progress(done, total)
 
-    def _record_batch(self, rows: Sequence[int]) -> None:
+    def _record_batch(self, rows: Sequence[int], finish_layer: Callable[[], None]) -> None:
         """Run some prompts together and write the statistics of every layer."""
         options, writer, spans = self.options, self.writer, self.spans
         if self.prompts.sources or self.prompts.pixels is not None:
@@ -147,6 +154,7 @@ class Recorder:
                 if name in activations:
                     writer.write(name, rows, call.layer, activations[name])
             self.layers.note(call)
+            finish_layer()
 
         reader = Reader(request, options.edits, take)
         if "resid" in options.keep:

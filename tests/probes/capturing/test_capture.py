@@ -143,11 +143,16 @@ def test_the_tile_keeps_the_map_small(bundled):
     assert (long.attrs["tile"], long.sizes["key_tile"]) == (16, 64)
 
 
-def test_progress_counts_prompts(model):
-    seen: list[tuple[int, int]] = []
-    prompts = [[1] * 4, [1] * 8, [1] * 4, [2] * 4]
-    capture(model, prompts, batch_tokens=8, progress=lambda *now: seen.append(now))
-    assert seen == [(2, 4), (3, 4), (4, 4)]
+def test_progress_counts_tokens_of_every_layer(model):
+    """Of one long prompt among short ones most of the bar is the long one's."""
+    reports: list[tuple[int, int]] = []
+    capture(model, [[1] * 4, [1] * 8], batch_tokens=8, progress=lambda *now: reports.append(now))
+    assert model.layers == 2
+    short, long = [4, 8], [8, 16]
+    shortest_first = [*short, *(8 + done for done in long)]
+    longest_first = [*long, *(16 + done for done in short)]
+    assert [total for _, total in reports] == [24] * 4
+    assert [done for done, _ in reports] in (shortest_first, longest_first)
 
 
 def test_a_capture_of_nothing_runs_a_few_tokens_and_has_the_same_coordinates(model):

@@ -44,7 +44,7 @@ def test_the_file_holds_what_memory_would(family, tmp_path, tiny, ids, words):
     )  # fmt: skip
     assert file.attrs.pop("batch_tokens") == 40
     xr.testing.assert_identical(file, memory)
-    assert seen[-1] == (12, 12)
+    assert seen[-1] == (seen[-1][1], model.layers * sum(map(len, given)))
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
     again = dataset_file.load(tmp_path / "a.safetensors")
     again.attrs.pop("batch_tokens")
@@ -93,10 +93,10 @@ class StopError(Exception):
 
 
 def interrupt(model: Any, given: list[list[int]], out: Path) -> None:
-    """Stop a capture after its second batch."""
+    """Stop a capture in the middle, some of its batches on disk."""
 
     def stop(done: int, total: int) -> None:
-        if done > 6:
+        if done > total / 2:
             raise StopError
 
     with pytest.raises(StopError):
@@ -110,10 +110,15 @@ def test_a_torn_journal_line_is_done_again(tmp_path, tiny, ids):
     journal = out.with_name(f".{out.name}.journal")
     done = journal.read_text().splitlines()
     journal.write_text("\n".join(done) + "\n9")
-    begun: list[int] = []
-    capture(model, given, out=out, progress=lambda n, total: begun.append(n), **options(given))
+    reports: dict[str, list[int]] = {"resumed": [], "whole": []}
+    for way, file in (("resumed", {"out": out}), ("whole", {})):
+        capture(
+            model, given, progress=lambda n, total, way=way: reports[way].append(n),
+            **file, **options(given),
+        )  # fmt: skip
     xr.testing.assert_equal(dataset_file.load(out), capture(model, given, **options(given)))
-    assert begun[0] > 6, "what was done is not done again"
+    assert reports["resumed"][-1] == reports["whole"][-1]
+    assert len(reports["resumed"]) < len(reports["whole"]), "what was done is not done again"
 
 
 def test_half_a_capture_of_something_else_is_kept(tmp_path, tiny, ids):
