@@ -65,7 +65,7 @@ def test_compatibility_without_processed_weights_changes_nothing(name, both):
     check_same(bridge, model)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
 def test_folded_and_centred_weights_have_the_same_edges(name, both):
     """The logits are shifted all alike, which no difference of logits sees."""
     bridge, model = both(name)
