@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.analyses._interventions import block_structure
+from headscope.analyses._interventions import block_structure, module_answers
 from headscope.analyses._interventions.head_calls import PLAIN, of_heads, outputs
 from headscope.analyses._interventions.head_projections import (
     HeadProjections,
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 
 # Logits out of the parts must agree with the model's to this share of the largest.
 TOLERANCE = 1e-3
-
-
-class _Reached(Exception):  # noqa: N818 - no error: it ends a pass that has done its work
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
 
 
 class BlockParts:
@@ -87,9 +81,9 @@ class BlockParts:
     def embed(self, ids: Int[Tensor, "row position"]) -> Stream:
         """Return the residual stream before the first block."""
         try:
-            with answering(self._blocks[:1], _stopping):
+            with answering(self._blocks[:1], module_answers.stopping):
                 call(self.model, ids, head=False)
-        except _Reached as reached:
+        except module_answers.Reached as reached:
             stream: Tensor = reached.value
             return stream
         raise NotApplicable(f"model: {self.model.name} does not call its first block")
@@ -98,9 +92,9 @@ class BlockParts:
         """Return what the projections of a layer are given: the stream, after a norm if any."""
         block = self._blocks[layer]
         try:
-            with answering([self._attention[layer]], _stopping):
+            with answering([self._attention[layer]], module_answers.stopping):
                 self._again(block, stream)
-        except _Reached as reached:
+        except module_answers.Reached as reached:
             hidden: Tensor = reached.value
             return hidden
         raise NotApplicable(
@@ -114,13 +108,13 @@ class BlockParts:
         # Also of a norm behind the heads, whose bias is no part of what the MLP writes.
         parts |= set() if norm is None else {norm}
         rows = stream.shape[:2]
-        self._receive = _no_outputs
+        self._receive = module_answers.no_outputs
         try:
             with ExitStack() as stack:
                 stack.enter_context(uncounted())
                 for part in parts:
-                    zeros = stream.new_zeros(*rows, _width(part))
-                    stack.enter_context(answering([part], partial(_constant, zeros)))
+                    zeros = stream.new_zeros(*rows, module_answers.width(part))
+                    stack.enter_context(answering([part], partial(module_answers.constant, zeros)))
                 result = self._again(self._blocks[layer], stream)
         finally:
             self._receive = Reader(PLAIN)
@@ -131,7 +125,7 @@ class BlockParts:
         by_module: dict[nn.Module, Tensor] = {}
         for part, values in (("q", q), ("k", k), ("v", v)):
             projection = self._structure.projections[layer, part]
-            width = _width(projection.module)
+            width = module_answers.width(projection.module)
             rows = projection.rows.flatten().to(values.device)
             output = by_module.get(projection.module)
             if output is None:
@@ -142,15 +136,17 @@ class BlockParts:
         hidden = q.new_zeros(*q.shape[:2], width)
 
         def stop(call: AttentionCall) -> Tensor:
-            raise _Reached(call)
+            raise module_answers.Reached(call)
 
         self._receive = stop
         try:
             with ExitStack() as stack:
                 for module, values in by_module.items():
-                    stack.enter_context(answering([module], partial(_constant, values)))
+                    stack.enter_context(
+                        answering([module], partial(module_answers.constant, values))
+                    )
                 self._again(attention, hidden)
-        except _Reached as reached:
+        except module_answers.Reached as reached:
             arrived: AttentionCall = reached.value
             return arrived
         finally:
@@ -298,20 +294,3 @@ class BlockParts:
     def _again(self, module: nn.Module, stream: Stream) -> Any:
         """Call a module as the model does, on another stream."""
         return self._calls[stream.shape[1], module].again(module, stream)
-
-
-def _constant(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return values
-
-
-def _stopping(*args: Any, **kwargs: Any) -> Any:
-    raise _Reached(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-
-
-def _no_outputs(call: AttentionCall) -> Tensor:
-    return call.value.new_zeros(*call.query.shape[:3], call.value.shape[3])
-
-
-def _width(module: Any) -> int:
-    weight: Tensor = module.weight
-    return int(weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0])

@@ -31,7 +31,7 @@ from headscope.probes.attention.tracing import to_call
 from headscope.probes.attention.tracing.mask import Mask, MaskRule
 from headscope.probes.attention.tracing.scores import Attention
 from headscope.probes.attention.tracing.tracer import trace_attention
-from headscope.probes.models.bridge import unwrapped
+from headscope.probes.models.bridge import check_same, unwrapped
 from headscope.probes.models.encoder_decoder import SELF, AttentionIndex
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def intercept_attention(model: Model, receive: Receiver) -> Iterator[None]:
     """
     with _lock, ExitStack() as stack:
         if model.bridge is not None:
+            check_same(model.bridge, model.bridge_weights)
             stack.enter_context(unwrapped(model.bridge))
         custom = own_implementation(model.module)
         stack.enter_context(using(model.module, custom or NAME))

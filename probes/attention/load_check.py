@@ -265,9 +265,9 @@ def _compare_bridge(model: Model, ids: Ids, tolerance: float) -> None:
     if gap > tolerance * max(1.0, float(own.abs().max())):
         raise UnsupportedModel(
             f"model: the logits of this TransformerBridge differ by {gap:.2g} from those with the "
-            "attention of the Hugging Face model in it, as it has weights of its own "
-            "(enable_compatibility_mode has processed them, or the model was changed later); boot "
-            "it anew, with enable_compatibility_mode(no_processing=True) if with any"
+            "attention of the Hugging Face model in it, as it has weights of its own that do not "
+            "fit there (enable_compatibility_mode has processed them, or the model was changed "
+            "later); boot it anew, with enable_compatibility_mode(no_processing=True) if with any"
         )
 
 

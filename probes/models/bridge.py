@@ -2,18 +2,24 @@
 
 A bridge computes attention itself, eagerly. Inside `unwrapped` every attention block is the
 Hugging Face module again, so that it asks for its attention function by name; the projections
-inside it stay wrapped, so hooks on the residual stream, the MLP, ``hook_z`` and (where the
-projections are separate) ``hook_q``, ``hook_k``, ``hook_v`` fire as before.
+inside it stay the bridge's, so hooks on the residual stream, the MLP, ``hook_z``, ``hook_q``,
+``hook_k`` and ``hook_v`` fire as before, and weights that the bridge has processed are those of
+the pass.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import ref
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from headscope.kernels.errors import InvalidInput
+from headscope.probes.models.joint_projection import JointProjection, answered, joint_of
+
+# The parameters of a bridge's attention, held weakly: those that were replaced can go.
+AttentionWeights = tuple[ref[Tensor], ...]
 
 
 def is_bridge(value: object) -> bool:
@@ -43,6 +49,36 @@ def unwrapped(bridge: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def assembled(bridge: Any) -> Iterator[None]:
+    """Let the Hugging Face model hold the weights that the bridge computes with, each once.
+
+    They can be read there; it does not run.
+    """
+    with unwrapped(bridge):
+        for parent, name, joint in list(_children(bridge.original_model, _is_joint)):
+            parent._modules[name] = joint.assembled()
+        yield
+
+
+def attention_weights(bridge: Any) -> AttentionWeights:
+    """Note which parameters the attention modules of a bridge have."""
+    parts = {id(part): part for _, _, part in _children(bridge.original_model, _is_attention)}
+    return tuple(ref(weight) for part in parts.values() for weight in part.parameters())
+
+
+def check_same(bridge: Any, known: AttentionWeights) -> None:
+    """Refuse a bridge whose attention has been given other parameters than those noted."""
+    now = attention_weights(bridge)
+    same = (one() is other() for one, other in zip(now, known, strict=False))
+    if len(now) != len(known) or not all(same):
+        raise InvalidInput(
+            "model: weights of the TransformerBridge were replaced after load_model "
+            "(enable_compatibility_mode and process_weights do that); call load_model(bridge) "
+            "again"
+        )
+
+
 def _children(
     module: nn.Module, matches: Callable[[nn.Module | None], bool]
 ) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -53,12 +89,15 @@ def _children(
 
 
 def _projections(part: Any) -> list[tuple[nn.Module, str, Any, Any]]:
-    """Find projections that the bridge wraps beside the module, such as the output's of GPT-2."""
+    """Find projections that the bridge has beside the module, such as the output's of GPT-2."""
     wraps = {
         id(wrapper.original_component): wrapper
         for wrapper in part.submodules.values()
         if getattr(wrapper, "original_component", None) is not None
     }
+    joint = answered(part)
+    if joint is not None:
+        wraps[id(joint_of(part))] = joint
     return [
         (parent, name, raw, wraps[id(raw)])
         for parent, name, raw in _children(
@@ -84,6 +123,10 @@ def _carry_hooks(part: Any) -> tuple[RemovableHandle, ...]:
         inner.register_forward_pre_hook(enter, with_kwargs=True),
         inner.register_forward_hook(leave),
     )
+
+
+def _is_joint(part: nn.Module | None) -> bool:
+    return isinstance(part, JointProjection)
 
 
 def _is_attention(part: nn.Module | None) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headscope.kernels.errors import InvalidInput
 from headscope.probes.attention.load_check import inspect
 from headscope.probes.attention.load_check_cache import check_cached
-from headscope.probes.models.bridge import is_bridge, unwrapped
+from headscope.probes.models.bridge import assembled, attention_weights, is_bridge
 from headscope.probes.models.encoder_decoder import choose
 from headscope.probes.models.model import IMAGES, Geometry, Model, input_kind
 from headscope.probes.models.source import fetch, fetch_tokenizer, fingerprint, refuse_moving
@@ -91,7 +91,7 @@ def load_model(
     elif is_bridge(source):
         bridge, module = source, source.original_model
         reader = tokenizer if tokenizer is not None else source.tokenizer
-        with unwrapped(bridge):  # without the bridge's own copies of the weights
+        with assembled(bridge):
             name, revision = str(source.cfg.model_name), fingerprint(module)
         refuse_moving(module, device, dtype)
     else:
@@ -103,23 +103,17 @@ def load_model(
         reader = fetch_tokenizer(reader, images=input_kind(module) == IMAGES)
     chosen = choose(module, attention)
     empty = Geometry(0, 0, 0, 0, 0)
-    own_tokenizer, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
+    text_tokenizer, processor = (None, reader) if input_kind(module) == IMAGES else (reader, None)
     if (
         bridge is not None
         and bos is None
-        and getattr(own_tokenizer, "bos_token_id", None) is not None
+        and getattr(text_tokenizer, "bos_token_id", None) is not None
     ):
         bos = getattr(bridge.cfg, "default_prepend_bos", None)
+    weights = () if bridge is None else attention_weights(bridge)
+    bos = _bos(text_tokenizer, bos)
     model = Model(
-        module,
-        own_tokenizer,
-        name,
-        revision,
-        bridge,
-        empty,
-        chosen,
-        processor,
-        _bos(own_tokenizer, bos),
+        module, text_tokenizer, name, revision, bridge, empty, chosen, processor, bos, weights
     )
     return check_cached(model, source) if isinstance(source, str | PathLike) else inspect(model)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from headscope.probes.prompts.tokenized_text import opening
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from headscope.probes.models.bridge import AttentionWeights
 
 
 TOKENS, IMAGES = "tokens", "images"
@@ -84,6 +86,8 @@ class Model:
         prompts are arrays of pixels.
     bos
         Whether a text begins with the beginning-of-sequence token; None follows the tokenizer.
+    bridge_weights
+        Which parameters the attention of the bridge had at load.
     """
 
     module: PreTrainedModel
@@ -95,6 +99,7 @@ class Model:
     attention: str = "self"
     processor: Any = None
     bos: bool | None = None
+    bridge_weights: AttentionWeights = field(default=(), compare=False, repr=False)
 
     def __repr__(self) -> str:
         """Say what it is in one line; its module prints every layer."""

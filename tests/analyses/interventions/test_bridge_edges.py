@@ -65,11 +65,13 @@ def test_compatibility_without_processed_weights_changes_nothing(name, both):
     check_same(bridge, model)
 
 
-def test_folded_and_centred_weights_are_the_same_function_of_a_llama(both):
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_folded_and_centred_weights_have_the_same_edges(name, both):
     """The logits are shifted all alike, which no difference of logits sees."""
-    bridge, model = both("llama")
+    bridge, model = both(name)
     bridge.enable_compatibility_mode(disable_warnings=True)
-    assert not torch.equal(bridge.original_model.lm_head.weight, model.module.lm_head.weight)
+    unembedding = [one.get_output_embeddings() for one in (bridge.original_model, model.module)]
+    assert not torch.equal(unembedding[0].weight, unembedding[1].weight)
     check_same(bridge, model)
 
 

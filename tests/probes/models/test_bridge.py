@@ -11,10 +11,12 @@ from bridges import bridge_of, check_hook_z
 
 from headscope.kernels.errors import HeadscopeError
 from headscope.probes import capture, load_model
+from headscope.probes.attention import projections
 from headscope.probes.attention.forward import logits
 from headscope.probes.interventions import Edit
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "gemma2"]
+JOINT = ["gpt2", "gpt_neox"]  # queries, keys and values in one matrix
 STATS = ("lse", "entropy", "first_mass", "received", "pooled_mean")
 
 
@@ -26,6 +28,25 @@ def wrap(tiny: Any, words: Any) -> Any:
         bridge = bridge_of(tiny(family), words)
         with torch.no_grad():
             bridge(torch.tensor([[0, 2, 3]]))  # its first pass installs hooks of its own, for good
+        return bridge
+
+    return boot
+
+
+@pytest.fixture
+def uneven(tiny: Any, words: Any) -> Any:
+    """Boot a bridge around a tiny model whose biases and gains are not those of the start."""
+
+    def boot(family: str) -> Any:
+        module = tiny(family)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in module.parameters():
+                if weight.ndim == 1:
+                    weight.add_(0.3 * torch.randn_like(weight))
+        bridge = bridge_of(module, words)
+        with torch.no_grad():
+            bridge(torch.tensor([[0, 2, 3]]))
         return bridge
 
     return boot
@@ -80,8 +101,9 @@ def test_hook_z_fires_and_its_ablation_equals_ours(family, wrap, ids):
     check_hook_z(wrap(family), torch.tensor([ids(19)]))
 
 
-def test_other_hooks_see_what_they_see_without_us(wrap, ids):
-    bridge = wrap("llama")
+@pytest.mark.parametrize("family", ["llama", *JOINT])
+def test_other_hooks_see_what_they_see_without_us(family, wrap, ids):
+    bridge = wrap(family)
     model = load_model(bridge)
     prompt = torch.tensor([ids(19)])
     names = [
@@ -115,15 +137,83 @@ def test_a_hook_that_cannot_fire_is_refused_by_name(wrap, ids):
     assert capture(model, [ids(5)]).sizes["layer"] == 2
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_a_bridge_with_other_weights_than_its_model_is_refused(family, tiny, words):
-    """Queries, keys and values in one matrix: the bridge processes copies, split, of its own."""
-    module = tiny(family)
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+def test_processing_after_loading_is_refused_until_loaded_again(family, uneven, ids):
+    bridge = uneven(family)
+    model = load_model(bridge)
+    capture(model, [ids(5)], stats=("entropy",))
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(HeadscopeError, match=r"^model: .*load_model\(bridge\) again"):
+        capture(model, [ids(5)], stats=("entropy",))
+    again = load_model(bridge)
+    assert again.revision != model.revision
+    prompt = torch.tensor([ids(5)])
     with torch.no_grad():
-        for weight in module.parameters():
-            if weight.ndim == 1:
-                weight.add_(0.3 * torch.randn_like(weight))
-    bridge = bridge_of(module, words)
+        torch.testing.assert_close(logits(again, prompt), bridge(prompt), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_a_processed_bridge_gives_its_own_patterns_and_logits(family, uneven, ids):
+    bridge = uneven(family)
+    own = load_model(bridge)
+    prompt = torch.tensor([ids(19)])
+    with torch.no_grad():
+        _, before = bridge.run_with_cache(prompt)
+        bridge.enable_compatibility_mode(disable_warnings=True)
+        expected, cache = bridge.run_with_cache(prompt)
+    # The folded value biases are no longer in what heads give: another split of one function.
+    assert not torch.allclose(cache["blocks.1.attn.hook_z"], before["blocks.1.attn.hook_z"])
+    kept = snapshot(bridge)
+    model = load_model(bridge)
+    found = capture(model, [ids(19)], stats=("pattern",), keep=("z",))
+    assert snapshot(bridge) == kept
+    for layer in range(model.layers):
+        one = found.isel(layer=layer, prompt=0)
+        patterns = cache[f"blocks.{layer}.attn.hook_pattern"][0].numpy()
+        np.testing.assert_allclose(one["pattern"], patterns, rtol=0, atol=1e-5)
+        z = cache[f"blocks.{layer}.attn.hook_z"][0].view(19, model.heads, -1)
+        ours = one["z"].transpose("query", "head", "size")
+        np.testing.assert_allclose(ours, z, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, prompt), expected, rtol=0, atol=1e-5)
+    assert own.revision != model.revision
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_an_edit_of_a_processed_bridge_equals_its_hook_z(family, uneven, ids):
+    bridge = uneven(family)
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    check_hook_z(bridge, torch.tensor([ids(19)]))
+
+
+@pytest.mark.parametrize("family", JOINT)
+@pytest.mark.parametrize("processed", [False, True])
+def test_weights_that_are_read_are_those_of_the_bridge(family, processed, uneven):
+    bridge = uneven(family)
+    if processed:
+        bridge.enable_compatibility_mode(disable_warnings=True)
+    weights = projections.read(load_model(bridge))
+    for layer, block in enumerate(bridge.blocks):
+        for part in "qkvo":
+            expected = getattr(block.attn, f"W_{part.upper()}").detach().double()
+            torch.testing.assert_close(weights.of(layer, part), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_a_bridge_with_other_weights_in_an_unknown_layout_is_refused(family, uneven):
+    """Halves of what the joint matrix gives are not its outputs in another order."""
+    bridge = uneven(family)
+
+    for block in bridge.blocks:
+        split = block.attn.split_qkv_matrix
+
+        def halved(attention: Any, split: Any = split) -> Any:
+            parts = split(attention)
+            for part in parts:
+                part.weight.data = part.weight.data / 2
+            return parts
+
+        block.attn.split_qkv_matrix = halved
     load_model(bridge)
     bridge.enable_compatibility_mode(disable_warnings=True)
     with pytest.raises(HeadscopeError, match=r"^model: .*no_processing=True"):
