@@ -166,9 +166,7 @@ def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: st
     picked_head.link(f"Open {picked} in Heads", run, at, f"{IMPORTANCE}.{MAIN}")
 
 
-def _what_if(
-    key: cache.RunKey, capture: xr.Dataset, table: pd.DataFrame, picked: str
-) -> None:
+def _what_if(key: cache.RunKey, capture: xr.Dataset, table: pd.DataFrame, picked: str) -> None:
     """Let the user remove the picked head, alone or with all important ones."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         prompts = range(capture.sizes["prompt"])
