@@ -57,7 +57,7 @@ def figure(
         array,
         height=max(height, 220),
         notes=notes,
-        xaxis={"title": {"text": units(array) or "value"}, "range": _range(array, values, fit)},
+        xaxis={"title": {"text": units(array) or "value"}, "range": _range(array, fit)},
         # Names of entries may look like numbers, as offsets do.
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         barmode="group",
@@ -69,7 +69,7 @@ def figure(
     return fig
 
 
-def _range(array: xr.DataArray, values: Array, fit: bool) -> list[float] | None:
+def _range(array: xr.DataArray, fit: bool) -> list[float] | None:
     low, high = array.attrs.get("low"), array.attrs.get("high")
     if fit or low is None or high is None:
         return None

@@ -207,7 +207,7 @@ def sweep(
 
     Parameters
     ----------
-    ids, asked
+    ids, question_positions
         Token ids of every prompt, and the positions whose logits the measures see.
     measures
         As in :func:`ablate_sets`.

@@ -186,15 +186,15 @@ class BlockParts:
         repeated = self.projections.repeated(layer, entered)
         arrived = self.attention_call(layer, *repeated)
         head = torch.arange(self.model.heads, device=entered.device)
-        own = [
-            torch.unflatten(values, 0, (len(head), -1))[head, :, at].transpose(0, 1)
-            for values, at in (
+        query, key, value = (
+            torch.unflatten(values, 0, (len(head), -1))[head, :, index].transpose(0, 1)
+            for values, index in (
                 (arrived.query, head),
                 (arrived.key, head // self.group),
                 (arrived.value, head // self.group),
             )
-        ]
-        return outputs(of_heads(arrived, slice(None), own[0], own[1], own[2]))
+        )
+        return outputs(of_heads(arrived, slice(None), query, key, value))
 
     def member(self, call: AttentionCall, member: int, rows: slice = slice(None)) -> AttentionCall:
         """Return the attention of one query head of every group; no key or value is copied."""
@@ -289,7 +289,7 @@ class BlockParts:
             values[:, :, 0, 0] += 1
         first, second = (self.attention_call(layer, *values) for values in (drawn, moved))
         pairs = ((first.query, second.query), (first.key, second.key))
-        return any(not torch.equal(one[:, 1:], other[:, 1:]) for one, other in pairs)
+        return any(not torch.equal(before[:, 1:], after[:, 1:]) for before, after in pairs)
 
     def _again(self, module: nn.Module, stream: Stream) -> Any:
         """Call a module as the model does, on another stream."""

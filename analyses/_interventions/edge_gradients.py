@@ -62,8 +62,8 @@ def attribute(run: EdgeRun, loss: Callable[[Tensor], Tensor], method: str, steps
         ) -> None:
             columns = slice(sources.start, max(sources.start, min(sources.stop, visible)))
             flat = slopes.transpose(0, 1).flatten(2)
-            own = changes[:, :, : columns.stop - columns.start]
-            total[:, targets, columns] += torch.bmm(flat, own)
+            read = changes[:, :, : columns.stop - columns.start]
+            total[:, targets, columns] += torch.bmm(flat, read)
 
         return contract
 
@@ -110,16 +110,16 @@ def _move(
         )
     stream, contract = run.streams[layer + 1] + change, contracting(sources, totals)
     # In sequential blocks the MLP reads what the heads of its layer write.
-    mlp = graph.first(layer + 1) - 1
+    mlp = graph.sources_before(layer + 1) - 1
     read_by_mlp = layer >= 0 and sources.stop <= mlp and not graph.parallel
     if read_by_mlp:
         read = stream - (run.corrupted[mlp] - run.difference[mlp])
         stream = read + parts.mlp(layer, read)
     slope = _backward(run, run.forward(stream, layer + 1)[0], loss, contract, layer + 1)
     if read_by_mlp:
-        target = graph.mlp(layer)
+        target = graph.mlp_target(layer)
         into_mlp = _pull_mlp(parts, layer, read, slope)
-        contract(slice(target, target + 1), graph.before_mlp(layer), into_mlp[None])
+        contract(slice(target, target + 1), graph.sources_before_mlp(layer), into_mlp[None])
 
 
 def _backward(
@@ -140,17 +140,17 @@ def _backward(
         (slope,) = torch.autograd.grad(value, last)
     contract(slice(len(graph.targets) - 1, len(graph.targets)), len(graph.sources), slope[None])
     for layer in reversed(range(start, graph.layers)):
-        stream, mlp = streams[layer - start], graph.mlp(layer)
+        stream, mlp = streams[layer - start], graph.mlp_target(layer)
         heads = HeadGradients(parts, layer, parts.entered(layer, stream))
         total = parts.projections.sum_of_writes(layer, heads.z)
         read = stream if graph.parallel else stream + parts.projections.added(layer, total)
         into_mlp = _pull_mlp(parts, layer, read, slope)
-        contract(slice(mlp, mlp + 1), graph.before_mlp(layer), into_mlp[None])
+        contract(slice(mlp, mlp + 1), graph.sources_before_mlp(layer), into_mlp[None])
         # What the heads of a sequential block write reaches the stream and the MLP.
         behind = slope if graph.parallel else slope + into_mlp
         behind = parts.projections.pull_added(layer, total, behind)
         through = _pull_norm(parts, layer, stream, heads.pull(behind))
-        contract(graph.inputs(layer), graph.first(layer), through)
+        contract(graph.head_targets(layer), graph.sources_before(layer), through)
         slope = slope + into_mlp + through.sum(0)
     return slope
 
@@ -168,11 +168,14 @@ class HeadGradients:
             self.leaves: list[list[Tensor]] = []
             self.outputs: list[Tensor] = []
             for member in range(parts.group):
-                own = parts.member(call, member)
-                leaves = [at.detach().requires_grad_() for at in (own.query, own.key, own.value)]
-                own = replace(own, query=leaves[0], key=leaves[1], value=leaves[2])
+                member_call = parts.member(call, member)
+                read = (member_call.query, member_call.key, member_call.value)
+                leaves = [values.detach().requires_grad_() for values in read]
+                query, key, value = leaves
                 self.leaves.append(leaves)
-                self.outputs.append(outputs(own))
+                self.outputs.append(
+                    outputs(replace(member_call, query=query, key=key, value=value))
+                )
         self.z = torch.stack([z.detach() for z in self.outputs], dim=2).flatten(1, 2)
 
     def pull(self, slope: Stream) -> Inputs:
@@ -181,8 +184,8 @@ class HeadGradients:
         by_head = parts.projections.pull_writes(self.layer, slope)
         by_member = torch.unflatten(by_head, 1, (-1, parts.group))
         slopes = [
-            torch.autograd.grad(output, leaves, own)
-            for output, leaves, own in zip(
+            torch.autograd.grad(output, leaves, member_slope)
+            for output, leaves, member_slope in zip(
                 self.outputs, self.leaves, by_member.unbind(2), strict=True
             )
         ]
@@ -195,8 +198,8 @@ class HeadGradients:
     ) -> Inputs:
         """Take gradients in what arrives at the attention back to what the projection is given."""
         if part == "q":
-            whole = torch.stack(tuple(members), dim=2).flatten(1, 2)
-            (back,) = torch.autograd.grad(arrived, projected, whole, retain_graph=True)
+            by_head = torch.stack(tuple(members), dim=2).flatten(1, 2)
+            (back,) = torch.autograd.grad(arrived, projected, by_head, retain_graph=True)
         else:
             # As each member of a group reads them, turned back one member at a time.
             back = torch.stack([
@@ -212,9 +215,9 @@ class HeadGradients:
         pulled = []
         for head in range(self.parts.model.heads):
             group, member = divmod(head, self.parts.group)
-            own = torch.zeros_like(arrived)
-            own[:, head if part == "q" else group] = members[member][:, group]
-            (back,) = torch.autograd.grad(arrived, projected, own, retain_graph=True)
+            alone = torch.zeros_like(arrived)
+            alone[:, head if part == "q" else group] = members[member][:, group]
+            (back,) = torch.autograd.grad(arrived, projected, alone, retain_graph=True)
             pulled.append(self.parts.projections.pull_shared(self.layer, part, back))
         return torch.stack(pulled)
 

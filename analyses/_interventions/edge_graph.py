@@ -71,7 +71,10 @@ class EdgeGraph:
         inputs = [
             number
             for layer in range(self.layers)
-            for number in (*[self.first(layer)] * 3 * self.heads, self.before_mlp(layer))
+            for number in (
+                *[self.sources_before(layer)] * 3 * self.heads,
+                self.sources_before_mlp(layer),
+            )
         ]
         return np.array([*inputs, len(self.sources)])
 
@@ -85,28 +88,28 @@ class EdgeGraph:
         """Number of edges."""
         return int(self.visible.sum())
 
-    def first(self, layer: int) -> int:
-        """Return the number of sources before a layer, which is the place of its first head."""
+    def sources_before(self, layer: int) -> int:
+        """Return the number of sources before a layer, which is the index of its first head."""
         return 1 + layer * (self.heads + 1)
 
-    def before_mlp(self, layer: int) -> int:
+    def sources_before_mlp(self, layer: int) -> int:
         """Return the number of sources that the MLP of a layer reads."""
-        return self.first(layer) + (0 if self.parallel else self.heads)
+        return self.sources_before(layer) + (0 if self.parallel else self.heads)
 
     def head_sources(self, layer: int) -> slice:
         """Return the sources that are a layer's heads; its MLP is the one behind them."""
-        return slice(self.first(layer), self.first(layer) + self.heads)
+        return slice(self.sources_before(layer), self.sources_before(layer) + self.heads)
 
-    def inputs(self, layer: int) -> slice:
+    def head_targets(self, layer: int) -> slice:
         """Return the targets that are inputs of a layer's heads."""
         start = layer * (3 * self.heads + 1)
         return slice(start, start + 3 * self.heads)
 
-    def mlp(self, layer: int) -> int:
+    def mlp_target(self, layer: int) -> int:
         """Return the target that is a layer's MLP."""
-        return int(self.inputs(layer).stop)
+        return int(self.head_targets(layer).stop)
 
-    def layer(self, target: int) -> int:
+    def target_layer(self, target: int) -> int:
         """Return the layer of a target; that of the logits lies behind the last."""
         return target // (3 * self.heads + 1)
 
@@ -118,18 +121,19 @@ class EdgeGraph:
             for name in self.targets
         )
 
-    def place(self, node: str) -> tuple[int, int]:
+    def layer_and_head(self, node: str) -> tuple[int, int]:
         """Return layer and head of a node; -1 where it has none.
 
         The embedding stands before the first layer, the logits behind the last.
 
-        >>> EdgeGraph(2, 4, False).place("L1H3"), EdgeGraph(2, 4, False).place("L1.mlp")
+        >>> graph = EdgeGraph(layers=2, heads=4, parallel=False)
+        >>> graph.layer_and_head("L1H3"), graph.layer_and_head("L1.mlp")
         ((1, 3), (1, -1))
         """
         if node in (EMBEDDING, LOGITS):
             return (-1 if node == EMBEDDING else self.layers), -1
-        layer, place = divmod(self.sources.index(node) - 1, self.heads + 1)
-        return layer, place if place < self.heads else -1
+        layer, index = divmod(self.sources.index(node) - 1, self.heads + 1)
+        return layer, index if index < self.heads else -1
 
     def name(self, target: int, source: int) -> str:
         """Name an edge."""

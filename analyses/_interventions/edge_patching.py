@@ -116,10 +116,10 @@ def score(
     result = np.full((len(prompts), count), np.nan)
     # The first layer that a set changes: what comes before is as on the clean prompts.
     changed = removed.any(-1)
-    starts = np.where(changed.any(-1), graph.layer(changed.argmax(-1)), graph.layers)
+    starts = np.where(changed.any(-1), graph.target_layer(changed.argmax(-1)), graph.layers)
     for start in sorted({*starts.tolist()}):
         at = np.flatnonzero(starts == start)
-        deep = bool(removed[at][:, :, graph.first(start) :].any())
+        deep = bool(removed[at][:, :, graph.sources_before(start) :].any())
         step = run.together(min(start, graph.layers - 1), deep=deep)
         for variants in np.split(at, range(step, len(at), step)):
             sets = torch.from_numpy(removed[variants]).to(run.streams[0].device)

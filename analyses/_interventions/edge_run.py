@@ -132,13 +132,13 @@ class EdgeRun:
         stream = self.streams[start].repeat(times, 1, 1)
         changes = RemovedEdges(self, removed, start, stream)
         for layer in range(start, graph.layers):
-            rest = removed[:, graph.inputs(layer).start :]
+            rest = removed[:, graph.head_targets(layer).start :]
             if not bool(rest.any()):
                 stream = parts.block(layer, stream)
                 continue
-            inputs, mlp, rows = graph.inputs(layer), graph.mlp(layer), self.rows[layer]
+            inputs, mlp, rows = graph.head_targets(layer), graph.mlp_target(layer), self.rows[layer]
             if bool(removed[:, inputs].any()):
-                streams = changes.read(inputs, graph.first(layer)).add_(stream)
+                streams = changes.read(inputs, graph.sources_before(layer)).add_(stream)
                 entered = parts.entered(layer, streams.flatten(0, 1))
                 entered = torch.unflatten(entered, 0, streams.shape[:2])
                 z = parts.separate_heads(layer, entered)
@@ -151,7 +151,7 @@ class EdgeRun:
             added = parts.projections.added(layer, total)
             mlp_input = stream if graph.parallel else stream + added
             if bool(removed[:, mlp].any()):
-                read = changes.read(slice(mlp, mlp + 1), graph.before_mlp(layer))
+                read = changes.read(slice(mlp, mlp + 1), graph.sources_before_mlp(layer))
                 mlp_input = mlp_input + read[0]
             out = parts.mlp(layer, mlp_input)
             changes.write(slice(rows.stop, rows.stop + 1), out[None])
@@ -165,7 +165,7 @@ class EdgeRun:
     def together(self, start: int, *, deep: bool) -> int:
         """Return how many sets of edges fit in one pass from a layer on."""
         numbers = self.streams[0].numel()
-        later_sources = len(self.graph.sources) - self.graph.first(start) if deep else 0
+        later_sources = len(self.graph.sources) - self.graph.sources_before(start) if deep else 0
         return max(
             1,
             min(
@@ -180,7 +180,7 @@ class RemovedEdges:
 
     def __init__(self, run: EdgeRun, removed: Removed, start: int, stream: Stream) -> None:
         self.run, self.removed = run, removed
-        self.before = run.graph.first(start)
+        self.before = run.graph.sources_before(start)
         self.fixed = run.difference[: self.before].flatten(1)
         self.lacking = removed.to(stream.dtype)
         # What the sources behind the start write on the corrupted prompt, less what they write now.

@@ -47,11 +47,13 @@ class ModuleCall:
 
     def compared(self, twice: ModuleCall) -> ModuleCall:
         """Return the call with ``by_prompt``, from that with the same prompt a second time."""
-        leaves, others = (_pytree.tree_leaves((call.args, call.kwargs)) for call in (self, twice))
+        leaves, leaves_of_two = (
+            _pytree.tree_leaves((call.args, call.kwargs)) for call in (self, twice)
+        )
         by_prompt = tuple(
             at
-            for at, (one, two) in enumerate(zip(leaves, others, strict=True))
-            if isinstance(one, Tensor) and one.ndim and len(two) == 2 * len(one)
+            for at, (leaf, doubled) in enumerate(zip(leaves, leaves_of_two, strict=True))
+            if isinstance(leaf, Tensor) and leaf.ndim and len(doubled) == 2 * len(leaf)
         )
         return ModuleCall(self.args, self.kwargs, self.result, by_prompt)
 

@@ -2,8 +2,7 @@
 
 Gradients rank all heads in a few passes. Ablated are the heads that any of the rankings puts first
 or that an analysis singles out, and a random sample of the others, which says what the screening
-misses. A head that is not ablated
-is missing from the result, never 0.
+misses. A head that is not ablated is missing from the result, never 0.
 """
 
 from __future__ import annotations

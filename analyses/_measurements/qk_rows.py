@@ -23,7 +23,7 @@ def chosen(length: int, count: int, skip: int) -> NDArray[np.int64]:
 
 def refuse_other(capture: xr.Dataset, analysis: str) -> None:
     """Refuse attention of two texts, and weights that do not follow from queries and keys."""
-    options.one_text(capture.attrs.get("attention", "self"), analysis)
+    options.require_one_text(capture.attrs.get("attention", "self"), analysis)
     if capture.attrs.get("reweighted"):
         raise NotApplicable(
             "edits: the weights of this capture were edited; capture without these edits"

@@ -36,27 +36,31 @@ class Perturbation:
 
     Attributes
     ----------
-    others
-        Replacements (draw, token); at tokens that stay, the tokens themselves.
+    replacements
+        Drawn in place of the tokens (draw, token); at tokens that stay, the tokens themselves.
     free
         Which tokens can be replaced (token,).
     """
 
     model: Model
     target: Target
-    others: NDArray[np.int64]
+    replacements: NDArray[np.int64]
     free: NDArray[np.bool_]
-    known: dict[bytes, float] = field(default_factory=dict)
+    known_scores: dict[bytes, float] = field(default_factory=dict)
 
     def scores(self, replaced: NDArray[np.bool_]) -> Array:
         """Return the target's score with sets of tokens replaced (set, token), mean over draws."""
         replaced = replaced & self.free
         keys = [mask.tobytes() for mask in replaced]
-        fresh = {key: row for key, row in zip(keys, replaced, strict=True) if key not in self.known}
+        fresh = {
+            key: row
+            for key, row in zip(keys, replaced, strict=True)
+            if key not in self.known_scores
+        }
         if fresh:
             masks = np.stack(list(fresh.values()))
             ids = np.asarray(self.target.ids)
-            rows = np.where(masks[:, None], self.others[None], ids).reshape(-1, len(ids))
+            rows = np.where(masks[:, None], self.replacements[None], ids).reshape(-1, len(ids))
             size = max(1, TOKENS // len(ids))
             values = np.concatenate(
                 [
@@ -66,8 +70,8 @@ class Perturbation:
                 ]
             )  # fmt: skip
             means = values.reshape(len(masks), -1).mean(1)
-            self.known |= dict(zip(fresh, means.tolist(), strict=True))
-        return np.array([self.known[key] for key in keys])
+            self.known_scores |= dict(zip(fresh, means.tolist(), strict=True))
+        return np.array([self.known_scores[key] for key in keys])
 
     def effect(self) -> Array:
         """Return what is lost when each token alone is replaced (token,), NaN where it stays."""
@@ -100,14 +104,14 @@ def perturb(
     """Draw replacements of every token of a target from a pool of tokens."""
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
     free = np.array([token not in special for token in target.ids])
-    others = substitutes(
+    replacements = draw_replacements(
         target.ids, [token for token in pool if token not in special], draws, generator,
         np.flatnonzero(free),
     )  # fmt: skip
-    return Perturbation(model, target, others, free)
+    return Perturbation(model, target, replacements, free)
 
 
-def substitutes(
+def draw_replacements(
     ids: Sequence[int],
     pool: Sequence[int],
     draws: int,
@@ -118,7 +122,7 @@ def substitutes(
 
     At all positions, unless some are given; the text is unchanged elsewhere.
     """
-    others = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
+    replacements = np.tile(np.asarray(ids, dtype=np.int64), (draws, 1))
     candidates = np.unique(pool)
     for at in range(len(ids)) if positions is None else positions:
         choice = candidates[candidates != ids[at]]
@@ -126,8 +130,8 @@ def substitutes(
             raise NotApplicable(
                 "prompts: all tokens are the same, so none can be replaced by another"
             )
-        others[:, at] = generator.choice(choice, size=draws)
-    return others
+        replacements[:, at] = generator.choice(choice, size=draws)
+    return replacements
 
 
 def order_of(relevance: Array, free: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from headscope import analyses
-from headscope.analyses._runtime.options import rows_sum_to_one
+from headscope.analyses._runtime.options import refuse_sigmoid
 from headscope.analyses._runtime.requirements import Needs
 from headscope.kernels.errors import InvalidInput, NotApplicable
 
@@ -83,7 +83,7 @@ class PromptSets:
 
     def check(self, name: str) -> None:
         """Refuse an analysis that cannot measure the model, before anything is drawn for it."""
-        rows_sum_to_one(self.model, name, _supports(name))
+        refuse_sigmoid(self.model, name, _supports(name))
         needs_task = hasattr(analyses.load(name), "TASK")
         if needs_task and self.model.reads == "images":
             raise NotApplicable(

@@ -90,15 +90,15 @@ def checked(
             for bound in limits[name]:
                 bound.check(name, options[name])
         for argument in (*arguments, *options.values()):
-            rows_sum_to_one(argument, analysis, supports)
+            refuse_sigmoid(argument, analysis, supports)
         return run(*arguments, **options)
 
     return wrapped
 
 
-def rows_sum_to_one(given: Any, analysis: str, supports: Collection[str]) -> None:
+def refuse_sigmoid(argument: Any, analysis: str, supports: Collection[str]) -> None:
     """Refuse a capture or model of sigmoid attention where an analysis takes rows for shares."""
-    attrs, geometry = (getattr(given, name, None) for name in ("attrs", "geometry"))
+    attrs, geometry = (getattr(argument, name, None) for name in ("attrs", "geometry"))
     if "sigmoid" not in supports and (
         getattr(geometry, "sigmoid", False)
         or (isinstance(attrs, dict) and attrs.get("weights") == "sigmoid")
@@ -121,7 +121,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) -> None:
+def require_one_text(attention: str, analysis: str, known: Collection[str] = ("self",)) -> None:
     """Refuse an attention of an encoder–decoder model that an analysis has no meaning for."""
     if attention not in known:
         raise NotApplicable(

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from headscope.analyses._runtime.options import one_text
+from headscope.analyses._runtime.options import require_one_text
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import LEVEL, bootstrap
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, differs_from_zero
@@ -190,7 +190,7 @@ def require(
             f'run capture(model, prompts, **analyses.needs("{analysis}"))'
         )
     if attention:
-        one_text(capture.attrs.get("attention", "self"), analysis, attention)
+        require_one_text(capture.attrs.get("attention", "self"), analysis, attention)
 
 
 def require_prompts(capture: xr.Dataset, count: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headscope.analyses._relevance._attention_flow import step
-from headscope.analyses._runtime.options import one_text
+from headscope.analyses._runtime.options import require_one_text
 from headscope.analyses._runtime.results import require_maps
 from headscope.kernels.api import AttentionSpec, Request, attend
 from headscope.kernels.errors import NotApplicable
@@ -24,7 +24,7 @@ def check(capture: xr.Dataset) -> None:
     for name in ("q", "k", "lse"):
         if name not in capture:
             raise NotApplicable(f"capture: no {name}; rows need capture(..., keep=('q', 'k'))")
-    one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
+    require_one_text(capture.attrs.get("attention", "self"), "rows", ("self", "encoder"))
     if "position_bias" in capture.coords:
         raise NotApplicable(
             "capture: rows know no position bias, which this model adds to its logits"

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._interventions.next_token_loss import predicts, tokens
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast, require_one_text
 from headscope.analyses._runtime.results import Results, require
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.rank_correlation import ranked
@@ -62,7 +62,7 @@ def run(
     over prompts.
     """
     require(capture, NEEDS, "block_influence")
-    one_text(capture.attrs.get("attention", "self"), "block_influence")
+    require_one_text(capture.attrs.get("attention", "self"), "block_influence")
     if model.reads != "tokens":
         raise NotApplicable(
             f"capture: block_influence reads tokens, and {model.architecture} images"

@@ -21,7 +21,7 @@ import xarray as xr
 from headscope.analyses._interventions import screening
 from headscope.analyses._interventions.next_token_loss import every_next_token, predicts, tokens
 from headscope.analyses._measurements import head_outputs
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast, require_one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, attending, label, require, top
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.rank_correlation import OVER_HEADS, agreement, most_different
@@ -75,7 +75,7 @@ def run(
     with 95 % intervals over prompts.
     """
     require(capture, KEEP, "contributions")
-    one_text(capture.attrs.get("attention", "self"), "contributions")
+    require_one_text(capture.attrs.get("attention", "self"), "contributions")
     norm_share, output_share, balance, first = _head_writing.measure(
         capture, head_outputs.output_weights(model)
     )

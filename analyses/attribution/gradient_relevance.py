@@ -19,7 +19,7 @@ import xarray as xr
 from headscope.analyses._relevance import gradient_attention, transformer_attribution
 from headscope.analyses._relevance._rows import Link, follow
 from headscope.analyses._relevance.trace import Trace
-from headscope.analyses._runtime.options import AtLeast, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, OneOf, require_one_text
 from headscope.analyses._runtime.results import GRID, Results, require, require_maps
 from headscope.analyses.attribution import _pair_relevance, _relevance_heads
 from headscope.kernels.errors import NotApplicable
@@ -88,7 +88,7 @@ def run(
     A rule set that a model's parts do not allow is left out, and the note says why.
     """
     require(capture, KEEP, "gradient_relevance")
-    one_text(capture.attrs.get("attention", "self"), "gradient_relevance")
+    require_one_text(capture.attrs.get("attention", "self"), "gradient_relevance")
     require_maps(capture, "gradient_relevance")
     encoded, targets = _relevance_heads.targets(model, task, prompt)
     variant: Any = {"normalize": normalize, "start": start_layer}

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from headscope.analyses._relevance._lrp_rules import LinearTrace
-from headscope.analyses._runtime.options import AtLeast, one_text
+from headscope.analyses._runtime.options import AtLeast, require_one_text
 from headscope.analyses._runtime.results import GRID, Results, require, require_maps
 from headscope.analyses._stats.bootstrap import Array
 from headscope.analyses.attribution import _relevance_heads
@@ -72,7 +72,7 @@ def run(
     (Spearman's ρ over heads), with 95 % intervals over prompts.
     """
     require(capture, KEEP, "lrp")
-    one_text(capture.attrs.get("attention", "self"), "lrp")
+    require_one_text(capture.attrs.get("attention", "self"), "lrp")
     require_maps(capture, "lrp")
     encoded, targets = _relevance_heads.targets(model, task, prompt)
     traces = [LinearTrace(model, target, epsilon) for target in targets]

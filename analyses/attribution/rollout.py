@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from headscope.analyses._relevance import _attention_flow, perturbation
 from headscope.analyses._relevance.target import predicted
-from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf, require_one_text
 from headscope.analyses._runtime.results import SHARE, Results, require, require_maps
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.effect_size import LEAST_PROMPTS, exceeds_zero
@@ -90,7 +90,7 @@ def run(
     verdict judges the paper's claim), with 95 % intervals.
     """
     require(capture, NEEDS, "rollout")
-    one_text(capture.attrs.get("attention", "self"), "rollout")
+    require_one_text(capture.attrs.get("attention", "self"), "rollout")
     require_maps(capture, "rollout")
     Between(0, capture.sizes["prompt"] - 1).check("prompt", prompt)
     longest = capture.sizes["query"]
@@ -105,8 +105,8 @@ def run(
     mixing = {"fusion": fusion, "residual": residual, "discard": discard}
     prompts = []
     for number, ids in enumerate(texts):
-        others = perturbation.substitutes(ids, pool, substitutes, generator).T
-        prompts.append(_Prompt(capture, model, number, ids, others, mixing, number == prompt))
+        drawn = perturbation.draw_replacements(ids, pool, substitutes, generator).T
+        prompts.append(_Prompt(capture, model, number, ids, drawn, mixing, number == prompt))
     shown = prompts[prompt]
     agreement = np.stack([text.agreement() for text in prompts])
 

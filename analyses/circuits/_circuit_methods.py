@@ -20,9 +20,16 @@ from headscope.analyses._interventions.metrics import differentiable
 from headscope.analyses._measurements import head_outputs
 from headscope.analyses.circuits._acdc import discover
 from headscope.analyses.circuits._circuit_truth import Truth, edges_of, pairs, patch_pairs
+from headscope.analyses.circuits._code_trials import (
+    EPOCHS,
+    EXAMPLES,
+    FEATURES,
+    RATE,
+    SPARSITY,
+    Trials,
+)
 from headscope.analyses.circuits._code_trials import METHODS as CODES
-from headscope.analyses.circuits._code_trials import Trials
-from headscope.analyses.circuits._edge_table import heads as head_sources
+from headscope.analyses.circuits._edge_table import head_sources
 from headscope.kernels.errors import NotApplicable
 from headscope.probes.capturing.capture import capture
 
@@ -35,9 +42,9 @@ if TYPE_CHECKING:
     from headscope.probes.prompts.tokens import EncodedTask
 
 Scores = tuple["NDArray[np.float64]", "NDArray[np.float64] | None"]
-# The discrete SAE as its authors set it, and the examples that it is trained on.
-SAE: dict[str, Any] = {"features": 200, "epochs": 500, "rate": 1e-3, "sparsity": 0.02}
-EXAMPLES = 10
+SAE: dict[str, Any] = {
+    "features": FEATURES, "epochs": EPOCHS, "rate": RATE, "sparsity": SPARSITY,
+}  # fmt: skip
 # Prompts of a draw whose gradients are taken, and those that are patched edge by edge.
 SLOPED, PATCHED = 16, 8
 # Parts of the prompts of which a linear probe is tried on each.

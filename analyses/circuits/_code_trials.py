@@ -17,6 +17,9 @@ METHODS = (
 )  # fmt: skip
 TRAINED, SHUFFLED = 0, METHODS.index("shuffled labels")
 SHUFFLES = 5
+# The dictionary as its authors set it, and the prompts that it is trained on.
+FEATURES, EPOCHS, RATE, SPARSITY = 200, 500, 1e-3, 0.02
+EXAMPLES = 10
 
 Outputs = Float[Tensor, "prompt head residual"]
 

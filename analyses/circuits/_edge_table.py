@@ -15,7 +15,7 @@ def coordinates(graph: EdgeGraph, edges: list[tuple[int, int]]) -> dict[str, Col
         "target": [graph.owners[target] for target, _ in edges],
     }
     for side, names in nodes.items():
-        placed = [graph.place(name) for name in names]
+        placed = [graph.layer_and_head(name) for name in names]
         columns[side] = names
         columns[f"{side}_layer"] = [layer for layer, _ in placed]
         columns[f"{side}_head"] = [head for _, head in placed]
@@ -25,11 +25,13 @@ def coordinates(graph: EdgeGraph, edges: list[tuple[int, int]]) -> dict[str, Col
     return {name: ("edge", values) for name, values in columns.items()}
 
 
-def heads(graph: EdgeGraph) -> np.ndarray:
+def head_sources(graph: EdgeGraph) -> np.ndarray:
     """Return the sources that are heads (layer, head)."""
-    return np.array([graph.first(layer) + np.arange(graph.heads) for layer in range(graph.layers)])
+    return np.array(
+        [graph.sources_before(layer) + np.arange(graph.heads) for layer in range(graph.layers)]
+    )
 
 
-def mlps(graph: EdgeGraph) -> np.ndarray:
+def mlp_sources(graph: EdgeGraph) -> np.ndarray:
     """Return the sources that are MLPs (layer,)."""
-    return np.array([graph.first(layer) + graph.heads for layer in range(graph.layers)])
+    return np.array([graph.sources_before(layer) + graph.heads for layer in range(graph.layers)])

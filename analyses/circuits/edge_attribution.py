@@ -36,7 +36,7 @@ from headscope.analyses._runtime.results import GRID, Results, label, require, r
 from headscope.analyses._runtime.verdict import Verdict, interval_verdict
 from headscope.analyses._stats.bootstrap import Array, bootstrap
 from headscope.analyses._stats.rank_correlation import agreement
-from headscope.analyses.circuits._edge_table import coordinates, heads, mlps
+from headscope.analyses.circuits._edge_table import coordinates, head_sources, mlp_sources
 from headscope.kernels.formatting import amount
 from headscope.probes.models.model import Model
 from headscope.probes.prompts.task import Task
@@ -132,8 +132,8 @@ def run(
 
     words, units = name.replace("_", " "), UNITS[name]
     convention = f"{words} on {len(task)} prompts of {task.name}"
-    where = TAKEN[method].format(steps=steps)
-    how = f"(z clean − z corrupted) · ∂m/∂in, summed over positions; {where}; {convention}"
+    taken_at = TAKEN[method].format(steps=steps)
+    how = f"(z clean − z corrupted) · ∂m/∂in, summed over positions; {taken_at}; {convention}"
     patched = (
         f"clean − patched, one edge at a time; {words} on {len(patched_task)} prompts of "
         f"{task.name}"
@@ -141,9 +141,9 @@ def run(
     results = Results(capture, seed=seed, source=SOURCE, convention=convention)
     results.add_means(
         ("edge_score", ("edge",), chosen_scores, "Edge attribution", (units, "diverging"), how),
-        ("node_score", GRID, np.nansum(scores[:, :, heads(graph)], 1), "Sum over outgoing edges",
-         (units, "diverging"), f"sum over the edges of a head; {how}"),
-        ("mlp_score", ("layer",), np.nansum(scores[:, :, mlps(graph)], 1),
+        ("node_score", GRID, np.nansum(scores[:, :, head_sources(graph)], 1),
+         "Sum over outgoing edges", (units, "diverging"), f"sum over the edges of a head; {how}"),
+        ("mlp_score", ("layer",), np.nansum(scores[:, :, mlp_sources(graph)], 1),
          "Sum over outgoing edges of the MLP", (units, "diverging"),
          f"sum over the edges of an MLP; {how}"),
     )  # fmt: skip

@@ -13,7 +13,7 @@ Sources: Wang et al., Interpretability in the Wild (2211.00593); Conmy et al., A
 Hanna et al., Have Faith in Faithfulness (2403.17806); Mueller et al., MIB (2504.13151).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from headscope.analyses.circuits._circuit_metrics import (
     measure,
 )
 from headscope.analyses.circuits._edge_order import circuit, greedy_order
-from headscope.analyses.circuits._edge_table import coordinates, heads
+from headscope.analyses.circuits._edge_table import coordinates, head_sources
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
 from headscope.probes.models.model import Model
@@ -140,20 +140,22 @@ def run(
         chosen = _smallest(measure(model, finding, name, nested), nested, faithful)
 
     generator = np.random.default_rng(seed)
-    grown = [greedy_order(graph, generator.random(graph.edges.shape)) for _ in range(draws)]
-    alike = [_of_size(graph, order, int(chosen.sum())) for order in grown]
+    random_orders = [greedy_order(graph, generator.random(graph.edges.shape)) for _ in range(draws)]
+    same_size = [_of_size(graph, order, int(chosen.sum())) for order in random_orders]
     removed_edges = _sampled_edges(chosen, minimal, generator)
     without = [_without(chosen, edge) for edge in removed_edges]
-    rivals = [circuit(graph, order, size) for order in grown for size in sizes]
-    complements = [graph.edges & ~mask for mask in (chosen, *alike)]
-    parts = [nested, rivals, [chosen], alike, complements, without]
+    random_nested = [circuit(graph, order, size) for order in random_orders for size in sizes]
+    complements = [graph.edges & ~mask for mask in (chosen, *same_size)]
+    parts = [nested, random_nested, [chosen], same_size, complements, without]
     measured = measure(model, measuring, name, [mask for part in parts for mask in part])
-    places = np.cumsum([len(part) for part in parts])[:-1]
-    along, by_chance, of_circuit, random, of_complements, reduced = np.split(
-        measured.above, places, axis=1
+    # Everything is measured in one sweep, and comes back part by part (prompt, circuit).
+    ends_of_parts = np.cumsum([len(part) for part in parts])[:-1]
+    of_nested, of_random_nested, of_circuit, of_same_size, of_complements, of_reduced = np.split(
+        measured.above, ends_of_parts, axis=1
     )
-    curves = np.stack([along, by_chance.reshape(len(along), draws, -1).mean(1)], 1)
-    alone = np.stack([of_circuit[:, 0], random.mean(1)], 1)
+    random_curve = of_random_nested.reshape(len(of_nested), draws, -1).mean(1)
+    curves = np.stack([of_nested, random_curve], 1)
+    alone = np.stack([of_circuit[:, 0], of_same_size.mean(1)], 1)
     without_circuit = np.stack([of_complements[:, 0], of_complements[:, 1:].mean(1)], 1)
 
     words = name.replace("_", " ")
@@ -164,9 +166,12 @@ def run(
     share = "(m(C) − m(corrupted)) / (m(clean) − m(corrupted))"
     results = Results(capture, seed=seed, source=SOURCE, evidence="causal", convention=convention)
 
-    def add(key: str, dims: tuple[str, ...], values: Array, title: str, how: str, *more) -> None:  # type: ignore[no-untyped-def]
+    def add(
+        key: str, dims: tuple[str, ...], values: Array, title: str, how: str,
+        *function: Callable[[Array], Array],
+    ) -> None:  # fmt: skip
         results.add_interval(
-            key, dims, interval(values, measured.gap, seed, *more), title, "share", "diverging",
+            key, dims, interval(values, measured.gap, seed, *function), title, "share", "diverging",
             convention=f"{how}; {convention}",
         )  # fmt: skip
 
@@ -177,14 +182,14 @@ def run(
     add("faithfulness", ("condition",), alone, "Faithfulness of the circuit", share)
     title, how = "Left without the circuit", f"{share} of all others"
     add("completeness", ("condition",), without_circuit, title, how)
-    at = list(zip(*map(np.ndarray.tolist, chosen.nonzero()), strict=True))
-    at.sort(key=lambda edge: -abs(mean[edge]))
-    lost = np.full((len(measured.gap), len(at)), np.nan)
-    lost[:, [at.index(edge) for edge in removed_edges]] = of_circuit - reduced
+    chosen_edges = list(zip(*map(np.ndarray.tolist, chosen.nonzero()), strict=True))
+    chosen_edges.sort(key=lambda edge: -abs(mean[edge]))
+    lost = np.full((len(measured.gap), len(chosen_edges)), np.nan)
+    lost[:, [chosen_edges.index(edge) for edge in removed_edges]] = of_circuit - of_reduced
     add("needed", ("edge",), lost, "Lost by the circuit without the edge", "m(C) − m(C without it)")
-    scored = scores[:, *np.array(at, dtype=int).reshape(-1, 2).T].astype(float)
+    chosen_scores = scores[:, *np.array(chosen_edges, dtype=int).reshape(-1, 2).T].astype(float)
     results.add_mean(
-        "circuit_score", ("edge",), scored,
+        "circuit_score", ("edge",), chosen_scores,
         "Edge attribution", UNITS[name], "diverging", evidence="correlational",
         convention=f"scores by which edges were ranked; {convention}",
     )  # fmt: skip
@@ -198,15 +203,19 @@ def run(
          ("edges", "sequential", 0)),
         ("size", (), float(chosen.sum()), "Edges of the circuit", ("edges", "sequential", 0)),
     )  # fmt: skip
-    ends = {end for target, source in at for end in (graph.sources[source], graph.owners[target])}
+    nodes = {
+        node
+        for target, source in chosen_edges
+        for node in (graph.sources[source], graph.owners[target])
+    }
     return results.dataset(
         {"order": [method if method != "acdc" else "eap_ig", RANDOM], "circuit_edges": sizes,
-         "condition": [method, RANDOM], **coordinates(graph, at)},
+         "condition": [method, RANDOM], **coordinates(graph, chosen_edges)},
         _verdict(results, measured, alone, without_circuit, int(chosen.sum()), graph.count),
         edges=graph.count,
         **attributes,
-        circuit=[graph.name(*edge) for edge in at],
-        nodes=sorted(ends),
+        circuit=[graph.name(*edge) for edge in chosen_edges],
+        nodes=sorted(nodes),
     )  # fmt: skip
 
 
@@ -248,10 +257,10 @@ def _without(chosen: Mask, edge: tuple[int, int]) -> Mask:
 
 def _by_head(graph: EdgeGraph, chosen: Mask) -> np.ndarray:
     """Count the edges from and to every head (layer, head)."""
-    out = chosen.sum(0)[heads(graph)]
+    out = chosen.sum(0)[head_sources(graph)]
     into = np.zeros_like(out)
     for target, count in enumerate(chosen.sum(1).tolist()):
-        layer, head = graph.place(graph.owners[target])
+        layer, head = graph.layer_and_head(graph.owners[target])
         if head >= 0:
             into[layer, head] += count
     return np.asarray(out + into)
@@ -271,15 +280,15 @@ def _verdict(
             "have no share of it.",
         )
     # Of shares near 0 no more digits than anybody needs.
-    own, random, rest, others = (
+    circuit_kept, random_kept, circuit_left, random_left = (
         float(value)
         for key in ("faithfulness", "completeness")
         for value in np.round(results[key].values, 3) + 0.0
     )
     text = (
-        f"{size} of {total} edges keep {percent(own)} of the metric, random circuits of as many "
-        f"{percent(random)}; without them {percent(rest)} is left, without random ones "
-        f"{percent(others)}"
+        f"{size} of {total} edges keep {percent(circuit_kept)} of the metric, random circuits of "
+        f"as many {percent(random_kept)}; without them {percent(circuit_left)} is left, without "
+        f"random ones {percent(random_left)}"
     )
     above = np.stack([alone[:, 0] - alone[:, 1], left[:, 1] - left[:, 0]], 1)
     verdict = causal_verdict(above, text)

@@ -52,7 +52,18 @@ from headscope.analyses._runtime.results import (
 from headscope.analyses._runtime.verdict import Verdict
 from headscope.analyses._stats.bootstrap import t_interval
 from headscope.analyses.circuits._circuit_truth import patch_heads
-from headscope.analyses.circuits._code_trials import METHODS, SHUFFLED, TRAINED, Trials, auc
+from headscope.analyses.circuits._code_trials import (
+    EPOCHS,
+    EXAMPLES,
+    FEATURES,
+    METHODS,
+    RATE,
+    SHUFFLED,
+    SPARSITY,
+    TRAINED,
+    Trials,
+    auc,
+)
 from headscope.kernels.errors import NotApplicable
 from headscope.kernels.formatting import amount, percent
 from headscope.probes.constructed.known_circuit import linked_heads
@@ -74,11 +85,11 @@ def run(
     model: Model,
     task: Task,
     *,
-    features: Annotated[int, AtLeast(2)] = 200,
-    examples: Annotated[int, AtLeast(1)] = 10,
-    epochs: Annotated[int, AtLeast(1)] = 500,
-    rate: Annotated[float, AtLeast(0)] = 1e-3,
-    sparsity: Annotated[float, AtLeast(0)] = 0.02,
+    features: Annotated[int, AtLeast(2)] = FEATURES,
+    examples: Annotated[int, AtLeast(1)] = EXAMPLES,
+    epochs: Annotated[int, AtLeast(1)] = EPOCHS,
+    rate: Annotated[float, AtLeast(0)] = RATE,
+    sparsity: Annotated[float, AtLeast(0)] = SPARSITY,
     scaled: bool = True,
     per_union: bool = False,
     trials: Annotated[int, AtLeast(2)] = 5,

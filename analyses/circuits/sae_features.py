@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headscope.analyses._interventions.next_token_loss import tokens
-from headscope.analyses._runtime.options import AtLeast, Between, OneOf, one_text
+from headscope.analyses._runtime.options import AtLeast, Between, OneOf, require_one_text
 from headscope.analyses._runtime.results import GRID, SHARE, Results, require
 from headscope.analyses._runtime.verdict import LEAST_NATS, Verdict, causal_verdict
 from headscope.analyses._sparse_autoencoders import evaluation, splicing
@@ -117,7 +117,7 @@ def run(
     name the words of every described feature, ``writer`` the head that writes most of it.
     """
     require(capture, NEEDS, "sae_features")
-    one_text(capture.attrs.get("attention", "self"), "sae_features")
+    require_one_text(capture.attrs.get("attention", "self"), "sae_features")
     model.check_predicts()
     prompts = [ids for ids in tokens(capture) if len(ids) > 1]
     if len(prompts) < 2:

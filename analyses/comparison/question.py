@@ -26,7 +26,7 @@ CONDITIONS = ("without edits", "with edits")
 
 def what_if(
     model: Model,
-    given: Any,
+    prompts: Any,
     edits: Sequence[Edit],
     *,
     metric: str = "task",
@@ -39,7 +39,7 @@ def what_if(
     ----------
     model
         A model that predicts the next token.
-    given
+    prompts
         A task, for its metric; or texts or token ids, for the loss on every next token.
     edits
         Edits of `headscope.probes.interventions`, applied in order.
@@ -73,9 +73,9 @@ def what_if(
     for edit in edits:
         edit.check(model.geometry)
     results, coords, attrs = (
-        _of_task(model, given, edits, metric, seed)
-        if isinstance(given, Task)
-        else _of_texts(model, given, edits, words, seed)
+        _of_task(model, prompts, edits, metric, seed)
+        if isinstance(prompts, Task)
+        else _of_texts(model, prompts, edits, words, seed)
     )
     verdict = _verdict(results)
     return xr.Dataset(
@@ -106,12 +106,12 @@ def _of_task(model: Model, task: Task, edits: Sequence[Edit], metric: str, seed:
     return results, {}, {"task": task.name}
 
 
-def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed: int) -> Answer:
-    prompts = read(model, given)
-    if any(len(ids) < 2 for ids in prompts.ids):
+def _of_texts(model: Model, prompts: Any, edits: Sequence[Edit], words: int, seed: int) -> Answer:
+    encoded = read(model, prompts)
+    if any(len(ids) < 2 for ids in encoded.ids):
         raise InvalidInput("prompts: one of a single token has no next token; give longer ones")
     passes: list[list[tuple[Array, Array]]] = []
-    for ids in prompts.ids:
+    for ids in encoded.ids:
         passes.append([])
         for side_edits in ((), edits):
             passes[-1].append(_pass(model, ids, side_edits))
@@ -120,7 +120,7 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
         samples = np.array([[loss.mean() for loss, _ in sides] for sides in passes])
         convention = f"mean over tokens; interval over {len(passes)} prompts; higher is worse"
         return _contrast(samples, title, "nats a token", convention, seed), {}, {}
-    [sides], [ids] = passes, prompts.ids
+    [sides], [ids] = passes, encoded.ids
     samples = np.stack([loss for loss, _ in sides], axis=1)
     convention = (
         f"interval over the {len(samples)} tokens of this text, as if they were independent; "
@@ -143,7 +143,7 @@ def _of_texts(model: Model, given: Any, edits: Sequence[Edit], words: int, seed:
         "token": ("query", model.to_str_tokens(ids)),
         "word": model.to_str_tokens(list(best)),
     }
-    return results, coords, {"prompts_sha256": prompts.digest()}
+    return results, coords, {"prompts_sha256": encoded.digest()}
 
 
 def _pass(model: Model, ids: Sequence[int], edits: Sequence[Edit]) -> tuple[Array, Array]:

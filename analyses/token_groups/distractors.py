@@ -160,7 +160,7 @@ def run(
         ("group_mass", (axis, "group"), groups, "Mass of the asking token, mean of heads",
          SHARE),
     )  # fmt: skip
-    verdict = _verdict(counts, axis, right, nats, chosen, dispersion, seed)
+    verdict = _verdict(counts, axis, right, nats, chosen, dispersion)
     names = [label(head) for head in chosen]
     hiding = (
         f"hidden from all tokens after the fact; {best} heads with most asked mass; {prompts_words}"
@@ -253,7 +253,6 @@ def _verdict(
     nats: Array,
     chosen: list[Head],
     dispersion: Array,
-    seed: int,
 ) -> Verdict:
     """Conclude what distractors cost, and whether the answer depends on the asked fact."""
     accuracy, loss = right.mean(0), nats.mean(0)

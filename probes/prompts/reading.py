@@ -208,7 +208,7 @@ def _ids(model: Model, at: int, prompt: Any) -> tuple[int, ...]:
 
 
 def _refuse_unknown(model: Model, at: int, text: str, ids: Sequence[int]) -> None:
-    """Refuse words that would all become the same unknown token, and names them."""
+    """Refuse words that would all become the same unknown token, and name them."""
     unknown = unknown_id(model.tokenizer)
     if unknown is None or unknown not in ids:
         return

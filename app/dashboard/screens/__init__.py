@@ -19,8 +19,8 @@ FIRST = "heads"
 def names() -> list[str]:
     """List the screens, without importing any.
 
-    >>> names()
-    ['analyses', 'attribution', 'circuit', 'compare', 'heads', 'importance', 'runs', 'timelines']
+    >>> {"analyses", "heads", "runs"} <= {*names()}
+    True
     """
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 

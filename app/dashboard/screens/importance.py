@@ -123,7 +123,7 @@ def _heads(
     with st.container(key="stack_methods"):
         method_agreement.draw(result, picked, name)
     st.header("What if heads were removed?")
-    _what_if(key, capture, table, result, picked)
+    _what_if(key, capture, table, picked)
     st.header("All heads")
     _table(key, table, result, name)
     if summary.n < LEAST_PROMPTS:
@@ -166,9 +166,7 @@ def _card(key: cache.RunKey, table: pd.DataFrame, result: xr.Dataset, picked: st
     picked_head.link(f"Open {picked} in Heads", run, at, f"{IMPORTANCE}.{MAIN}")
 
 
-def _what_if(
-    key: cache.RunKey, capture: xr.Dataset, table: pd.DataFrame, result: xr.Dataset, picked: str
-) -> None:
+def _what_if(key: cache.RunKey, capture: xr.Dataset, table: pd.DataFrame, picked: str) -> None:
     """Let the user remove the picked head, alone or with all important ones."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         prompts = range(capture.sizes["prompt"])

@@ -250,7 +250,7 @@ def test_integrated_scores_of_activations_sum_to_what_patching_their_source_lose
     misses = []
     for steps in (4, 16, 64):
         graph, scores = edge_scores(model, task, "logit_difference", "eap_ig_activations", steps)
-        first, heads = graph.first(0), graph.heads
+        first, heads = graph.sources_before(0), graph.heads
         groups = [[0], range(first, first + heads), [first + heads], [len(graph.sources) - 1]]
         removed = np.zeros((1 + len(groups), *graph.edges.shape), dtype=bool)
         for number, sources in enumerate(groups, 1):
@@ -313,7 +313,7 @@ def test_scores_of_a_batch_do_not_hang_on_how_sets_are_grouped(random_llama, mon
     removed = np.stack(
         [graph.edges & (generator.random(graph.edges.shape) < 0.3) for _ in range(5)]
     )
-    removed[2:, : graph.inputs(1).start] = False
+    removed[2:, : graph.head_targets(1).start] = False
     removed[4] = False
 
     def scored():
