@@ -127,7 +127,7 @@ def _options(name: str) -> tuple[dict[str, Any], int | None]:
         columns = st.columns(3)
         if usual is not None:
             number = columns[0].number_input(
-                f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
+                f"prompts of the task {module.TASK}", 1, 10_000, usual, 1,
                 key=f"option_{name}_n", persist_state="session",
             )  # fmt: skip
         options = option_form.draw(name, columns, start=int(usual is not None))
