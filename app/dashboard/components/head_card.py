@@ -23,7 +23,7 @@ CHIPS = 6
 STYLE = """<style>
 .standings { border-collapse: collapse; width: 100%; font-size: 13px; table-layout: fixed; }
 .standings th, .standings td {
-  border: 0; padding: 1px 8px 1px 0; text-align: left; font-weight: normal; vertical-align: top;
+  border: 0; padding: 2px 8px 2px 0; text-align: left; font-weight: normal; vertical-align: top;
   overflow-wrap: anywhere; line-height: 1.35;
 }
 .standings .bar { width: 20%; }

@@ -153,8 +153,12 @@ def _show(question: str, answer: xr.Dataset) -> None:
     if "loss" in answer:
         before, after = (answer["loss"].isel(condition=at, drop=True) for at in (0, 1))
         # The least loss is 0, which is no bound of a change.
-        change = (after - before).drop_attrs(deep=False).assign_attrs(
-            long_name="Change of the loss on each token", units="nats", scale="diverging"
+        change = (
+            (after - before)
+            .drop_attrs(deep=False)
+            .assign_attrs(
+                long_name="Change of the loss on each token", units="nats", scale="diverging"
+            )
         )
         for key, array in (("change", change), ("loss", answer["loss"])):
             st.plotly_chart(
