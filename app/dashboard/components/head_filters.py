@@ -47,7 +47,7 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         types = _multiselect(
             "Head type", "type", list(kinds), "Named so by an analysis of this run."
         )
-        combined = ANY
+        combined: str | None = ANY
         if len(types) > 1:
             state.take("types", (ANY, ALL))
             combined = st.segmented_control(

@@ -125,9 +125,8 @@ def _options(key: cache.RunKey, name: str) -> tuple[dict[str, Any], int | None]:
     own = cache.run(key)[0].own_task() if getattr(module, "TASK", None) == ANY_TASK else None
     if own is not None:
         usual = None
-        st.caption(
-            plain(f"Asks the run's own prompts with answers: {len(own.prompts)} of {own.name}.")
-        )
+        count = len(own.prompts)
+        st.caption(plain(f"Asks the run's own prompts with answers, {count} of {own.name}."))
     number = usual
     with st.container(border=True, key="stack_options"):
         columns = st.columns(3)

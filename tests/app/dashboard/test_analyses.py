@@ -185,7 +185,7 @@ def test_a_run_of_own_prompts_with_answers_asks_those(tmp_path, dashboard):
     run = tmp_path / "run"
     capture_run(run, "headscope/bundled", prompts=tmp_path / "mine.jsonl")
     app = dashboard(run, "analyses", analysis="importance")
-    assert "own prompts with answers: 1 of mine" in " ".join(each.value for each in app.caption)
+    assert "own prompts with answers, 1 of mine" in " ".join(each.value for each in app.caption)
     labels = [each.label for each in app.number_input]
     assert not any("prompts of the task" in label for label in labels)
     # One that needs a task of its own draws it.
