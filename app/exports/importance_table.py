@@ -20,8 +20,10 @@ ABOVE, DETECTABLE, NONE = "above the null", "detectable", "no detectable effect"
 # What a head may be called, and what that means.
 VERDICTS = {
     ABOVE: "the interval of its mean ablation lies above the null",
-    DETECTABLE: "its mean ablation differs from 0 among all heads, but not above the null",
-    NONE: "its mean ablation does not differ from 0 among all heads",
+    DETECTABLE: "its mean ablation differs from 0, the number of heads tested allowed for, but its "
+    "interval does not lie above the null",
+    NONE: "its mean ablation does not differ from 0, the number of heads tested allowed for, even "
+    "where its own interval leaves 0 out",
     TOO_FEW: f"fewer than {LEAST_PROMPTS} prompts cannot tell",
     MISSING: "not ablated: no gradient ranks it first, and it is not in the random sample",
 }

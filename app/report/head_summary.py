@@ -124,7 +124,7 @@ def causal_sentence(
     tail = f"{entry.rank_text}; {_effect(result, score, name)} (n = {n})."
     if not method or "intact" not in result:
         units = str(score.array.attrs.get("units", ""))
-        interval = f" {interval_text(*ends)}" if ends else ""
+        interval = f" (95 % interval {interval_text(*ends)})" if ends else ""
         return f"{score.title}: {viz.measured(entry.value, units)}{interval}, {tail}"
     metric = str(result["intact"].attrs["long_name"]).removeprefix("Intact ")
     subject = f"the {result.attrs.get('task', '')} {metric}".replace("  ", " ")
@@ -136,7 +136,7 @@ def causal_sentence(
         head_of = f"{method.capitalize()} changes {subject} by {change}"
         return f"{head_of}: no detectable change (the 95 % interval holds 0), {tail}"
     verb = "lowers" if entry.value > 0 else "raises"
-    interval = f" {interval_text(*sorted(map(abs, ends)))}" if measured else ""
+    interval = f" (95 % interval {interval_text(*sorted(map(abs, ends)))})" if measured else ""
     size = viz.amount(abs(entry.value))
     return f"{method.capitalize()} {verb} {subject} by {size}{interval} {of}, {tail}"
 

@@ -47,7 +47,9 @@ class Gate(Edit):
 
 @dataclass(frozen=True)
 class Ablate(HeadEdit):
-    """Set the output of some heads, given as (layer, head) pairs, to zero.
+    """Set the output of some heads to zero.
+
+    ``heads`` names them as (layer, head) pairs.
 
     Examples
     --------

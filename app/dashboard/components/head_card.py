@@ -23,13 +23,15 @@ CHIPS = 6
 STYLE = """<style>
 .standings { border-collapse: collapse; width: 100%; font-size: 13px; table-layout: fixed; }
 .standings th, .standings td {
-  border: 0; padding: 1px 8px 1px 0; text-align: left; font-weight: normal;
-  overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+  border: 0; padding: 2px 8px 2px 0; text-align: left; font-weight: normal; vertical-align: top;
+  overflow-wrap: anywhere; line-height: 1.35;
 }
 .standings .bar { width: 20%; }
 .standings .place { width: 34%; }
-.standings .bar div { background: color-mix(in srgb, currentColor 12%, transparent); height: 9px; }
-.standings .bar div div { background: color-mix(in srgb, currentColor 62%, transparent); }
+.standings .bar div { background: color-mix(in srgb, currentColor 12%, transparent); height: 9px;
+  margin-top: 4px; }
+.standings .bar div div { background: color-mix(in srgb, currentColor 62%, transparent);
+  margin-top: 0; }
 </style>"""
 
 

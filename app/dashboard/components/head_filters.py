@@ -17,6 +17,7 @@ from headscope.app.report.scores import TOO_FEW, Score
 
 SURVEY = "Attention Heads of Large Language Models: A Survey"
 CAUSAL, LOOKS = "causal", "correlational only"
+ANY, ALL = "any of them", "all of them"
 EVIDENCE = {
     CAUSAL: "without it something changes: an effect above its null, among all heads",
     LOOKS: "no causal score of this run tells the head from one without effect",
@@ -46,6 +47,12 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         types = _multiselect(
             "Head type", "type", list(kinds), "Named so by an analysis of this run."
         )
+        combined: str | None = ANY
+        if len(types) > 1:
+            state.take("types", (ANY, ALL))
+            combined = st.segmented_control(
+                "Heads that are", (ANY, ALL), key="types", persist_state="session", required=True
+            )
         served = _multiselect("Stage", "stage", stages, SURVEY)
         methods = sorted({kind.method for kind in kinds.values()})
         chosen_methods = _multiselect(
@@ -65,7 +72,9 @@ def choose(results: Mapping[str, xr.Dataset], scores: Mapping[str, Score]) -> ND
         for selected, field in ((types, "name"), (served, "stage"), (chosen_methods, "method")):
             if selected:
                 heads = [kind.heads for kind in kinds.values() if getattr(kind, field) in selected]
-                among &= np.isin(names, list(frozenset().union(*heads)))
+                every = field == "name" and combined == ALL
+                kept = frozenset.intersection(*heads) if every else frozenset().union(*heads)
+                among &= np.isin(names, list(kept))
         if shown:
             changed = np.isin(names, list(causal(scores)))
             among &= changed if shown == CAUSAL else ~changed

@@ -68,7 +68,8 @@ def _view(
         _clickable(figure, "scatter_chart", f"{name}-{chosen.key}")
     elif view == "table":
         rows = table if among is None else table[among.ravel()]
-        st.dataframe(rows[["name", *scores]], hide_index=True, height=420)
+        columns = dict.fromkeys(["name", chosen.key, *scores])
+        st.dataframe(rows[list(columns)], hide_index=True, height=420)
     elif view == "thumbnails":
         return st.container()
     else:

@@ -6,6 +6,7 @@ from headscope.app.dashboard import screens
 from headscope.app.dashboard.components.plain import error, plain
 from headscope.app.dashboard.jobs import CANCELLED, DONE, FAILED, QUEUE, RUNNING, Job
 from headscope.app.dashboard.visitor import visitor
+from headscope.app.report.answer import shortened
 from headscope.kernels.errors import HeadscopeError
 
 SEEN = "ended_jobs"
@@ -52,7 +53,7 @@ def _tray() -> None:
 
 
 def _row(number: int, job: Job, unfinished: list[Job]) -> None:
-    title = plain(job.title[:LONGEST])
+    title = plain(shortened(job.title, LONGEST))
     with st.container(horizontal=True, vertical_alignment="center", key=f"job_{number}"):
         if job.state == RUNNING:
             status = "stopping where it can be left" if job.stopping else job.phases.describe()

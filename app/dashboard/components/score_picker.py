@@ -28,7 +28,9 @@ def mark(score: Score) -> str:
 
 
 def _label(score: Score) -> str:
-    return f"{score.key.split('.', 1)[0]} {mark(score)} {score.title}"
+    # With the name of the variable: who types "induction" finds it, whatever its title says.
+    analysis, variable = score.key.split(".", 1)
+    return f"{analysis} {mark(score)} {score.title} · {variable}"
 
 
 def caption(score: Score) -> str:

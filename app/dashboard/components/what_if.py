@@ -152,8 +152,13 @@ def _show(question: str, answer: xr.Dataset) -> None:
     st.markdown(f"{score.attrs['long_name']}; {score.attrs['convention']}. {answer.attrs['note']}")
     if "loss" in answer:
         before, after = (answer["loss"].isel(condition=at, drop=True) for at in (0, 1))
-        change = (after - before).assign_attrs(
-            long_name="Change of the loss on each token", units="nats", scale="diverging"
+        # The least loss is 0, which is no bound of a change.
+        change = (
+            (after - before)
+            .drop_attrs(deep=False)
+            .assign_attrs(
+                long_name="Change of the loss on each token", units="nats", scale="diverging"
+            )
         )
         for key, array in (("change", change), ("loss", answer["loss"])):
             st.plotly_chart(

@@ -108,7 +108,7 @@ def _analysis(key: cache.RunKey, name: str) -> None:
         _definition(name)
         return
     _result(key, name)
-    options, number = _options(name)
+    options, number = _options(key, name)
     wrong = catalogue.check(name, options)
     if wrong:
         error(wrong)
@@ -116,18 +116,23 @@ def _analysis(key: cache.RunKey, name: str) -> None:
     _definition(name)
 
 
-def _options(name: str) -> tuple[dict[str, Any], int | None]:
+def _options(key: cache.RunKey, name: str) -> tuple[dict[str, Any], int | None]:
     """Draw the options, and return those that differ from their defaults, and the prompts."""
-    from headscope.analyses._runtime.inputs import DEFAULT_PROMPTS
+    from headscope.analyses._runtime.inputs import ANY_TASK, DEFAULT_PROMPTS
 
     module = analyses.load(name)
     usual = getattr(module, "PROMPTS", DEFAULT_PROMPTS) if hasattr(module, "TASK") else None
+    own = cache.run(key)[0].own_task() if getattr(module, "TASK", None) == ANY_TASK else None
+    if own is not None:
+        usual = None
+        count = len(own.prompts)
+        st.caption(plain(f"Asks the run's own prompts with answers, {count} of {own.name}."))
     number = usual
     with st.container(border=True, key="stack_options"):
         columns = st.columns(3)
         if usual is not None:
             number = columns[0].number_input(
-                f"prompts of its task, {module.TASK}", 1, 10_000, usual, 1,
+                f"prompts of the task {module.TASK}", 1, 10_000, usual, 1,
                 key=f"option_{name}_n", persist_state="session",
             )  # fmt: skip
         options = option_form.draw(name, columns, start=int(usual is not None))

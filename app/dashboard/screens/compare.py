@@ -41,7 +41,10 @@ def draw() -> None:
     path = run_picker.choose(folder, left)
     other = _other(path, cache.neighbours(folder), right)
     if other is None:
-        st.info(f"{plain(path.name)} is the only run here. The screen Runs captures another one.")
+        st.info(
+            f"{plain(path.name)} is the only run here, and this screen compares two. The screen "
+            "Runs captures another one. To compare heads of one run, pin them in the screen Heads."
+        )
         return
     keys = cache.run_key(path), cache.run_key(other)
     complaints = st.container()

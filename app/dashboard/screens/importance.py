@@ -117,6 +117,11 @@ def _heads(
             "Heads ranked by mean ablation; the table below has the numbers.",
         )
         st.caption(plain(f"{METHODS[MAIN].capitalize()}: {result[MAIN].attrs['convention']}."))
+        meanings = importance_table.VERDICTS.items()
+        present = set(shown["verdict"])
+        st.caption(
+            plain(". ".join(f"{verdict}: {why}" for verdict, why in meanings if verdict in present))
+        )
     with right:
         _card(key, table, result, picked)
     st.header("Do the methods agree?")

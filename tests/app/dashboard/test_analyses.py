@@ -1,5 +1,6 @@
 """The Analyses screen: the catalogue for a run, costs first, options from bounds, jobs."""
 
+import json
 import re
 import shutil
 from functools import partial
@@ -174,3 +175,19 @@ def test_what_does_not_apply_cannot_be_run(paired_runs, dashboard):
     assert not [button for button in app.button if button.key == "run_one"]
     assert row(app, "importance")["status"] == "does not apply"
     assert row(app, "sinks")["status"] == "done"
+
+
+def test_a_run_of_own_prompts_with_answers_asks_those(tmp_path, dashboard):
+    line = {"clean": "When Mary and Peter went to the park , Peter gave a lamp to",
+            "corrupted": "When Mary and Peter went to the park , Paul gave a lamp to",
+            "answers": "Mary", "wrong": "Peter"}  # fmt: skip
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    run = tmp_path / "run"
+    capture_run(run, "headscope/bundled", prompts=tmp_path / "mine.jsonl")
+    app = dashboard(run, "analyses", analysis="importance")
+    assert "own prompts with answers, 1 of mine" in " ".join(each.value for each in app.caption)
+    labels = [each.label for each in app.number_input]
+    assert not any("prompts of the task" in label for label in labels)
+    # One that needs a task of its own draws it.
+    app = dashboard(run, "analyses", analysis="head_types")
+    assert "prompts of the task induction" in [each.label for each in app.number_input]

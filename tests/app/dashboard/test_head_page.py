@@ -46,8 +46,8 @@ def test_a_run_opens_at_the_first_head_of_what_it_has_shown(screen, demo_run):
 def test_scores_are_found_by_their_titles_analyses_and_evidence(screen):
     app = screen(by="importance.zero_ablation")
     options = app.selectbox(key="by").options
-    assert "importance ◆ Lost on ioi without the head (set to zero)" in options
-    assert "head_types ○ Attention to the token after an earlier copy" in options
+    assert "importance ◆ Lost on ioi without the head (set to zero) · zero_ablation" in options
+    assert "head_types ○ Attention to the token after an earlier copy · induction" in options
     groups = [option.split()[0] for option in options]
     assert groups == sorted(groups), "scores of an analysis stand together"
     assert any(one.value.endswith("importance.zero_ablation") for one in app.main.caption)
@@ -214,18 +214,18 @@ def important(n: int, mean: float, lower: float, upper: float, heads: list[str])
     ("n", "ends", "heads", "said"),
     [
         (32, (3.08, 2.71, 3.44), ["L1H2"],
-         "Mean ablation lowers the ioi logit difference by 3.08 [2.71, 3.44] of 6.93, "
-         "1st of 8; above the null (1.42) (n = 32)."),
+         "Mean ablation lowers the ioi logit difference by 3.08 (95 % interval [2.71, 3.44]) of "
+         "6.93, 1st of 8; above the null (1.42) (n = 32)."),
         (32, (-3.08, -3.44, -2.71), [],
-         "Mean ablation raises the ioi logit difference by 3.08 [2.71, 3.44] of 6.93, "
-         "1st of 8; not above the null (1.42) (n = 32)."),
+         "Mean ablation raises the ioi logit difference by 3.08 (95 % interval [2.71, 3.44]) of "
+         "6.93, 1st of 8; not above the null (1.42) (n = 32)."),
         (32, (0.1, -0.2, 0.4), [],
          "Mean ablation changes the ioi logit difference by -0.100 [-0.400, 0.200] of 6.93: no "
          "detectable change (the 95 % interval holds 0), 1st of 8; not above the null (1.42) "
          "(n = 32)."),
         (4, (3.08, 2.71, 3.44), [],
-         "Mean ablation lowers the ioi logit difference by 3.08 [2.71, 3.44] of 6.93, "
-         "1st of 8; too few prompts (of at least 16) to tell it from chance (n = 4)."),
+         "Mean ablation lowers the ioi logit difference by 3.08 (95 % interval [2.71, 3.44]) of "
+         "6.93, 1st of 8; too few prompts (of at least 16) to tell it from chance (n = 4)."),
     ],
 )  # fmt: skip
 def test_one_sentence_states_what_an_ablation_does(n, ends, heads, said):

@@ -177,6 +177,19 @@ def test_heads_are_filtered_by_the_words_of_the_survey(screen, demo_run):
 
 
 @pytest.mark.requirement("A13")
+def test_heads_of_several_types_are_any_or_all_of_them(screen, demo_run):
+    named = run_folder.open(demo_run).results()["head_types"].attrs["heads_by_type"]
+    induction, previous = set(named["induction"]), set(named["previous_token"])
+    assert induction & previous != induction | previous
+    app = screen(view="table")
+    app.multiselect(key="type").set_value(["induction", "previous-token"]).run()
+    assert set(app.main.dataframe[0].value["name"]) == induction | previous
+    app.segmented_control(key="types").set_value(head_filters.ALL).run()
+    assert set(app.main.dataframe[0].value["name"]) == induction & previous
+    assert "types=all+of+them" in app.main.code[0].value
+
+
+@pytest.mark.requirement("A13")
 def test_three_prompts_show_no_head_to_be_causal(screen):
     app = screen(view="table")
     told = " ".join(one.value for one in app.sidebar.caption)

@@ -71,6 +71,9 @@ def test_heads_are_ranked_with_intervals_and_verdicts(screen, result):
     best = [divmod(int(at), size.shape[1]) for at in np.argsort(-size, axis=None)[:10]]
     assert set(drawn) == {f"L{layer}H{head}" for layer, head in best}
     lower, null = result["mean_ablation_lower"].values, float(result["null_ablation"])
+    for verdict in {label.rsplit(" (", 1)[0] for label in drawn.values()}:
+        meaning = f"{verdict}: {importance_table.VERDICTS[verdict]}"
+        assert plain(meaning) in said(app), "the legend's words"
     for layer, head in best:
         is_above = drawn[f"L{layer}H{head}"].startswith(importance_table.ABOVE)
         assert is_above == bool(lower[layer, head] > null)

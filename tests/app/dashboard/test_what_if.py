@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from charts import figures
 from pressing import press
 from streamlit.testing.v1 import AppTest
 
@@ -94,6 +95,14 @@ def test_a_new_edit_has_a_form(screen, monkeypatch):
     question = "L0H5: Soften the attention of some heads (value 2.0, strength 3), on "
     assert last().title.startswith(question)
     assert [field.name for field in fields(Soften)] == ["heads", "value", "strength"]
+
+
+def test_the_change_of_the_loss_is_drawn_over_its_own_range(screen):
+    app = ask(screen, "Ablate")
+    before, after = last().result["loss"].values
+    largest = float(np.nanmax(np.abs(after - before)))
+    low, high = figures(app)["what_if_change"]["layout"]["yaxis"]["range"]
+    assert largest <= high == -low <= 2 * largest
 
 
 def test_own_text_and_tasks_are_asked_too(screen, first_words):
