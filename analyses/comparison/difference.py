@@ -182,7 +182,8 @@ def _check_meaning(
         if field not in across and pair[0] != pair[1]:
             raise InvalidInput(
                 f"{field}: of {name} it is {pair[0]!r} in the first and {pair[1]!r} in the second; "
-                f"a difference has no meaning unless you say across={field!r}"
+                f"allow that with across={field!r} (--across {field}; May differ on the screen "
+                "Compare) if a difference still has a meaning"
             )
 
 
