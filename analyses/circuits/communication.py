@@ -246,9 +246,9 @@ def _verdict(lost: Array, head: str) -> Verdict:
         np.nanmean(lost, axis=0) if (~np.isnan(lost)).any() else [np.nan] * 3
     )
     text = (
-        f"without the signals the margin of the key of {head} over the runner-up falls by "
-        f"{amount(signal)} logits, without the rest of these writes by {amount(other_writes)}, "
-        f"without random vectors as long by {amount(random_vectors)}"
+        f"removing the signals lowers the margin of the key of {head} over the runner-up by "
+        f"{amount(signal)} logits, removing the rest of these writes by {amount(other_writes)}, "
+        f"removing random vectors of the same length by {amount(random_vectors)}"
     )
     return causal_verdict(lost[:, 0] - lost[:, 2], text, "; the signals are correlational here")
 

@@ -304,9 +304,9 @@ def _verdict(lost: Array, signs: Array, first: str, head: str) -> Verdict:
     moved = lost * signs[:, None]
     own_write, other_writes = moved[..., 0], moved[..., 1:].mean(2)
     text = (
-        f"without the writes of the largest terms ({first} before others) the margin of the key of "
-        f"{head} falls by {amount(own_write.mean())} logits in their direction, without others "
-        f"as long by {amount(other_writes.mean())}"
+        f"removing the writes of the largest terms ({first} before others) moves the margin of the "
+        f"key of {head} by {amount(own_write.mean())} logits the way that the terms say, removing "
+        f"other writes of the same length by {amount(other_writes.mean())}"
     )
     return causal_verdict(
         own_write.mean(1) - other_writes.mean(1), text, "; the terms are correlational here"
