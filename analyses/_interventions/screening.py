@@ -7,6 +7,7 @@ misses. A head that is not ablated is missing from the result, never 0.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
 # SAMPLE of the others.
 FEW, FIRST, SAMPLE = 64, 16, 16
 
+ALL = "all {total} heads"
+SOME = (
+    "{ablated} of {total} heads: {first} that stand out or that a gradient ranks first, and "
+    "{drawn} of the others, drawn at random"
+)
+_COUNTS = re.compile("|".join(re.sub(r"{\w+}", r"\\d+", text) for text in (ALL, SOME)))
+
+
+def without_counts(convention: str) -> str:
+    """Return a convention without which heads were ablated.
+
+    Those that were not are missing, so that scores of two runs mean the same head by head.
+    """
+    return _COUNTS.sub("heads", convention)
+
 
 @dataclass(frozen=True)
 class Screen:
@@ -52,11 +68,8 @@ class Screen:
         """Return which heads are ablated, as a part of a convention."""
         ablated, drawn = int(self.heads.sum()), int(self.sample.sum())
         if self.complete:
-            return f"all {self.total} heads"
-        return (
-            f"{ablated} of {self.total} heads: {ablated - drawn} that stand out or that a gradient "
-            f"ranks first, and {drawn} of the others, drawn at random"
-        )
+            return ALL.format(total=self.total)
+        return SOME.format(ablated=ablated, total=self.total, first=ablated - drawn, drawn=drawn)
 
     @property
     def weights(self) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import xarray as xr
 
+from headscope.analyses._interventions.screening import without_counts
 from headscope.analyses._runtime.results import Results, labels
 from headscope.analyses._stats.bootstrap import Array, bootstrap, draws, percentiles
 from headscope.analyses._stats.rank_correlation import ranked
@@ -179,7 +180,7 @@ def _check_meaning(
 ) -> None:
     for field in ("units", "convention"):
         pair = first.attrs.get(field, ""), second.attrs.get(field, "")
-        if field not in across and pair[0] != pair[1]:
+        if field not in across and without_counts(pair[0]) != without_counts(pair[1]):
             raise InvalidInput(
                 f"{field}: of {name} it is {pair[0]!r} in the first and {pair[1]!r} in the second; "
                 f"allow that with across={field!r} (--across {field}; May differ on the screen "

@@ -13,6 +13,7 @@ from refusals import check_message, check_refusal
 from scipy.stats import spearmanr
 
 from headscope.analyses._interventions.ablation import evaluate
+from headscope.analyses._interventions.screening import SOME
 from headscope.analyses.comparison import (
     Circuit,
     compare,
@@ -264,6 +265,15 @@ def test_what_cannot_be_compared_is_refused_by_field(circuit, task):
     other = removed(circuit, replace(task, name="other"))
     check_refusal("convention", compare, one, other)
     assert not compare(one, other, across=("convention",))["lost"].values.any()
+    few, more = (
+        one.assign(
+            lost=one["lost"].assign_attrs(convention=f"{SOME}; {task.name}".format(**counts))
+        )
+        for counts in (
+            {"ablated": at, "total": 270, "first": at - 16, "drawn": 16} for at in (43, 46)
+        )
+    )
+    assert not compare(few, more)["lost"].values.any()
     first, second = (one.assign_attrs(analysis="x", options=f'{{"k": {k}}}') for k in (1, 2))
     check_refusal("options", compare, first, second)
     check_refusal("across", compare, one, one, across=("seed",))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from constructed import INDUCTION, PREVIOUS, repeated
 from scipy.stats import beta
 
@@ -58,6 +59,18 @@ def test_importance_names_the_circuit_from_its_screen(circuit):
     assert not np.isnan(quick["gate_gradient"].values).any()
     assert "Ablated were" in quick.attrs["note"]
     assert "Ablated were" not in whole.attrs["note"]
+
+
+def test_how_many_heads_are_ablated_does_not_change_what_a_score_means():
+    small, large, every = (torch.arange(8).reshape(2, 4) < count for count in (4, 6, 8))
+    drawn = torch.arange(8).reshape(2, 4) == 3
+    conventions = [
+        f"intact − ablated, {screening.Screen(heads, drawn, 8).convention}; 4 prompts of ioi"
+        for heads in (small, large, every)
+    ]
+    assert len({*conventions}) == 3
+    stripped = {screening.without_counts(convention) for convention in conventions}
+    assert stripped == {"intact − ablated, heads; 4 prompts of ioi"}
 
 
 def test_a_small_model_has_all_heads_ablated(circuit):
