@@ -80,7 +80,7 @@ def _of_task(name: str, scores: Measured, titles: Mapping[str, str]) -> Verdict:
         f"{gaps[REPLACED]}, by an order at random {gaps[RANDOM]}."
     )
     if worse:
-        text += f" Not told from an order at random: {', '.join(worse)}."
+        text += f" Not distinguishable from a random order: {', '.join(worse)}."
     if RAW in methods and not better[methods.index(RAW)]:
         return Verdict(
             "disagreement", f"{text} Raw attention does not say which tokens the answer comes from."
