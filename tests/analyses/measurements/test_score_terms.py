@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import CONFIGS
 from constructed import INDUCTION, PREVIOUS, circuit, random_llama, repeated
+from logit_parts import uneven
 from refusals import check_refusal
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -34,16 +35,6 @@ DIVIDED = {"olmo2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2"}
 TEXT = [3, 17, 5, 32, 17, 9, 30, 5, 11]
 
 
-def uneven(module, scale=0.3):
-    """Give every vector of a model, gains and biases, numbers of its own."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for part in module.parameters():
-            if part.ndim == 1:
-                part += scale * torch.randn(part.shape, generator=generator)
-    return module.eval()
-
-
 def seen(model, ids=TEXT):
     return capture(model, [ids], stats=("lse",), keep=KEEP)
 
@@ -51,7 +42,7 @@ def seen(model, ids=TEXT):
 @pytest.mark.requirement("E2")
 @pytest.mark.parametrize("family", KNOWN)
 def test_terms_sum_to_the_models_own_score(family):
-    model = load_model(uneven(architectures.build(family)))
+    model = load_model(uneven(architectures.build(family), scale=0.3))
     result = seen(model)
     scores = Scores(model, len(TEXT))
     layer = model.geometry.attending[-1]
@@ -72,7 +63,7 @@ def test_terms_sum_to_the_models_own_score(family):
 
 @pytest.mark.parametrize("family", UNKNOWN)
 def test_what_is_no_known_map_of_the_stream_is_refused(family):
-    model = load_model(uneven(architectures.build(family)))
+    model = load_model(uneven(architectures.build(family), scale=0.3))
     check_refusal("model", Scores, model, len(TEXT))
 
 
@@ -130,7 +121,7 @@ def dense(model, layer, head, query, key):
 
 @pytest.mark.requirement("E2")
 def test_terms_and_singular_values_are_those_of_dense_weights():
-    model = load_model(uneven(random_llama().module))
+    model = load_model(uneven(random_llama().module, scale=0.3))
     result = seen(model)
     scores = Scores(model, len(TEXT))
     for head, query, key in ((0, 7, 2), (3, 8, 8), (2, 6, 5)):
@@ -148,7 +139,7 @@ def test_terms_and_singular_values_are_those_of_dense_weights():
 
 def test_vectors_sum_to_the_stream():
     for family in ("gpt2", "gemma3_text", "lfm2", "opt"):
-        model = load_model(uneven(architectures.build(family)))
+        model = load_model(uneven(architectures.build(family), scale=0.3))
         result, scores = seen(model), Scores(model, len(TEXT))
         layer = model.layers - 1
         names = scores.sources(layer)
